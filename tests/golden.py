@@ -1,0 +1,99 @@
+"""The reference implementation's tiny models, in our layout."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from videomae_jax.models.vit import Size
+
+DATA = Path(__file__).parent / "data"
+
+
+class Golden(NamedTuple):
+    """The arrays of one file, what it was made with, and its encoder and decoder sizes."""
+
+    arrays: dict[str, np.ndarray]
+    config: dict
+    encoder: Size
+    decoder: Size
+
+    def tree(self, prefix: str) -> dict:
+        """Return the pre-training tensors under "param", "grad" or "param_after", converted."""
+        take = {
+            name.removeprefix(f"{prefix}/"): array
+            for name, array in self.arrays.items()
+            if name.startswith(f"{prefix}/")
+        }
+        width = self.encoder.width
+        embed = take["encoder.patch_embed.proj.weight"].transpose(2, 3, 4, 1, 0)
+        return {
+            "encoder": {
+                "embed": {
+                    "kernel": embed.reshape(-1, width),
+                    "bias": take["encoder.patch_embed.proj.bias"],
+                },
+                "blocks": _blocks(take, "encoder", self.encoder),
+                "norm": _norm(take, "encoder.norm"),
+            },
+            "encoder_to_decoder": {"kernel": take["encoder_to_decoder.weight"].T},
+            "mask_token": take["mask_token"].reshape(-1),
+            "decoder": {
+                "blocks": _blocks(take, "decoder", self.decoder),
+                "norm": _norm(take, "decoder.norm"),
+                "head": _dense(take, "decoder.head"),
+            },
+        }
+
+
+def load_golden(name: str) -> Golden:
+    """Read tests/data/NAME.npz."""
+    arrays = dict(np.load(DATA / f"{name}.npz"))
+    config = json.loads(str(arrays.pop("config")))
+    return Golden(
+        arrays,
+        config,
+        Size(config["d"], config["depth"], config["h"], 4 * config["d"]),
+        Size(config["dd"], config["ddepth"], config["dh"], 4 * config["dd"]),
+    )
+
+
+def relative_error(ours, reference) -> float:
+    """The largest difference, as a share of the reference's largest absolute value."""
+    reference = np.asarray(reference)
+    return float(np.abs(np.asarray(ours) - reference).max() / np.abs(reference).max())
+
+
+def _norm(take, name):
+    return {"scale": take[f"{name}.weight"], "bias": take[f"{name}.bias"]}
+
+
+def _dense(take, name):
+    return {"kernel": take[f"{name}.weight"].T, "bias": take[f"{name}.bias"]}
+
+
+def _blocks(take, side, size):
+    """Stack what every block has, along a leading depth axis."""
+    head = (size.heads, size.width // size.heads)
+
+    def block(index):
+        name = f"{side}.blocks.{index}"
+        qkv = take[f"{name}.attn.qkv.weight"].T
+        return {
+            "norm1": _norm(take, f"{name}.norm1"),
+            "norm2": _norm(take, f"{name}.norm2"),
+            "attn": {
+                "qkv": qkv.reshape(size.width, 3, *head),
+                "q_bias": take[f"{name}.attn.q_bias"].reshape(head),
+                "v_bias": take[f"{name}.attn.v_bias"].reshape(head),
+                "proj": _dense(take, f"{name}.attn.proj"),
+            },
+            "mlp": {
+                "fc1": _dense(take, f"{name}.mlp.fc1"),
+                "fc2": _dense(take, f"{name}.mlp.fc2"),
+            },
+        }
+
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *map(block, range(size.depth)))

@@ -1,0 +1,14 @@
+"""VideoMAE in JAX: masked video pre-training that runs on a laptop, a GPU or a TPU pod.
+
+The letters of every shape in this package:
+
+    B  clips in a batch            F  frames of a clip
+    H  W  C  pixels and channels   T  time steps of tubes, F / 2
+    S  patches per time step       N  tokens of a clip, T * S
+    K  M  patches per time step that are visible and masked, K + M = S
+    D  width of the model          P  values per token, 2 * 16 * 16 * C
+
+A video is `uint8 [B, F, H, W, C]` until the patch embedding. In a mask, True is masked.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,132 @@
+"""Pixels to patches and back, what is regressed, and where each patch stands.
+
+A token is a tubelet of `patch = (pt, ph, pw)` pixels, flattened as (pt, ph, pw, c):
+the order the published weights use. Tokens run in raster order, time slowest.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from videomae_jax.errors import UserError
+
+Triple = tuple[int, int, int]
+
+
+def patch_grid(video: Triple, patch: Triple) -> Triple:
+    """Return (T, rows, columns) of patches for (frames, height, width) of pixels.
+
+    Raises UserError when a side is not a whole number of patches.
+    """
+    for name, size, step in zip(("frames", "height", "width"), video, patch, strict=True):
+        if size < step or size % step:
+            below = size // step * step
+            legal = f"{below} or {below + step}" if below else f"{step}"
+            raise UserError(f"{name} {size} is not a multiple of the patch's {step}: use {legal}")
+    return tuple(size // step for size, step in zip(video, patch, strict=True))
+
+
+def patchify(video: jax.Array, patch: Triple) -> jax.Array:
+    """Cut [B, F, H, W, C] into tokens [B, N, P], dtype kept."""
+    batch, *pixels, channels = video.shape
+    (t, h, w), (pt, ph, pw) = patch_grid(tuple(pixels), patch), patch
+    x = video.reshape(batch, t, pt, h, ph, w, pw, channels)
+    x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)  # [B, t, h, w, pt, ph, pw, c]
+    return x.reshape(batch, t * h * w, pt * ph * pw * channels)
+
+
+def unpatchify(tokens: jax.Array, grid: Triple, patch: Triple) -> jax.Array:
+    """Join tokens [B, N, P] into a video [B, F, H, W, C]: the inverse of `patchify`."""
+    (t, h, w), (pt, ph, pw) = grid, patch
+    batch = tokens.shape[0]
+    x = tokens.reshape(batch, t, h, w, pt, ph, pw, -1)
+    x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)  # [B, t, pt, h, ph, w, pw, c]
+    return x.reshape(batch, t * pt, h * ph, w * pw, -1)
+
+
+def normalize_pixels(
+    tokens: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
+) -> jax.Array:
+    """Map uint8 tokens [..., P] to float32 (x / 255 - mean) / std, per channel."""
+    # One multiply and one add; the channel is the fastest axis of a token.
+    scale = np.asarray([1 / (255 * s) for s in std], np.float32)
+    shift = np.asarray([-m / s for m, s in zip(mean, std, strict=True)], np.float32)
+    repeats = tokens.shape[-1] // len(mean)
+    return tokens.astype(jnp.float32) * np.tile(scale, repeats) + np.tile(shift, repeats)
+
+
+def patch_statistics(tokens: jax.Array, channels: int) -> tuple[jax.Array, jax.Array]:
+    """Return mean and std, float32 [..., 1, C], of uint8 tokens [..., P] in [0, 1].
+
+    Per token and channel, with the unbiased variance (n - 1) of the reference.
+    """
+    x = _pixels(tokens, channels)
+    mean = x.mean(-2, keepdims=True)
+    count = x.shape[-2]
+    variance = jnp.square(x - mean).sum(-2, keepdims=True) / (count - 1)
+    return mean, jnp.sqrt(variance)
+
+
+def pixel_targets(tokens: jax.Array, channels: int, *, normalized: bool) -> jax.Array:
+    """Return what the decoder regresses, float32 [..., P], for uint8 tokens [..., P].
+
+    Pixels in [0, 1]; if `normalized`, (x - mean) / (std + 1e-6) per token and per channel
+    (paper section 3.1; the reference's unbiased variance). The best constant prediction
+    for those is zero, with loss (n - 1) / n where n = pt * ph * pw: 511/512 as published.
+    """
+    x = _pixels(tokens, channels)
+    if normalized:
+        mean, std = patch_statistics(tokens, channels)
+        x = (x - mean) / (std + 1e-6)
+    return x.reshape(tokens.shape)
+
+
+def pixels_from_targets(targets: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """Undo the normalization of `pixel_targets`: float32 [..., P], unclipped, about [0, 1].
+
+    mean, std: [..., 1, C], as `patch_statistics` returns them.
+    """
+    x = targets.reshape(*targets.shape[:-1], -1, mean.shape[-1])
+    return (x * (std + 1e-6) + mean).reshape(targets.shape)
+
+
+def _pixels(tokens: jax.Array, channels: int) -> jax.Array:
+    """uint8 [..., P] -> float32 [..., P / C, C] in [0, 1]."""
+    return tokens.reshape(*tokens.shape[:-1], -1, channels).astype(jnp.float32) / 255
+
+
+def sincos_positions(count: int, width: int) -> np.ndarray:
+    """Return the fixed position table float32 [N = count, D = width].
+
+    One-dimensional over the flattened token index, base 10000, even columns sine, odd
+    columns cosine, computed in float64: the reference's table. Its meaning depends on the
+    grid, since the index does; see `interpolate_positions` for another grid.
+    """
+    column = np.arange(width)
+    angle = np.arange(count)[:, None] / np.power(10000.0, 2 * (column // 2) / width)
+    table = np.where(column % 2 == 0, np.sin(angle), np.cos(angle))
+    return table.astype(np.float32)
+
+
+def interpolate_positions(table: np.ndarray, source: Triple, grid: Triple) -> np.ndarray:
+    """Resample a table [N, D] made for the grid `source` to another grid: float32 [N', D].
+
+    Linear along time, rows and columns, pixel centres aligned as in image resizing, so a
+    patch at the same relative place in the clip keeps about the same position.
+    """
+    x = table.reshape(*source, -1).astype(np.float64)
+    for axis, (old, new) in enumerate(zip(source, grid, strict=True)):
+        centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+        low = np.floor(centre).astype(int)
+        high = np.minimum(low + 1, old - 1)
+        share = (centre - low).reshape([-1 if a == axis else 1 for a in range(4)])
+        x = np.take(x, low, axis) * (1 - share) + np.take(x, high, axis) * share
+    return x.reshape(-1, table.shape[-1]).astype(np.float32)
+
+
+def positions(grid: Triple, width: int, *, source: Triple | None) -> np.ndarray:
+    """Return positions for `grid`: made for it, or interpolated from those of `source`."""
+    if source is None or source == grid:
+        return sincos_positions(int(np.prod(grid)), width)
+    table = sincos_positions(int(np.prod(source)), width)
+    return interpolate_positions(table, source, grid)

@@ -1,0 +1,201 @@
+"""The plain vision transformer: attention, MLP, block, a stack of blocks, and its sizes.
+
+Weights are float32, the compute dtype is a field, LayerNorm statistics and the softmax
+are float32 whatever it is.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from videomae_jax.errors import UserError
+from videomae_jax.models.attention import attend
+
+xavier = nn.initializers.xavier_uniform()
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """The shape of one transformer."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSize:
+    """An encoder, the decoder the paper pairs it with, and the side of its square patch."""
+
+    encoder: Size
+    decoder: Size
+    patch: int
+
+
+def _size(width, depth, heads, *, decoder, mlp_width=None, patch=16):
+    decoder_width, decoder_heads, decoder_depth = decoder
+    return ModelSize(
+        encoder=Size(width, depth, heads, mlp_width or 4 * width),
+        decoder=Size(decoder_width, decoder_depth, decoder_heads, 4 * decoder_width),
+        patch=patch,
+    )
+
+
+SIZES = {
+    "tiny": _size(128, 4, 4, decoder=(64, 2, 2), patch=8),  # for tests and the demo
+    "s": _size(384, 12, 6, decoder=(192, 3, 4)),
+    "b": _size(768, 12, 12, decoder=(384, 6, 4)),
+    "l": _size(1024, 24, 16, decoder=(512, 8, 4)),
+    "h": _size(1280, 32, 16, decoder=(640, 8, 4)),  # head_dim 80
+    "g": _size(1408, 40, 16, decoder=(512, 8, 4), mlp_width=6144, patch=14),  # VideoMAE V2
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a stack is run; none of it changes the parameters or the mathematics.
+
+    dtype: compute dtype. attention: see `attention.py`, already resolved.
+    scan: compile one block and loop over it (fast to compile) or unroll (fast to run).
+    remat: "none" keeps every activation; "dots" recomputes all but the matrix products;
+    "full" keeps only the input of each block.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+    attention: str = "xla"
+    scan: bool = False
+    remat: str = "none"
+
+
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def layer_norm(name: str, dtype: jnp.dtype) -> nn.LayerNorm:
+    """A LayerNorm as everywhere in the reference: eps 1e-6, two-pass float32 variance."""
+    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection; biases on q and v, never on k."""
+
+    heads: int
+    run: Execution
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, N, D] -> [B, N, D]."""
+        batch, count, width = x.shape
+        head = (self.heads, width // self.heads)
+
+        # Kept as [D, 3, heads, d] so that a tensor axis can split the heads. The initializer
+        # sees the fused [D, 3 D] matrix, as the reference's does.
+        def fused(key, shape):
+            return xavier(key, (width, 3 * width)).reshape(shape)
+
+        kernel = self.param("qkv", fused, (width, 3, *head))
+        q_bias = self.param("q_bias", nn.initializers.zeros, head)
+        v_bias = self.param("v_bias", nn.initializers.zeros, head)
+        bias = jnp.stack([q_bias, jnp.zeros_like(q_bias), v_bias])
+        kernel, bias = kernel.astype(self.run.dtype), bias.astype(self.run.dtype)
+        qkv = jnp.einsum("bnw,wchd->bnchd", x, kernel) + bias
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        x = attend(q, k, v, implementation=self.run.attention).reshape(batch, count, width)
+        return nn.Dense(width, dtype=self.run.dtype, kernel_init=xavier, name="proj")(x)
+
+
+class Mlp(nn.Module):
+    """Two dense layers with an exact (erf) GELU between them."""
+
+    hidden: int
+    run: Execution
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, N, D] -> [B, N, D]."""
+        width = x.shape[-1]
+        x = nn.Dense(self.hidden, dtype=self.run.dtype, kernel_init=xavier, name="fc1")(x)
+        x = 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))  # jax.nn.gelu's exact form takes the
+        # costlier erfc; its default is the tanh approximation, which is another function
+        return nn.Dense(width, dtype=self.run.dtype, kernel_init=xavier, name="fc2")(x)
+
+
+class DropPath(NamedTuple):
+    """What one block, or with a leading [depth] axis each of a stack, may leave out.
+
+    rate: float32, the chance that a clip passes a branch by. keys: typed PRNG keys [B], one
+    per clip, so that a clip's draw is the same in any batch.
+    """
+
+    rate: jax.Array
+    keys: jax.Array
+
+
+def drop_branch(x: jax.Array, drop: DropPath | None, branch: int) -> jax.Array:
+    """Zero a branch [B, N, D] of a block for some clips, and scale up the others (1603.09382)."""
+    if drop is None:
+        return x
+    kept = jax.vmap(
+        lambda key: jax.random.bernoulli(jax.random.fold_in(key, branch), 1 - drop.rate)
+    )(drop.keys)
+    return x * (kept / (1 - drop.rate)).astype(x.dtype)[:, None, None]
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    size: Size
+    run: Execution
+
+    @nn.compact
+    def __call__(self, x: jax.Array, drop: DropPath | None) -> tuple[jax.Array, None]:
+        """[B, N, D] -> ([B, N, D], None): the carry and output of a scan over blocks."""
+        dtype = self.run.dtype
+        attention = Attention(self.size.heads, self.run, name="attn")
+        x = x + drop_branch(attention(layer_norm("norm1", dtype)(x)), drop, 0)
+        mlp = Mlp(self.size.mlp_width, self.run, name="mlp")
+        x = x + drop_branch(mlp(layer_norm("norm2", dtype)(x)), drop, 1)
+        return x, None
+
+
+def apply_blocks(
+    x: jax.Array,
+    size: Size,
+    run: Execution,
+    *,
+    drop_path: float = 0.0,
+    keys: jax.Array | None = None,
+) -> jax.Array:
+    """Run [B, N, D] through `size.depth` blocks; call it inside a compact module.
+
+    drop_path: rate of the last block's branches, falling linearly to 0 at the first.
+    keys: typed PRNG keys [B]; None drops nothing. The parameters stand under "blocks" with a leading [depth] axis, however they are run,
+    so checkpoints, sharding rules and conversions know one layout only.
+    """
+    block = Block
+    if run.remat != "none":
+        if run.remat not in REMAT_POLICIES:
+            names = ", ".join(["none", *REMAT_POLICIES])
+            raise UserError(f"remat {run.remat!r} is unknown: use one of {names}")
+        # Unrolled, common-subexpression elimination would undo the recomputation; inside a
+        # loop it cannot, and preventing it costs speed.
+        block = nn.remat(Block, policy=REMAT_POLICIES[run.remat], prevent_cse=not run.scan)
+    blocks = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        length=size.depth,
+        unroll=1 if run.scan else size.depth,
+    )
+    drop = None
+    if keys is not None and drop_path > 0:
+        layers = jax.vmap(lambda key: jax.random.split(key, size.depth), out_axes=1)(keys)
+        drop = DropPath(np.linspace(0, drop_path, size.depth, dtype=np.float32), layers)
+    return blocks(size, run, name="blocks")(x, drop)[0]
