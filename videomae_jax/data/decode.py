@@ -1,0 +1,234 @@
+"""Video file -> the frames asked for. The only module that knows PyAV.
+
+Frames are numbered in the order of display, 0 to count - 1, and frame i is the
+same picture however it is reached: with B-frames, variable frame rate, edit
+lists or open groups of pictures.
+"""
+
+import io
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import av
+import av.error
+import numpy as np
+from av.stream import Disposition
+
+from videomae_jax.errors import UserError
+
+PIXEL_FORMATS = {1: "gray", 3: "rgb24"}
+# The decoder runs on to a next key frame that is no further than this, and seeks to
+# one beyond: the break-even of intra-only files and of groups of 12.
+SEEK_FRAMES = 3
+
+
+class UnreadableVideo(ValueError):
+    """The file does not give the frames asked for; the message is the reason, without the path.
+
+    `transient` is True where trying again may help: an input-output error of a
+    disk or a network, but not a missing file.
+    """
+
+    def __init__(self, reason: str, *, transient: bool = False):
+        super().__init__(reason)
+        self.transient = transient
+
+
+def read_clip(
+    source: str | bytes, choose: Callable[[int], np.ndarray], *, channels: int = 3
+) -> np.ndarray:
+    """Decode chosen frames of a video: uint8 [F, H, W, channels], RGB or grey, upright.
+
+    `source` is a path, or the bytes of a file. `choose(count)` is called once with
+    the exact number of frames, before any is decoded, and returns their indices
+    [F], in any order; repeated ones are decoded once. Rotation flags are applied,
+    alpha is dropped, grey covers 0 to 255.
+    Raises UnreadableVideo for whatever is wrong with the file, UserError for
+    other channels than 1 and 3.
+    """
+    if channels not in PIXEL_FORMATS:
+        raise UserError(f"a clip has 1 channel (grey) or 3 (RGB), not {channels}: use 3")
+    with _opened(source) as (container, stream):
+        timeline = _scan(container, stream)
+        indices = np.asarray(choose(timeline.count))
+        wanted = np.unique(indices).tolist()
+        pictures = {
+            index: _picture(frame, channels)
+            for index, frame in _frames(container, stream, timeline, wanted)
+        }
+    sizes = sorted({picture.shape[:2] for picture in pictures.values()})
+    if len(sizes) > 1:
+        raise UnreadableVideo(f"the picture size changes from {sizes[0]} to {sizes[1]}")
+    return np.stack([pictures[index] for index in indices.tolist()])
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The frames of a stream in the order of display.
+
+    `times` are their presentation times in units of the stream, or None for a
+    stream that does not give each frame its own. `keys` are the frames, in
+    increasing order, where decoding can begin.
+    """
+
+    count: int
+    times: list[int] | None
+    keys: list[int]
+
+
+@contextmanager
+def _opened(source: str | bytes) -> Iterator[tuple]:
+    """The container and its video stream; whatever FFmpeg finds wrong becomes UnreadableVideo."""
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        # A play list with a video's name must not open network connections, and a
+        # title in an old encoding is no fault.
+        local = {"protocol_whitelist": "file"}
+        with av.open(file, options=local, metadata_errors="replace") as container:
+            streams = [
+                stream
+                for stream in container.streams.video
+                if not stream.disposition & Disposition.attached_pic  # the cover of a song
+            ]
+            if not streams:
+                raise UnreadableVideo("no video stream")
+            if streams[0].codec_context is None:
+                raise UnreadableVideo("no decoder for its codec")
+            # One thread a decoder: the pipeline runs many decoders side by side.
+            streams[0].codec_context.thread_count = 1
+            # Opened now, because some decoders read `skip_frame` only then.
+            streams[0].codec_context.open()
+            yield container, streams[0]
+    except (av.error.FFmpegError, OSError) as error:
+        lasting = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+        transient = isinstance(error, OSError) and not isinstance(error, lasting)
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UnreadableVideo(reason.lower(), transient=transient) from error
+
+
+def _scan(container, stream) -> Timeline:
+    """Number the frames without decoding them.
+
+    All packets are read: the index of a container is exact for mp4 only and gives
+    decoding times, which are not those of display once there are B-frames. For a
+    300-frame clip that costs 1.6 ms of 30, the index 0.2 ms.
+    """
+    times, keys, packets = [], [], 0
+    for packet in _packets(container, stream):
+        packets += bool(packet.size)  # the last one is empty: the end
+        if packet.size and not (packet.is_discard or packet.is_corrupt):
+            times.append(packet.pts)
+            if packet.is_keyframe:
+                keys.append(packet.pts)
+    expected = len(stream.index_entries) if "mp4" in container.format.name else 0
+    if packets < expected:
+        raise UnreadableVideo(f"truncated: {packets} of {expected} frames are there")
+    # AVI has no display times: what it reports for reordered frames is made up.
+    made_up = container.format.name == "avi" and stream.codec_context.has_b_frames
+    if made_up or None in times or len(set(times)) < len(times):
+        count = sum(1 for _ in _decode_all(container, stream))
+        timeline = Timeline(count=count, times=None, keys=[0])
+    else:
+        # A recording may begin within a group of pictures: nothing decodes before
+        # its first key frame.
+        times = sorted(time for time in times if not keys or time >= min(keys))
+        ranks = {time: rank for rank, time in enumerate(times)}
+        keys = sorted(ranks[time] for time in keys) or [0]
+        timeline = Timeline(count=len(times), times=times, keys=keys)
+    if not timeline.count:
+        raise UnreadableVideo("no frames")
+    return timeline
+
+
+def _frames(container, stream, timeline: Timeline, wanted: list[int]) -> Iterator[tuple]:
+    """Each wanted frame, in increasing order, as (index, frame)."""
+    here = None  # the frame decoded last
+    decoded = iter(())
+    for place, index in enumerate(wanted):
+        frame = None
+        if timeline.times is not None:
+            key = bisect_right(timeline.keys, index) - 1
+            if here is not None and timeline.keys[key] - here <= SEEK_FRAMES:
+                frame = _until(decoded, timeline.times[index])
+            # From its key frame, else from one before: seeks in MPEG streams land late.
+            for first in dict.fromkeys((key, max(key - 1, 0), 0)):
+                if frame is None:
+                    begin = timeline.times[timeline.keys[first]] if first else 0
+                    container.seek(begin, stream=stream)
+                    decoded = _decode(container, stream, timeline, wanted)
+                    frame = _until(decoded, timeline.times[index])
+        if frame is None:
+            yield from _counted(container, stream, timeline, wanted[place:])
+            return
+        here = index
+        yield index, frame
+
+
+def _counted(container, stream, timeline: Timeline, wanted: list[int]) -> list[tuple]:
+    """The same by decoding everything and counting: slow, and the last word."""
+    found, count = [], 0
+    for frame in _decode_all(container, stream):
+        if count in wanted:
+            found.append((count, frame))
+        count += 1
+    if count != timeline.count:
+        raise UnreadableVideo(f"only {count} of {timeline.count} frames decode")
+    return found
+
+
+def _packets(container, stream) -> Iterator[av.Packet]:
+    """The packets from here to the end, then an empty one."""
+    try:
+        yield from container.demux(stream)
+    except IndexError:
+        # PyAV trips over streams that appeared on the way (MPEG, FLV), at a moment
+        # when it has given all packets of this one.
+        return
+
+
+def _decode_all(container, stream) -> Iterator[av.VideoFrame]:
+    """Every frame, in the order of display."""
+    container.seek(0, stream=stream)
+    stream.codec_context.skip_frame = "DEFAULT"
+    for packet in _packets(container, stream):
+        yield from packet.decode()
+
+
+def _decode(container, stream, timeline: Timeline, wanted: list[int]) -> Iterator[av.VideoFrame]:
+    """The frames from the next key frame on, in the order of display.
+
+    Frames that are neither wanted nor referred to by others are left out, and the
+    others stay exact: a fifth more clips per second from H.264 with B-frames.
+    """
+    context = stream.codec_context
+    times = {timeline.times[index] for index in wanted}
+    started = False
+    for packet in _packets(container, stream):
+        started |= packet.is_keyframe
+        if packet.is_corrupt or (packet.size and not started):
+            continue
+        context.skip_frame = "DEFAULT" if packet.pts in times else "NONREF"
+        yield from packet.decode()
+
+
+def _until(frames: Iterator[av.VideoFrame], time: int) -> av.VideoFrame | None:
+    """The frame of that time; None where the decoder has gone past it."""
+    for frame in frames:
+        if frame.pts is not None and frame.pts >= time:
+            return frame if frame.pts == time else None
+    return None
+
+
+def _picture(frame: av.VideoFrame, channels: int) -> np.ndarray:
+    """One frame as uint8 [H, W, channels], turned upright.
+
+    Colours follow the matrix and the range that the file names. swscale's default
+    interpolation stays: FAST_BILINEAR is no faster on even sizes, where both give
+    the same bits, and wrong by up to 246 levels on odd ones. Its own threads would
+    double the time.
+    """
+    picture = frame.to_ndarray(format=PIXEL_FORMATS[channels], threads=1)
+    upright = np.rot90(picture, k=round(frame.rotation / 90))
+    return np.ascontiguousarray(upright).reshape(*upright.shape[:2], channels)
