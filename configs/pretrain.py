@@ -1,0 +1,126 @@
+"""VideoMAE pre-training.
+
+    videomae train --config=configs/pretrain.py:SIZE,DATA[,RECIPE] --workdir=DIR \\
+        --config.data.train=VIDEOS [--config.KEY=VALUE ...]
+
+SIZE: tiny, s, b, l, h, g. DATA: k400, ssv2, ucf101, hmdb51, custom. RECIPE: v1 (default), v2.
+VIDEOS: a manifest or a folder. The numbers are those of the released scripts, except where
+a comment says otherwise.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from videomae_jax.config import parse_choices
+from videomae_jax.models.vit import SIZES
+
+DATA = {
+    "k400": dict(epochs=1600),
+    "ssv2": dict(epochs=2400, batch_size=2048, stride=2),
+    "ucf101": dict(epochs=3200, batch_size=192, base_lr=3e-4, mask_ratio=0.75),
+    # Unverified: the paper's appendix, by memory.
+    "hmdb51": dict(epochs=4800, batch_size=192, base_lr=3e-4, mask_ratio=0.75, stride=2),
+    # Ours: a batch that fits one machine, a twentieth of the videos held out.
+    "custom": dict(epochs=800, batch_size=64, holdout=0.05),
+}
+K400_SIZE = {
+    "s": dict(batch_size=1024),
+    "b": dict(batch_size=2048),
+    "l": dict(batch_size=512, decoder_depth=12),
+    "h": dict(batch_size=1024, decoder_depth=12),
+}
+# Dual masking. The scripts range over batches of 1024 to 2048 and 200 to 300 epochs, with four
+# clips from each decoded video; here every clip is a decode of its own.
+V2 = dict(epochs=300, batch_size=1024, base_lr=1e-3, decoder_ratio=0.5, decoder_depth=4)
+V2_SIZE = {
+    "l": dict(decoder_width=512, decoder_heads=8),
+    "h": dict(decoder_width=512, decoder_heads=8),
+    "g": dict(base_lr=6e-4, clip_norm=0.02),
+}
+
+
+def get_config(arguments: str = "b,k400") -> ConfigDict:
+    """Return the recipe for "SIZE,DATA" or "SIZE,DATA,RECIPE", with every key there is."""
+    size, data, recipe = parse_choices(
+        arguments, size=tuple(SIZES), data=tuple(DATA), recipe=("v1", "v2")
+    )
+    model = SIZES[size]
+    the = dict(
+        batch_size=1024,
+        base_lr=1.5e-4,
+        stride=4,
+        mask_ratio=0.9,
+        decoder_ratio=0.0,
+        clip_norm=0.0,
+        holdout=0.0,
+        decoder_width=model.decoder.width,
+        decoder_heads=model.decoder.heads,
+        decoder_depth=model.decoder.depth,
+    )
+    the |= DATA[data]
+    the |= K400_SIZE.get(size, {}) if data == "k400" else {}
+    the |= V2 | V2_SIZE.get(size, {}) if recipe == "v2" else {}
+
+    return ConfigDict(
+        dict(
+            name=f"VideoMAE {recipe.upper()} pre-training, ViT-{size}, {data}",
+            task="pretrain",
+            seed=0,
+            model=dict(
+                encoder=dataclasses.asdict(model.encoder),
+                decoder=dict(
+                    width=the["decoder_width"],
+                    depth=the["decoder_depth"],
+                    heads=the["decoder_heads"],
+                    mlp_width=4 * the["decoder_width"],
+                ),
+                patch=(2, model.patch, model.patch),
+                mean=(0.485, 0.456, 0.406),  # of ImageNet; one number per channel
+                std=(0.229, 0.224, 0.225),
+                position_grid=(),  # grid to interpolate positions from; () makes them afresh
+            ),
+            clip=dict(frames=16, stride=the["stride"], height=224, width=224),
+            mask=dict(
+                kind="tube",  # or random, frame, running_cell
+                ratio=the["mask_ratio"],
+                decoder_ratio=the["decoder_ratio"],  # share the decoder skips; 0 skips none
+            ),
+            normalized_targets=True,
+            data=dict(
+                train="",  # manifest, folder, or "synthetic"
+                eval="",  # likewise, or "" for a share `holdout` of train
+                holdout=the["holdout"],
+                max_bad_share=0.05,  # end the run when more of the videos cannot be read
+                threads=0,  # decoders; 0 takes two per core
+            ),
+            batch_size=the["batch_size"],  # clips per optimizer step, over all devices
+            accumulation=1,  # parts a step's batch is computed in, one after the other
+            epochs=the["epochs"],
+            warmup_epochs=40,
+            steps=0,  # if set, instead of epochs
+            warmup_steps=0,  # with steps, instead of warmup_epochs
+            base_lr=the["base_lr"],  # the rate is base_lr * batch_size / 256 ...
+            lr=0.0,  # ... or lr as it stands; exactly one of the two is set
+            min_lr=1e-5,  # where the cosine ends; scaled like the rate above it
+            optimizer=dict(
+                b1=0.9,
+                b2=0.95,
+                eps=1e-8,
+                weight_decay=0.05,
+                clip_norm=the["clip_norm"],  # of the global gradient; 0 does not clip
+            ),
+            max_skipped_steps=10,  # non-finite steps in a row before the run gives up
+            mesh=dict(data=-1, fsdp=1, tensor=1),  # devices along each axis; -1 is the rest
+            run=dict(
+                dtype="auto",  # of the computation: bfloat16 on accelerators, else float32
+                attention="auto",  # xla, cudnn
+                scan=model.encoder.depth > 12,  # loop over blocks: deep models compile sooner
+                remat="none",  # or dots, full: recompute activations to save memory
+            ),
+            log_every=20,
+            eval_every=1000,
+            save_every=500,
+            keep_checkpoints=3,
+        )
+    )

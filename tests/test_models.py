@@ -1,0 +1,143 @@
+"""Sizes, other inputs than 16 x 224 x 224, and the closed-form counts."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videomae_jax.config import load_config
+from videomae_jax.errors import UserError
+from videomae_jax.models.attention import attend, choose_implementation
+from videomae_jax.models.flops import pretrain_flops
+from videomae_jax.models.vit import SIZES
+from videomae_jax.tasks import pretrain
+
+PUBLISHED = {"s": 22, "b": 87, "l": 305, "h": 633}  # M, with a head of 400 classes
+
+
+def parameters(size, *overrides):
+    config = load_config(f"configs/pretrain.py:{size},k400", overrides)
+    return jax.eval_shape(pretrain.build_task(config).init, jax.random.key(0))
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_parameter_counts(size):
+    params, width = parameters(size), SIZES[size].encoder.width
+    encoder = sum(math.prod(x.shape) for x in jax.tree.leaves(params["encoder"]))
+    depth = SIZES[size].encoder.depth
+    # qkv, proj and MLP matrices; q, v, proj, MLP biases and two norms; embedding; last norm.
+    blocks = depth * (12 * width**2 + (2 + 1 + 5 + 4) * width)
+    assert encoder == blocks + (1536 * width + width) + 2 * width
+    assert encoder + 400 * width + 400 == pytest.approx(PUBLISHED[size] * 1e6, rel=0.006)
+
+
+def test_sizes_of_the_table():
+    assert SIZES["h"].encoder.width // SIZES["h"].encoder.heads == 80
+    assert SIZES["s"].encoder.heads == 6
+    assert (SIZES["g"].encoder.mlp_width, SIZES["g"].patch) == (6144, 14)
+    for size in SIZES.values():
+        for part in (size.encoder, size.decoder):
+            assert part.width % part.heads == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "depth", "forward", "train"),
+    # From the published closed form, which embeds all 1,568 tokens; we embed 160.
+    [("s", 4, 23.1, 67.4), ("b", 4, 70.9, 208.9), ("l", 12, 285, 851), ("h", 12, 475, 1420)],
+)
+def test_flops_of_the_closed_form(size, depth, forward, train):
+    model = SIZES[size]
+    decoder = dataclasses.replace(model.decoder, depth=depth)
+    got = pretrain_flops(model.encoder, decoder, visible=160, decoded=1408, values=1536)
+    hidden_embedding = 2 * 1408 * 1536 * model.encoder.width
+    assert (got[0] + hidden_embedding) / 1e9 == pytest.approx(forward, rel=3e-3)
+    assert (got[1] + 2 * hidden_embedding) / 1e9 == pytest.approx(train, rel=3e-3)
+
+
+@pytest.mark.parametrize(
+    ("frames", "height", "width", "channels", "kind"),
+    [
+        (4, 32, 48, 3, "tube"),
+        (6, 24, 16, 1, "random"),
+        (8, 16, 16, 4, "frame"),
+        (2, 32, 32, 2, "running_cell"),
+    ],
+)
+def test_any_frames_size_and_channels(frames, height, width, channels, kind):
+    config = load_config(
+        "configs/pretrain.py:tiny,custom",
+        [
+            f"--config.clip.frames={frames}",
+            f"--config.clip.height={height}",
+            f"--config.clip.width={width}",
+            f"--config.model.mean={(0.5,) * channels}",
+            f"--config.model.std={(0.25,) * channels}",
+            f"--config.mask.kind={kind}",
+            "--config.mask.ratio=0.5",
+            "--config.model.encoder.depth=1",
+            "--config.model.decoder.depth=1",
+        ],
+    )
+    task = pretrain.build_task(config)
+    rng = np.random.default_rng(0)
+    video = rng.integers(0, 256, (2, frames, height, width, channels), dtype=np.uint8)
+    batch = {"video": jnp.asarray(video), "id": jnp.arange(2)}
+    params = jax.jit(task.init)(jax.random.key(0))
+    metrics = task.summarize(jax.jit(task.train_sums)(params, batch, jax.random.key(1)))
+    assert np.isfinite(metrics["loss"])
+    assert float(metrics["r2"]) == pytest.approx(1 - float(metrics["vs_zero"]), abs=1e-4)
+
+
+def test_the_mask_of_a_clip_follows_its_id_and_the_step_not_its_row():
+    task = pretrain.build_task(
+        load_config("configs/pretrain.py:tiny,custom", ["--config.clip.height=32"])
+    )
+    params = jax.jit(task.init)(jax.random.key(0))
+    video = np.random.default_rng(0).integers(0, 256, (2, 16, 32, 224, 3), dtype=np.uint8)
+    evaluate = jax.jit(task.eval_sums)
+    one = evaluate(params, {"video": video, "id": jnp.asarray([5, 9])})["error"]
+    swapped = evaluate(params, {"video": video[::-1], "id": jnp.asarray([9, 5])})["error"]
+    np.testing.assert_allclose(one, swapped[::-1], rtol=1e-6)
+    other = evaluate(params, {"video": video, "id": jnp.asarray([6, 9])})["error"]
+    assert one[0] != other[0] and one[1] == other[1]
+
+
+def test_positions_can_be_interpolated_from_another_grid():
+    def loss(*overrides):
+        config = load_config(
+            "configs/pretrain.py:tiny,custom",
+            [
+                "--config.clip.height=32",
+                "--config.clip.width=32",
+                "--config.model.encoder.depth=1",
+                *overrides,
+            ],
+        )
+        task = pretrain.build_task(config)
+        video = np.random.default_rng(0).integers(0, 256, (1, 16, 32, 32, 3), dtype=np.uint8)
+        batch = {"video": jnp.asarray(video), "id": jnp.arange(1)}
+        params = jax.jit(task.init)(jax.random.key(0))
+        return float(jax.jit(task.eval_sums)(params, batch)["error"][0])
+
+    assert loss() == loss("--config.model.position_grid=(8,4,4)")
+    assert loss() != loss("--config.model.position_grid=(8,28,28)")
+
+
+def test_attention_is_softmax_of_scaled_products():
+    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 5, 3, 4))
+    scores = np.einsum("bnhd,bmhd->bhnm", q, k) / 2
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    expected = np.einsum("bhnm,bmhd->bnhd", weights, v)
+    got = attend(*map(jnp.float32, (q, k, v)), implementation="xla")
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_cudnn_is_for_gpus_and_half_precision():
+    assert choose_implementation("auto", platform="gpu", dtype=jnp.bfloat16) == "cudnn"
+    assert choose_implementation("auto", platform="gpu", dtype=jnp.float32) == "xla"
+    assert choose_implementation("auto", platform="tpu", dtype=jnp.bfloat16) == "xla"
+    with pytest.raises(UserError, match="needs a GPU and bfloat16, not cpu and float32"):
+        choose_implementation("cudnn", platform="cpu", dtype=jnp.float32)

@@ -1,0 +1,267 @@
+"""The step: what it computes, on how many devices, and what it leaves alone."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden import DATA
+
+from videomae_jax.config import load_config
+from videomae_jax.data.feed import Feed
+from videomae_jax.data.synthetic import synthetic_batches
+from videomae_jax.errors import UserError
+from videomae_jax.tasks import pretrain
+from videomae_jax.training.optim import Plan, adamw, decay_mask, make_plan, warmup_cosine
+from videomae_jax.training.sharding import batch_sharding, make_mesh, path_name, state_sharding
+from videomae_jax.training.step import TrainState, jit_steps, make_state
+
+TINY = (
+    "--config.clip.height=32",
+    "--config.clip.width=32",
+    "--config.clip.frames=4",
+    "--config.mask.ratio=0.75",
+    "--config.batch_size=8",
+    "--config.lr=1e-3",
+    "--config.base_lr=0",
+    "--config.model.encoder.depth=2",
+)
+
+
+def tiny(*more):
+    return load_config("configs/pretrain.py:tiny,custom", [*TINY, *more])
+
+
+def run(config, *, mesh, steps=3, devices=None):
+    """Train a few steps on synthetic clips; returns the losses and the last state."""
+    task = pretrain.build_task(config)
+    mesh = make_mesh(mesh, devices)
+    schedule = warmup_cosine(Plan(100, 2, 10, 1e-3, 1e-5))
+    clip = config.clip
+    batches = synthetic_batches(
+        shape=(clip.frames, clip.height, clip.width, 3),
+        batch_size=config.batch_size,
+        seed=0,
+        num_steps=steps,
+    )
+    losses = []
+    with jax.set_mesh(mesh):
+        functions = jit_steps(
+            task, adamw(config), schedule, mesh, seed=0, accumulation=config.accumulation
+        )
+        state = functions.init()
+        with Feed(batches, sharding=batch_sharding(mesh)) as feed:
+            for batch in feed:
+                state, metrics = functions.train(state, batch)
+                losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return run(tiny(), mesh=dict(data=1, fsdp=1, tensor=1), devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        dict(data=8, fsdp=1, tensor=1),
+        dict(data=4, fsdp=2, tensor=1),
+        dict(data=2, fsdp=2, tensor=2),
+    ],
+    ids=str,
+)
+def test_eight_devices_compute_what_one_does(one_device, mesh):
+    losses, state = run(tiny(), mesh=mesh)
+    np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(one_device[1]), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_accumulated_parts_add_up_to_the_batch(one_device):
+    devices = jax.devices()[:2]
+    losses, _ = run(
+        tiny("--config.accumulation=4"), mesh=dict(data=2, fsdp=1, tensor=1), devices=devices
+    )
+    np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
+
+
+def test_parts_of_unequal_counts_weigh_by_their_counts():
+    dual = ("--config.mask.decoder_ratio=0.5", "--config.clip.frames=8")
+    mesh = dict(data=1, fsdp=1, tensor=1)
+    whole, _ = run(tiny(*dual), mesh=mesh, devices=jax.devices()[:1])
+    parts, _ = run(tiny(*dual, "--config.accumulation=8"), mesh=mesh, devices=jax.devices()[:1])
+    np.testing.assert_allclose(whole, parts, rtol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bits(one_device):
+    losses, state = run(tiny(), mesh=dict(data=1, fsdp=1, tensor=1), devices=jax.devices()[:1])
+    assert losses == one_device[0]
+    assert all(
+        (a == b).all()
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(one_device[1]), strict=True)
+    )
+
+
+def test_bfloat16_computes_about_the_same_and_keeps_float32_state(one_device):
+    losses, state = run(
+        tiny("--config.run.dtype=bfloat16"),
+        mesh=dict(data=1, fsdp=1, tensor=1),
+        devices=jax.devices()[:1],
+    )
+    np.testing.assert_allclose(losses, one_device[0], rtol=0.02)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"float32", "int32"}
+
+
+def compiled_text(mesh):
+    config = tiny()
+    mesh = make_mesh(mesh)
+    with jax.set_mesh(mesh):
+        functions = jit_steps(
+            pretrain.build_task(config), adamw(config), lambda _: 1e-3, mesh, seed=0, accumulation=1
+        )
+        sharding = batch_sharding(mesh)
+        batch = {
+            "video": jax.ShapeDtypeStruct((8, 4, 32, 32, 3), jnp.uint8, sharding=sharding),
+            "id": jax.ShapeDtypeStruct((8,), jnp.int32, sharding=sharding),
+        }
+        return functions.train.lower(functions.abstract_state, batch).compile().as_text()
+
+
+def collectives(text):
+    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+    return {match.group(1) for match in re.finditer(rf" ({kinds})(-start)?\(", text)}
+
+
+def test_data_parallel_reduces_gradients_and_moves_nothing_else():
+    assert collectives(compiled_text(dict(data=8, fsdp=1, tensor=1))) == {"all-reduce"}
+
+
+def test_fsdp_gathers_parameters():
+    assert "all-gather" in collectives(compiled_text(dict(data=1, fsdp=8, tensor=1)))
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_its_count():
+    config = tiny()
+    task = pretrain.build_task(config)
+
+    def broken(params, batch, key):
+        sums = task.train_sums(params, batch, key)
+        bad = (batch["id"] == 7).any()
+        return {**sums, "error": jnp.where(bad, jnp.nan, sums["error"])}
+
+    mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    batch = next(synthetic_batches(shape=(4, 32, 32, 3), batch_size=8, seed=0, num_steps=1))
+    batch = {"video": batch["video"], "id": batch["id"]}
+    with jax.set_mesh(mesh):
+        functions = jit_steps(
+            task._replace(train_sums=broken),
+            adamw(config),
+            lambda _: 1e-3,
+            mesh,
+            seed=0,
+            accumulation=1,
+        )
+        start = functions.init()
+        before = jax.tree.map(np.array, start)
+        state, metrics = functions.train(start, batch)
+        assert int(metrics["skipped"]) == 1 and not np.isfinite(metrics["loss"])
+        for part in ("params", "opt_state"):
+            old, new = getattr(before, part), getattr(state, part)
+            jax.tree.map(np.testing.assert_array_equal, new, old)
+        state, metrics = functions.train(state, {**batch, "id": batch["id"] + 100})
+        assert int(metrics["skipped"]) == 0
+        assert (np.asarray(state.params["mask_token"]) != before.params["mask_token"]).any()
+
+
+@pytest.mark.parametrize(
+    "table", json.loads((DATA / "recipe_tables.json").read_text())["lr_schedule"]
+)
+def test_the_schedule_is_the_reference_s(table):
+    per_epoch = table["steps_per_epoch"]
+    plan = Plan(
+        steps=table["epochs"] * per_epoch,
+        warmup_steps=table["warmup_epochs"] * per_epoch,
+        steps_per_epoch=per_epoch,
+        peak_lr=table["base"],
+        final_lr=table["final"],
+    )
+    rates = [float(warmup_cosine(plan)(step)) for step in range(plan.steps)]
+    np.testing.assert_allclose(rates, table["values"], atol=1e-6 * table["base"])
+
+
+def test_the_rate_scales_with_the_batch_and_lr_does_not():
+    base = make_plan(load_config("configs/pretrain.py:b,k400"), examples=240_000)
+    assert base.peak_lr == pytest.approx(1.5e-4 * 8) and base.final_lr == pytest.approx(8e-5)
+    assert base.steps_per_epoch == 117 and base.steps == 1600 * 117
+    assert base.warmup_steps == 40 * 117
+    fixed = make_plan(tiny("--config.min_lr=1e-6"), examples=1000)
+    assert (fixed.peak_lr, fixed.final_lr) == (1e-3, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["--config.lr=1e-3"], "lr=0.001 and base_lr=0.00015 are both set"),
+        (["--config.base_lr=0"], "set one of them above 0"),
+        (["--config.epochs=30"], "use 0 to 209"),
+        (["--config.steps=5", "--config.warmup_steps=5"], "5 warm-up steps of 5: use 0 to 4"),
+    ],
+)
+def test_impossible_plans_are_refused(overrides, words):
+    config = load_config("configs/pretrain.py:b,custom", overrides)
+    with pytest.raises(UserError, match=words):
+        make_plan(config, examples=500)
+
+
+def test_only_matrices_decay():
+    params = jax.eval_shape(pretrain.build_task(tiny()).init, jax.random.key(0))
+    decays = {
+        path_name(path)
+        for path, yes in jax.tree_util.tree_leaves_with_path(decay_mask(params))
+        if yes
+    }
+    assert all(name.endswith(("kernel", "attn/qkv")) for name in decays)
+    # Embedding, decoder input, head, and four matrices in each of the two stacks.
+    assert len(decays) == 3 + 2 * 4
+
+
+def test_every_leaf_of_every_size_has_one_row_in_the_sharding_table():
+    mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
+    for size in ("s", "b", "l", "h", "g"):
+        config = load_config(f"configs/pretrain.py:{size},k400")
+        task = pretrain.build_task(config)
+        state = jax.eval_shape(lambda: make_state(task, adamw(config), seed=0))  # noqa: B023
+        if size == "s":
+            with pytest.raises(
+                UserError, match=r"3 does not divide by mesh.tensor=2: use tensor=1"
+            ):
+                state_sharding(state, mesh)
+        else:
+            shardings = state_sharding(state, mesh)
+            assert len(jax.tree.leaves(shardings)) == len(jax.tree.leaves(state))
+
+
+def test_an_unknown_leaf_is_not_sharded_by_accident():
+    leaf = jax.ShapeDtypeStruct((4,), jnp.float32)
+    with pytest.raises(ValueError, match="params/surprise .* matches 0 rows"):
+        state_sharding(
+            TrainState(step=leaf, params={"surprise": leaf}, opt_state=(), skipped=leaf),
+            make_mesh(dict(data=8, fsdp=1, tensor=1)),
+        )
+
+
+@pytest.mark.parametrize(
+    ("axes", "words"),
+    [
+        (dict(data=3, fsdp=1, tensor=1), "needs 3 devices, there are 8"),
+        (dict(data=-1, fsdp=3, tensor=1), "needs a multiple of 3 devices, there are 8"),
+        (dict(data=-1, fsdp=-1, tensor=1), "at most one is -1"),
+        (dict(data=0, fsdp=1, tensor=1), "at least 1"),
+    ],
+)
+def test_impossible_meshes_are_refused(axes, words):
+    with pytest.raises(UserError, match=words):
+        make_mesh(axes)

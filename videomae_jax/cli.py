@@ -1,0 +1,45 @@
+"""The `videomae` command. Sub-commands import JAX and the rest only when they run."""
+
+import argparse
+import importlib
+import os
+import sys
+
+from videomae_jax import __version__
+from videomae_jax.errors import UserError
+
+COMMANDS = ("train", "visualize")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        # argparse would exit with 2; a bad flag is a user's mistake like any other.
+        raise UserError(f"{message}: see {self.prog} --help")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one sub-command; exit with 1 and the message alone on a user's mistake."""
+    # Before TensorFlow is imported: its start-up notes are about devices it may not use.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    parser = _Parser(prog="videomae", description="VideoMAE in JAX: masked video pre-training.")
+    parser.add_argument("--version", action="version", version=f"videomae_jax {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    modules = {name: importlib.import_module(f"videomae_jax.commands.{name}") for name in COMMANDS}
+    for name, module in modules.items():
+        summary, _, rest = module.__doc__.partition("\n")
+        command = commands.add_parser(name, help=summary, description=f"{summary} {rest}")
+        module.add_arguments(command)
+    try:
+        args, rest = parser.parse_known_args(argv)
+        if hasattr(args, "overrides"):
+            args.overrides = rest  # --config.KEY=VALUE
+        elif rest:
+            raise UserError(f"{rest[0]!r} is not understood: see videomae {args.command} --help")
+        modules[args.command].main(args)
+    except UserError as error:
+        print(f"videomae: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The `videomae` command line: one module per sub-command, found by its name here."""

@@ -1,0 +1,30 @@
+"""Train a model, or go on training it.
+
+The config names a recipe; --config.KEY=VALUE changes any part of it. A run continues from
+the newest checkpoint in --workdir. Ctrl-C and SIGTERM save and exit with 42.
+"""
+
+import argparse
+import sys
+
+EXIT_STOPPED = 42  # saved and ready to go on: what XPK and Slurm scripts restart on
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", required=True, metavar="FILE[:ARGS]", help="e.g. configs/pretrain.py:b,k400"
+    )
+    parser.add_argument("--workdir", required=True, help="checkpoints and logs; made if missing")
+    parser.set_defaults(overrides=[])
+    parser.epilog = "--config.KEY=VALUE overrides a key of the config, e.g. --config.batch_size=64"
+
+
+def main(args: argparse.Namespace) -> None:
+    from videomae_jax.config import load_config
+    from videomae_jax.tasks import pretrain
+    from videomae_jax.training.loop import train
+
+    tasks = {"pretrain": pretrain.build_task}
+    config = load_config(args.config, args.overrides)
+    if not train(config, tasks[config.task](config), workdir=args.workdir):
+        sys.exit(EXIT_STOPPED)

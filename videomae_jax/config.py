@@ -1,0 +1,95 @@
+"""Reading configs: `configs/NAME.py:ARGUMENTS`, then `--config.key=value` on top."""
+
+import difflib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from videomae_jax.errors import UserError
+
+CHECKOUT = Path(__file__).parent.parent
+
+
+def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Load "configs/pretrain.py:b,k400" and apply overrides such as "--config.seed=1".
+
+    A relative path is looked for in the current directory, then in the checkout this package
+    is part of. Values take the type the config gives them; the result is locked. Raises
+    UserError for a file, an argument, a key or a value that is not legal.
+    """
+    name, _, arguments = spec.partition(":")
+    path = next((p for p in (Path(name), CHECKOUT / name) if p.is_file()), None)
+    if path is None:
+        known = sorted(str(p.relative_to(CHECKOUT)) for p in CHECKOUT.glob("configs/*.py"))
+        raise UserError(f"config {name!r} does not exist: use one of {', '.join(known)}")
+    get_config = _load_module(path).get_config
+    config = get_config(arguments) if arguments else get_config()
+    _check_keys(overrides, config)
+
+    # ml_collections' own flag parses and types the values. On private flag values, because
+    # the process-wide ones would carry one run's overrides into the next.
+    flag_values = flags.FlagValues()
+    command = ["videomae", f"--config={path}" + (f":{arguments}" if arguments else ""), *overrides]
+    holder = config_flags.DEFINE_config_file("config", flag_values=flag_values, sys_argv=command)
+    try:
+        rest = flag_values(command)[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(f"--{error.flagname} is unknown: overrides begin with --config.") from None
+    except flags.IllegalFlagValueError as error:
+        key = str(error).partition("--config.")[2].partition("=")[0]
+        default = flatten(config)[key]
+        value = str(error).partition("=")[2].partition(":")[0]
+        raise UserError(
+            f"--config.{key}={value} is not of type {type(default).__name__}: "
+            f"the config has {default!r}"
+        ) from None
+    if rest:
+        raise UserError(f"{rest[0]!r} is not understood: overrides look like --config.key=value")
+    return holder.value
+
+
+def parse_choices(arguments: str, **choices: Sequence[str]) -> tuple[str, ...]:
+    """Split "b,k400" into one legal value per keyword; left out at the end, its first one."""
+    given = [part.strip() for part in arguments.split(",")] if arguments else []
+    if len(given) > len(choices):
+        raise UserError(
+            f"config argument {arguments!r} has {len(given)} parts: "
+            f"give at most {len(choices)}, {','.join(choices).upper()}"
+        )
+    values = []
+    for position, (name, legal) in enumerate(choices.items()):
+        value = given[position] if position < len(given) else legal[0]
+        if value not in legal:
+            raise UserError(f"{name} {value!r} is unknown: use one of {', '.join(legal)}")
+        values.append(value)
+    return tuple(values)
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+    """Return every leaf under its dotted name."""
+    leaves = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            leaves |= flatten(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = value
+    return leaves
+
+
+def _check_keys(overrides: Sequence[str], config: ConfigDict) -> None:
+    known = flatten(config)
+    for override in overrides:
+        key = override.partition("=")[0].removeprefix("--config.")
+        if key != override.partition("=")[0] and key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4) or [next(iter(known))]
+            raise UserError(f"config has no key {key!r}: did you mean --config.{near[0]}?")
+
+
+def _load_module(path: Path):
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,171 @@
+"""The pre-training task: draw a mask, reconstruct what it hides."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from videomae_jax.errors import UserError
+from videomae_jax.models import flops
+from videomae_jax.models.attention import choose_implementation
+from videomae_jax.models.mae import VideoMAE, reconstruction_sums
+from videomae_jax.models.masking import TubeMask, draw_mask, mask_counts
+from videomae_jax.models.tokens import patch_grid, patchify
+from videomae_jax.models.vit import Execution, Size
+from videomae_jax.tasks.reconstruct import reconstruct
+from videomae_jax.tasks.task import Task
+
+PICTURES = 4  # clips shown at each evaluation
+
+# Named streams of randomness, folded into the run's key so that none repeats another.
+MASK, DECODER_MASK = range(2)
+
+EVAL_SEED = 2022  # held-out clips keep their masks from run to run, so that losses compare
+
+
+def build_model(config: ConfigDict) -> VideoMAE:
+    """Make the model of `config.model`, run as `config.run` says on this machine's devices."""
+    platform = jax.default_backend()
+    dtype = config.run.dtype
+    if dtype == "auto":
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+    run = Execution(
+        dtype=jnp.dtype(dtype),
+        attention=choose_implementation(config.run.attention, platform=platform, dtype=dtype),
+        scan=config.run.scan,
+        remat=config.run.remat,
+    )
+    model = config.model
+    if len(model.mean) != len(model.std):
+        raise UserError(
+            f"model.mean has {len(model.mean)} channels, model.std {len(model.std)}: "
+            "give one number per channel in both"
+        )
+    return VideoMAE(
+        encoder=Size(**model.encoder),
+        decoder=Size(**model.decoder),
+        patch=tuple(model.patch),
+        mean=tuple(model.mean),
+        std=tuple(model.std),
+        position_grid=tuple(model.position_grid) or None,
+        run=run,
+    )
+
+
+def build_task(config: ConfigDict) -> Task:
+    """Assemble the pre-training task from a locked config."""
+    model, clip = build_model(config), config.clip
+    channels = len(model.mean)
+    grid = patch_grid((clip.frames, clip.height, clip.width), model.patch)
+    tokens, values = math.prod(grid), math.prod(model.patch) * channels
+    visible, masked = mask_counts(config.mask.kind, grid, ratio=config.mask.ratio)
+    visible_share = visible / (visible + masked)
+    dual = config.mask.decoder_ratio > 0
+    decoded = masked / (visible + masked)
+    if dual:
+        kept, _ = mask_counts("running_cell", grid, ratio=config.mask.decoder_ratio)
+        decoded = kept / tokens
+    forward_flops, train_flops = flops.pretrain_flops(
+        model.encoder,
+        model.decoder,
+        visible=round(visible_share * tokens),
+        decoded=round(decoded * tokens),
+        values=values,
+    )
+
+    def draw(key, ids) -> tuple[TubeMask, TubeMask | None]:
+        """Draw the masks of clips from their global ids: no rank or batch row matters."""
+
+        def clip_keys(stream):
+            stream_key = jax.random.fold_in(key, stream)
+            return jax.vmap(lambda i: jax.random.fold_in(stream_key, i))(ids)
+
+        mask = draw_mask(clip_keys(MASK), config.mask.kind, grid=grid, ratio=config.mask.ratio)
+        if not dual:
+            return mask, None
+        keys, ratio = clip_keys(DECODER_MASK), config.mask.decoder_ratio
+        return mask, draw_mask(keys, "running_cell", grid=grid, ratio=ratio)
+
+    def init(key):
+        patches = jnp.zeros([1, tokens, values], jnp.uint8)
+        mask, decoded = draw(jax.random.key(0), jnp.zeros([1], jnp.int32))
+        return model.init(key, patches, mask, grid, decoded)["params"]
+
+    def clip_sums(params, batch, key):
+        patches = patchify(batch["video"], model.patch)
+        mask, decoded = draw(key, batch["id"])
+        return reconstruction_sums(
+            model.apply({"params": params}, patches, mask, grid, decoded),
+            patches,
+            mask,
+            decoded=decoded,
+            channels=channels,
+            normalized=config.normalized_targets,
+        )
+
+    def train_sums(params, batch, key):
+        return jax.tree.map(jnp.sum, clip_sums(params, batch, key))
+
+    def eval_sums(params, batch):
+        return clip_sums(params, batch, jax.random.key(EVAL_SEED))
+
+    @jax.jit
+    def rebuild(params, video, ids):
+        mask, _ = draw(jax.random.key(EVAL_SEED), ids)
+        return reconstruct(
+            model,
+            params,
+            video,
+            mask,
+            normalized=config.normalized_targets,
+            statistics="visible",
+        )
+
+    def pictures(params, batch):
+        from videomae_jax.pictures import summary_image
+
+        video, ids = batch["video"][:PICTURES], batch["id"][:PICTURES]
+        return {"reconstruction": summary_image(np.asarray(video), rebuild(params, video, ids))}
+
+    def samples():
+        # PyAV is only needed where videos are read.
+        from videomae_jax.data.clips import PretrainSample
+
+        shape = dict(height=clip.height, width=clip.width, channels=channels)
+        make = functools.partial(PretrainSample, frames=clip.frames, stride=clip.stride, **shape)
+        return make(train=True), make(train=False)
+
+    pixels = math.prod(model.patch)
+    zero = f" (a model that predicts zero: {pixels - 1}/{pixels})"
+    return Task(
+        init=init,
+        train_sums=train_sums,
+        eval_sums=eval_sums,
+        summarize=summarize,
+        pictures=pictures,
+        samples=samples,
+        train_flops=train_flops,
+        facts={
+            "clip": f"{clip.frames} frames, stride {clip.stride}, {clip.height} x {clip.width}, "
+            f"{channels} channels; patch {' x '.join(map(str, model.patch))}; {tokens} tokens",
+            "mask": f"{config.mask.kind}, ratio {config.mask.ratio}: "
+            f"{round(visible_share * tokens)} tokens visible, {round(decoded * tokens)} predicted",
+            "loss": "mean squared error of "
+            + (f"pixels normalized per patch{zero}" if config.normalized_targets else "pixels"),
+            "FLOPs": f"{forward_flops / 1e9:.4g} G forward, {train_flops / 1e9:.4g} G train a clip",
+        },
+    )
+
+
+def summarize(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Divide scalar sums into the loss and its two yardsticks.
+
+    vs_zero: the loss over that of predicting zero. r2: 1 - loss / variance of the targets,
+    the share explained; for normalized targets, whose mean is zero, 1 - vs_zero.
+    """
+    count = sums["count"]
+    loss, square, mean = sums["error"] / count, sums["square"] / count, sums["target"] / count
+    return {"loss": loss, "vs_zero": loss / square, "r2": 1 - loss / (square - mean**2)}

@@ -1,0 +1,28 @@
+"""What the training loop knows of a task: a few functions and two samplers."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Params = Any
+Batch = dict[str, jax.Array]  # "video" uint8 [B, F, H, W, C], "id" int32 [B], maybe "label"
+Sums = dict[str, jax.Array]
+
+
+class Task(NamedTuple):
+    """A task, built from a config; everything in it is a pure function.
+
+    Losses and scores travel as sums with their counts, so that micro-batches, devices and
+    last partial batches add up exactly; `summarize` divides once, at the end.
+    """
+
+    init: Callable[[jax.Array], Params]  # key -> float32 parameters
+    train_sums: Callable[[Params, Batch, jax.Array], Sums]  # with the step's key; scalars
+    eval_sums: Callable[[Params, Batch], Sums]  # per clip, [B]; no randomness but the id's
+    summarize: Callable[[Sums], dict[str, jax.Array]]  # scalar sums -> metrics, "loss" first
+    pictures: Callable[[Params, Batch], dict[str, np.ndarray]]  # uint8 [h, w, 3] each
+    samples: Callable[[], tuple[Callable, Callable]]  # what a clip takes of a video: train, eval
+    train_flops: float  # of one clip, forward and backward
+    facts: dict[str, str]  # lines of the start banner

@@ -1,0 +1,111 @@
+"""What is printed before the first step: everything that decides a run, with its arithmetic."""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from videomae_jax.config import flatten
+from videomae_jax.data.sources import Videos
+from videomae_jax.training.optim import Plan
+from videomae_jax.training.sharding import batch_devices
+
+
+def batch_line(config: ConfigDict, mesh: Mesh) -> str:
+    """Per-device clips x devices x parts = the batch of one optimizer step."""
+    devices, parts = batch_devices(mesh), config.accumulation
+    each = config.batch_size // (devices * parts)
+    return (
+        f"{each} clips per device x {devices} devices x {parts} accumulated "
+        f"= {config.batch_size} clips a step"
+    )
+
+
+def rate_line(config: ConfigDict, plan: Plan) -> str:
+    """The way from the base rate to the actual one."""
+    base = config.base_lr
+    product = f"{base:g} x {config.batch_size} / 256 = " if base else ""
+    return (
+        f"{product}{plan.peak_lr:.4g} after {plan.warmup_steps:,} warm-up steps, "
+        f"then a cosine to {plan.final_lr:.3g}"
+    )
+
+
+def length_line(plan: Plan, examples: int, batch_size: int) -> str:
+    """How long the run is, in steps and in epochs."""
+    return (
+        f"{plan.steps:,} steps = {plan.steps * batch_size / examples:,.1f} epochs "
+        f"of {examples:,} videos"
+    )
+
+
+def devices_line(mesh: Mesh) -> str:
+    """How many of which devices, and their layout."""
+    shape = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({shape})"
+
+
+def model_line(params: Any) -> str:
+    """Parameters in all and of the encoder."""
+
+    def millions(tree):
+        return f"{sum(x.size for x in jax.tree.leaves(tree)) / 1e6:.4g} M"
+
+    return f"{millions(params)} parameters, {millions(params['encoder'])} of them the encoder"
+
+
+def memory_line(compiled: jax.stages.Compiled, batch: Any) -> str:
+    """What the compiled step needs on each device, and the batches in flight on the host."""
+    stats = compiled.memory_analysis()
+    # Donated arguments are reused for the outputs: counted once.
+    arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
+    extra = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    host = HOST_BATCHES * tree_bytes(batch) / jax.process_count()
+    return (
+        f"{_size(arguments + temporaries + extra)} per device (state and batch "
+        f"{_size(arguments)}, temporaries {_size(temporaries)}); "
+        f"{_size(host)} of batches per host"
+    )
+
+
+def data_line(train: Videos, held_out: Videos | None) -> str:
+    """Where the videos come from."""
+    rest = f"; held out: {len(held_out):,} of {held_out.name}" if held_out else "; none held out"
+    return f"{len(train):,} of {train.name}{rest}"
+
+
+def workdir_line(workdir: str, start: int, changes: dict[str, tuple[Any, Any]]) -> str:
+    """Whether this is a new run, and what has changed in its config since if not."""
+    if not start:
+        return f"{workdir}, a new run"
+    changed = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in changes.items())
+    return f"{workdir}, going on from step {start:,}" + (f"; changed: {changed}" if changed else "")
+
+
+# Being filled, two ready in tf.data, two ahead on their way to the devices.
+HOST_BATCHES = 5
+
+
+def text(title: str, rows: dict[str, str]) -> str:
+    """Align the rows under a title."""
+    width = max(map(len, rows)) + 2
+    return "\n".join([title, *(f"  {name:<{width}}{value}" for name, value in rows.items())])
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Return {key: (old value, new value)} for every leaf in which two configs differ."""
+    before, after = flatten(old), flatten(new)
+    keys = sorted(before.keys() | after.keys())
+    pairs = {key: (before.get(key), after.get(key)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def tree_bytes(tree: Any) -> int:
+    """Return the bytes of all arrays (or shapes) of a tree, over all devices."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"

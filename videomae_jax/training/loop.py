@@ -1,0 +1,263 @@
+"""A run, from its config to its last checkpoint. Assembles and loops; no mathematics."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from videomae_jax.data.bad import BadVideos
+from videomae_jax.data.feed import Feed
+from videomae_jax.data.pipeline import clip_batches, eval_batches
+from videomae_jax.data.sources import Videos, read_videos, split_videos
+from videomae_jax.data.synthetic import SyntheticSample, synthetic_videos
+from videomae_jax.errors import UserError
+from videomae_jax.pictures import plot_curve
+from videomae_jax.tasks.task import Params, Task
+from videomae_jax.training import banner
+from videomae_jax.training.checkpoint import FOLDER, Checkpoints, check_space
+from videomae_jax.training.monitor import Monitor, read_metrics
+from videomae_jax.training.optim import adamw, make_plan, warmup_cosine
+from videomae_jax.training.sharding import batch_devices, batch_sharding, make_mesh
+from videomae_jax.training.step import Steps, jit_steps
+
+
+def train(config: ConfigDict, task: Task, *, workdir: str) -> bool:
+    """Train to the last step, going on from the newest checkpoint in `workdir` if there is one.
+
+    Returns False when Ctrl-C or SIGTERM ended the run early; either way its state is saved.
+    """
+    # What a user can get wrong comes first, before anything slow.
+    mesh = make_mesh(config.mesh)
+    check_batch(config, mesh)
+    train_videos, eval_videos = open_videos(config)
+    plan = make_plan(config, examples=len(train_videos))
+    make_workdir(workdir)
+    bad = BadVideos(
+        train_videos,
+        max_share=config.data.max_bad_share,
+        file=Path(workdir) / "bad_videos.csv",
+    )
+
+    with jax.set_mesh(mesh), ExitStack() as stack:
+        steps = jit_steps(
+            task,
+            adamw(config),
+            warmup_cosine(plan),
+            mesh,
+            seed=config.seed,
+            accumulation=config.accumulation,
+        )
+        checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
+        stack.callback(checkpoints.close)
+        start = checkpoints.latest or 0
+        if start:
+            changes = banner.differences(checkpoints.config(start), config)
+            check_same_model(changes, workdir=workdir)
+            state = checkpoints.restore(start, steps.abstract_state)
+        else:
+            changes = []
+            check_space(workdir, needed=2 * banner.tree_bytes(steps.abstract_state))
+            state = steps.init()
+
+        # The position in the data is the step, so a resumed run meets the same batches.
+        train_sample, eval_sample = task.samples()
+        if config.data.train == "synthetic":
+            train_sample = eval_sample = SyntheticSample(train_sample.shape)
+        batches = clip_batches(
+            train_videos,
+            sample=train_sample,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=start,
+            num_steps=plan.steps - start,
+            bad=bad,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            threads=config.data.threads or None,
+        )
+        feed = stack.enter_context(Feed(batches, sharding=batch_sharding(mesh)))
+        monitor = Monitor(
+            workdir,
+            total_steps=plan.steps,
+            batch_size=config.batch_size,
+            flops=task.train_flops,
+            log_every=config.log_every,
+            max_skipped_steps=config.max_skipped_steps,
+        )
+        stack.callback(monitor.close)
+        stop = stack.enter_context(stop_signals())
+
+        train_step = None
+        for step, batch in enumerate(feed, start + 1):
+            if train_step is None:
+                # Ahead of the first step: to tell its memory, and to keep compiling out of the
+                # rate.
+                train_step = steps.train.lower(state, batch).compile()
+                rows = {
+                    "devices": banner.devices_line(mesh),
+                    "model": banner.model_line(state.params),
+                    **task.facts,
+                    "data": banner.data_line(train_videos, eval_videos),
+                    "batch": banner.batch_line(config, mesh),
+                    "rate": banner.rate_line(config, plan),
+                    "length": banner.length_line(plan, len(train_videos), config.batch_size),
+                    "memory": banner.memory_line(train_step, batch),
+                    "workdir": banner.workdir_line(workdir, start, changes),
+                }
+                print(banner.text(config.name, rows), flush=True)
+                monitor.restart_clock(waited=feed.waited)
+            state, metrics = train_step(state, batch)
+            monitor.record(step, metrics, batch["id"], waited=feed.waited)
+            bad.check()
+            last = step == plan.steps
+            if last or stop.received or step % config.save_every == 0:
+                with monitor.pause():
+                    checkpoints.save(step, state, config)
+            if stop.received:
+                print(f"{stop.received}: saved step {step:,}; the same command goes on from there")
+                return False
+            if eval_videos and (last or step % config.eval_every == 0):
+                with monitor.pause():
+                    scores = evaluate(
+                        config,
+                        task,
+                        steps,
+                        state.params,
+                        videos=eval_videos,
+                        sample=eval_sample,
+                        mesh=mesh,
+                    )
+                    monitor.evaluated(step, *scores)
+    finish(workdir, plan.steps)
+    return True
+
+
+class StopSignal:
+    """Which signal asked the run to stop; None while none did."""
+
+    received: str | None = None
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignal]:
+    """Turn Ctrl-C and SIGTERM into a wish that the loop fulfils between two steps.
+
+    The second one of either takes its usual course: it interrupts or kills.
+    """
+    stop, before = StopSignal(), {}
+
+    def handle(number, _):
+        stop.received = signal.Signals(number).name
+        signal.signal(number, before[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def evaluate(
+    config: ConfigDict,
+    task: Task,
+    steps: Steps,
+    params: Params,
+    *,
+    videos: Videos,
+    sample: Callable,
+    mesh: Mesh,
+) -> tuple[dict[str, float], str, dict[str, np.ndarray]]:
+    """Score every held-out video once: (metrics, how many could be read, pictures)."""
+    bad = BadVideos(videos, max_share=1.0)
+    batches = eval_batches(
+        videos,
+        sample=sample,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        bad=bad,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=config.data.threads or None,
+    )
+    totals, pictures = None, {}
+    with Feed(batches, sharding=batch_sharding(mesh)) as feed:
+        for batch in feed:
+            sums = {k: np.float64(v) for k, v in steps.evaluate(params, batch).items()}
+            if totals is None:
+                totals, pictures = sums, task.pictures(params, batch)
+            else:
+                totals = {name: totals[name] + value for name, value in sums.items()}
+    if not totals["count"]:
+        raise UserError(f"held-out data: {bad}")
+    note = f"{len(videos):,} videos" if not len(bad) else str(bad)
+    return {k: float(v) for k, v in task.summarize(totals).items()}, note, pictures
+
+
+def open_videos(config: ConfigDict) -> tuple[Videos, Videos | None]:
+    """Return the training and the held-out videos; None where the config names none."""
+    data = config.data
+    if not data.train:
+        raise UserError(
+            "config.data.train is not set: give --config.data.train=MANIFEST_OR_FOLDER "
+            "(or synthetic)"
+        )
+    videos = synthetic_videos() if data.train == "synthetic" else read_videos(data.train)
+    if data.eval:
+        return videos, read_videos(data.eval)
+    if data.holdout:
+        return split_videos(videos, holdout=data.holdout, seed=config.seed)
+    return videos, None
+
+
+def check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """Raise UserError unless every device gets the same number of clips in every part."""
+    unit = batch_devices(mesh) * config.accumulation
+    if config.accumulation < 1:
+        raise UserError(f"accumulation {config.accumulation}: use 1 or more")
+    if config.batch_size < 1 or config.batch_size % unit:
+        below = config.batch_size // unit * unit
+        split = f"{batch_devices(mesh)} devices (data={mesh.shape['data']}, "
+        split += f"fsdp={mesh.shape['fsdp']})"
+        if config.accumulation > 1:
+            split += f" x {config.accumulation} accumulated parts"
+        legal = f"{below} or {below + unit}" if below > 0 else f"{unit}"
+        raise UserError(f"batch {config.batch_size} is not divisible by {split}: use {legal}")
+
+
+def check_same_model(changes: dict, *, workdir: str) -> None:
+    """Raise UserError when a checkpoint's config names another model than the run's."""
+    for key, (old, new) in changes.items():
+        if key == "task" or key.startswith(("model.encoder", "model.decoder", "model.patch")):
+            raise UserError(
+                f"{workdir} holds a checkpoint with {key}={old}, the config says {new}: "
+                "use another --workdir, or that config"
+            )
+
+
+def make_workdir(workdir: str) -> None:
+    """Create `workdir` and try writing to it; raises UserError where that fails."""
+    probe = Path(workdir) / ".probe"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"videomae")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to --workdir {workdir}: {error.strerror}; use another"
+        ) from None
+
+
+def finish(workdir: str, steps: int) -> None:
+    """Draw the curve of a finished run and say where everything is."""
+    curve = Path(workdir) / "curve.png"
+    plot_curve(read_metrics(workdir), str(curve))
+    print(f"done, {steps:,} steps")
+    print(f"  checkpoint  {Path(workdir) / FOLDER / str(steps)}")
+    print(f"  curve       {curve}")

@@ -1,0 +1,131 @@
+"""The learning-rate schedule and AdamW, as the reference runs them."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from videomae_jax.errors import UserError
+from videomae_jax.training.sharding import path_name
+
+
+class Plan(NamedTuple):
+    """How long a run is and what its learning rate does."""
+
+    steps: int
+    warmup_steps: int
+    steps_per_epoch: int
+    peak_lr: float
+    final_lr: float
+
+
+def make_plan(config: ConfigDict, *, examples: int) -> Plan:
+    """Turn epochs and base rate into steps and rate.
+
+    An epoch is examples // batch_size steps. The rate is base_lr * batch_size / 256 or lr,
+    never both; min_lr is scaled with base_lr only.
+    """
+    if (config.lr > 0) == (config.base_lr > 0):
+        both = f"lr={config.lr:g} and base_lr={config.base_lr:g}"
+        raise UserError(
+            f"{both} are both set: add --config.base_lr=0 to use lr as it stands"
+            if config.lr > 0
+            else f"{both}: set one of them above 0"
+        )
+    scale = config.batch_size / 256 if config.base_lr > 0 else 1.0
+    per_epoch = max(1, examples // config.batch_size)
+    steps = config.steps or config.epochs * per_epoch
+    warmup = config.warmup_steps if config.steps else config.warmup_epochs * per_epoch
+    if steps < 1 or not 0 <= warmup < steps:
+        raise UserError(
+            f"{warmup} warm-up steps of {steps}: use 0 to {max(steps - 1, 0)} "
+            f"({'warmup_steps' if config.steps else f'warmup_epochs, {per_epoch} steps each'})"
+        )
+    peak = (config.lr or config.base_lr) * scale
+    return Plan(steps, warmup, per_epoch, peak, config.min_lr * scale)
+
+
+def warmup_cosine(plan: Plan) -> optax.Schedule:
+    """Return step -> rate, float32: linear from 0 to the peak inclusive, then a half cosine.
+
+    The first cosine step repeats the peak, and the floor is approached but not reached:
+    the reference's arithmetic.
+    """
+    span = plan.peak_lr - plan.final_lr
+
+    def schedule(step):
+        step = jnp.asarray(step, jnp.float32)
+        warm = plan.peak_lr * step / max(plan.warmup_steps - 1, 1)
+        progress = (step - plan.warmup_steps) / (plan.steps - plan.warmup_steps)
+        cosine = plan.final_lr + 0.5 * span * (1 + jnp.cos(math.pi * progress))
+        return jnp.where(step < plan.warmup_steps, warm, cosine)
+
+    return schedule
+
+
+def decay_mask(params: Any) -> Any:
+    """Return True for what weight decay applies to: matrices, not biases, norms or mask token."""
+
+    # By name: the depth axis of stacked blocks makes their biases look like matrices.
+    def decays(path, _):
+        return path_name(path).rpartition("/")[2] in ("kernel", "qkv")
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def adamw(config: ConfigDict) -> optax.GradientTransformation:
+    """AdamW of `config.optimizer` with decoupled decay, all but the learning rate.
+
+    The step multiplies by -rate itself, so that the rate it logs is the rate it used.
+    """
+    settings = config.optimizer
+    clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
+    return optax.chain(
+        clip,
+        optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps),
+        optax.add_decayed_weights(settings.weight_decay, mask=decay_mask),
+    )
+
+
+def layer_decay_scales(depth: int, decay: float) -> np.ndarray:
+    """Return decay^(depth + 1 - id), float64 [depth + 2].
+
+    Id 0 is the patch embedding, i + 1 block i, depth + 1 what comes after the blocks.
+    """
+    return decay ** np.arange(depth + 1, -1, -1, dtype=np.float64)
+
+
+def layer_scales(params: Any, decay: float) -> Any:
+    """Return for each leaf of a classifier's parameters the factor of its learning rate.
+
+    float32, [depth, 1, ...] for the stacked blocks, else a scalar.
+    """
+    depth = jax.tree.leaves(params["encoder"]["blocks"])[0].shape[0]
+    scales = layer_decay_scales(depth, decay).astype(np.float32)
+
+    def leaf_scale(path, leaf):
+        name = path_name(path)
+        if name.startswith("encoder/embed/"):
+            return scales[0]
+        if name.startswith("encoder/blocks/"):
+            return scales[1:-1].reshape(depth, *[1] * (leaf.ndim - 1))
+        return scales[-1]
+
+    return jax.tree_util.tree_map_with_path(leaf_scale, params)
+
+
+def scale_by_layer(decay: float) -> optax.GradientTransformation:
+    """Multiply updates by `layer_scales`; chain it after `adamw`.
+
+    After, because Adam would divide the factor out again. The decay of the weights is scaled
+    with the rest, as a learning rate does.
+    """
+
+    def scale(updates, _):
+        return jax.tree.map(jnp.multiply, updates, layer_scales(updates, decay))
+
+    return optax.stateless(scale)

@@ -1,0 +1,164 @@
+"""The state of a run and the pure functions that move it on by one step.
+
+This is where jit happens, once for training and once for evaluation.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from videomae_jax.tasks.task import Batch, Params, Sums, Task
+from videomae_jax.training.sharding import batch_sharding, state_sharding
+
+# Named streams of randomness, folded into the run's key.
+INIT, STEP = range(2)
+
+
+class TrainState(NamedTuple):
+    """Everything a run needs to go on; `step` is also the position in the data.
+
+    skipped: non-finite steps in a row, ended by the first finite one.
+    """
+
+    step: jax.Array  # int32
+    params: Params  # float32
+    opt_state: Any  # float32
+    skipped: jax.Array  # int32
+
+
+def make_state(task: Task, optimizer: optax.GradientTransformation, *, seed: int) -> TrainState:
+    """Initialize a state; trace it with `jax.eval_shape` for its shapes alone."""
+    params = task.init(jax.random.fold_in(jax.random.key(seed), INIT))
+    zero = jnp.zeros([], jnp.int32)
+    return TrainState(zero, params, optimizer.init(params), zero)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    seed: int,
+    accumulation: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Take one optimizer step; a non-finite loss or gradient changes nothing but `skipped`."""
+    key = jax.random.fold_in(jax.random.key(seed), STEP)
+    key = jax.random.fold_in(key, state.step)
+    grads, sums = _gradients(state.params, batch, key, task=task, parts=accumulation)
+    # Sums over the whole batch until here, so that parts of unequal counts weigh as they should.
+    grads = jax.tree.map(lambda g: g / sums["count"], grads)
+    metrics = task.summarize(sums)
+    norm = optax.tree.norm(grads)
+    lr = schedule(state.step)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
+
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+
+    def keep(new, old):
+        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+    state = TrainState(
+        step=state.step + 1,
+        params=keep(params, state.params),
+        opt_state=keep(opt_state, state.opt_state),
+        skipped=jnp.where(finite, 0, state.skipped + 1),
+    )
+    return state, {**metrics, "lr": lr, "grad_norm": norm, "skipped": state.skipped}
+
+
+def _gradients(
+    params: Params, batch: Batch, key: jax.Array, *, task: Task, parts: int
+) -> tuple[Params, Sums]:
+    """Return gradients of the summed error, and all sums, over the batch in `parts` parts."""
+
+    def error(params, part):
+        sums = task.train_sums(params, part, key)
+        return sums["error"], sums
+
+    def part_gradients(part):
+        return jax.grad(error, has_aux=True)(params, part)
+
+    if parts == 1:
+        return part_gradients(batch)
+
+    # Every parts-th clip, not consecutive ones: a part then takes equally many clips from each
+    # device and nothing moves between devices.
+    batch = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    shapes = jax.eval_shape(part_gradients, jax.tree.map(lambda x: x[0], batch))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, part_gradients(part)), None
+
+    return jax.lax.scan(add, zeros, batch)[0]
+
+
+class Steps(NamedTuple):
+    """The jitted functions of a run and the layout of its state."""
+
+    init: Callable[[], TrainState]
+    train: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+    evaluate: Callable[[Params, Batch], Sums]
+    abstract_state: TrainState  # ShapeDtypeStructs with shardings
+
+
+def jit_steps(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    *,
+    seed: int,
+    accumulation: int,
+) -> Steps:
+    """Give every function its shardings; `train` donates the state it is given.
+
+    `evaluate` returns scalar sums over the clips whose batch["valid"] is True.
+    """
+
+    def init():
+        return make_state(task, optimizer, seed=seed)
+
+    def train(state, batch):
+        return train_step(
+            state,
+            batch,
+            task=task,
+            optimizer=optimizer,
+            schedule=schedule,
+            seed=seed,
+            accumulation=accumulation,
+        )
+
+    def evaluate(params, batch):
+        sums = task.eval_sums(params, batch)
+        # where, not a product: an invalid clip may have given NaN.
+        return {k: jnp.where(batch["valid"], v, 0).sum() for k, v in sums.items()}
+
+    shapes = jax.eval_shape(init)
+    sharding = state_sharding(shapes, mesh)
+    replicated, batch = NamedSharding(mesh, P()), batch_sharding(mesh)
+    return Steps(
+        # Initialized where it will live: no host ever holds the whole tree.
+        init=jax.jit(init, out_shardings=sharding),
+        train=jax.jit(
+            train,
+            in_shardings=(sharding, batch),
+            out_shardings=(sharding, replicated),
+            donate_argnames="state",
+        ),
+        evaluate=jax.jit(evaluate, in_shardings=(sharding.params, batch), out_shardings=replicated),
+        abstract_state=jax.tree.map(
+            lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+            shapes,
+            sharding,
+        ),
+    )
