@@ -1,6 +1,6 @@
 """The demo: a tiny VideoMAE on the motion-capture clips of data/, minutes on two CPU cores.
 
-    videomae train --config=configs/demo.py --workdir=DIR [--config.data.train=VIDEOS]
+videomae train --config=configs/demo.py --workdir=DIR [--config.data.train=VIDEOS]
 """
 
 from pathlib import Path

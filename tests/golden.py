@@ -7,9 +7,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from videomae_jax.interop.torch_reader import read_torch
 from videomae_jax.models.vit import Size
 
 DATA = Path(__file__).parent / "data"
+WEIGHTS = {
+    "pretrain_tiny": ("pretrain_tiny.pth", "model"),
+    "finetune_tiny": ("finetune_tiny_deepspeed.pth", "module"),
+}
 
 
 class Golden(NamedTuple):
@@ -47,10 +52,32 @@ class Golden(NamedTuple):
             },
         }
 
+    def classifier_tree(self, prefix: str) -> dict:
+        """Return the fine-tuning tensors under "param", "grad" or "param_after", converted."""
+        start = f"{prefix}/"
+        take = {k.removeprefix(start): a for k, a in self.arrays.items() if k.startswith(start)}
+        # Its blocks have no prefix of their own, unlike those of pre-training.
+        blocks = {f"encoder.{name}": array for name, array in take.items()}
+        embed = take["patch_embed.proj.weight"].transpose(2, 3, 4, 1, 0)
+        return {
+            "encoder": {
+                "embed": {
+                    "kernel": embed.reshape(-1, self.encoder.width),
+                    "bias": take["patch_embed.proj.bias"],
+                },
+                "blocks": _blocks(blocks, "encoder", self.encoder),
+            },
+            "fc_norm": _norm(take, "fc_norm"),
+            "head": _dense(take, "head"),
+        }
+
 
 def load_golden(name: str) -> Golden:
-    """Read tests/data/NAME.npz."""
+    """Read tests/data/NAME.npz, and the weights, "param/...", from the .pth beside it."""
     arrays = dict(np.load(DATA / f"{name}.npz"))
+    file, key = WEIGHTS[name]
+    weights = read_torch(DATA / file)[key]
+    arrays |= {f"param/{tensor}": np.asarray(weights[tensor]) for tensor in weights}
     config = json.loads(str(arrays.pop("config")))
     return Golden(
         arrays,

@@ -55,6 +55,74 @@ class PretrainSample:
         return x, y, wide, high
 
 
+@dataclass(frozen=True)
+class DenseSample(PretrainSample):
+    """The clip that fine-tuning sees where actions are short, as Kinetics.
+
+    The frames of `sampling.dense_indices`, in training before a random end. The picture in
+    training: the largest box of the shape of the clip, at a random place. The random
+    resized crop, done on the device, is at most 4/3 as wide as high: in a 4:3 box at
+    any place of a wide picture it finds whatever it could find in the whole picture.
+    In evaluation the middle clip and the centred box.
+    """
+
+    def indices(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Which frames of `count`: int64 [F]."""
+        span = dict(frames=self.frames, stride=self.stride)
+        if not self.train:
+            return sampling.dense_views(count, segments=1, **span)[0]
+        ends = sampling.dense_ends(count, **span)
+        end = int(rng.choice(ends)) if ends else None
+        return sampling.dense_indices(count, end=end, **span)
+
+    def box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Which part of the picture: (x, y, width, height) in pixels."""
+        return _shape_box(self, width, height, rng)
+
+
+@dataclass(frozen=True)
+class SparseSample:
+    """The clip that fine-tuning sees where actions take the whole video, as Something-Something.
+
+    The frames of `sampling.sparse_indices`, in evaluation of the first of the test clips; the
+    picture as in `DenseSample`.
+    """
+
+    frames: int
+    height: int
+    width: int
+    channels: int
+    train: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(F, H, W, C), the same for every clip."""
+        return self.frames, self.height, self.width, self.channels
+
+    def __call__(self, path: str | bytes, rng: np.random.Generator) -> np.ndarray:
+        clip = read_clip(path, lambda count: self.indices(count, rng), channels=self.channels)
+        box = _shape_box(self, clip.shape[2], clip.shape[1], rng)
+        return resize_crop(clip, box=box, width=self.width, height=self.height)
+
+    def indices(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Which frames of `count`: int64 [F]."""
+        if not self.train:
+            return sampling.sparse_views(count, frames=self.frames, views=1)[0]
+        return sampling.sparse_indices(count, rng, frames=self.frames)
+
+
+def _shape_box(
+    sample: DenseSample | SparseSample, width: int, height: int, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """The largest box of a sample's shape: in training at a random place, else centred."""
+    x, y, wide, high = sampling.center_crop_box(
+        width, height, target_width=sample.width, target_height=sample.height
+    )
+    if sample.train:
+        x, y = int(rng.integers(width - wide + 1)), int(rng.integers(height - high + 1))
+    return x, y, wide, high
+
+
 def resize_crop(
     clip: np.ndarray, *, box: tuple[int, int, int, int], width: int, height: int
 ) -> np.ndarray:

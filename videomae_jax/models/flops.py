@@ -14,9 +14,7 @@ def block_flops(size: Size, tokens: int) -> float:
     return projections + mlp + attention
 
 
-def finetune_flops(
-    encoder: Size, *, tokens: int, values: int, classes: int
-) -> tuple[float, float]:
+def finetune_flops(encoder: Size, *, tokens: int, values: int, classes: int) -> tuple[float, float]:
     """Return (forward, train) operations of one clip, all N = `tokens` of it encoded.
 
     values: P, numbers per token. Training as in `pretrain_flops`.

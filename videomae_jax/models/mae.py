@@ -48,7 +48,8 @@ class Encoder(nn.Module):
     ) -> jax.Array:
         """Encode normalized patches float32 [B, n, P] at positions float32 [B or 1, n, D].
 
-        keys: typed PRNG keys [B] for drop path; None drops nothing. Returns [B, n, D] in the compute dtype.
+        keys: typed PRNG keys [B] for drop path; None drops nothing. Returns [B, n, D] in the
+        compute dtype.
         """
         init = _one_over_root(patches.shape[-1])
         # A dense layer on flattened pixels is the reference's strided Conv3d.

@@ -175,8 +175,9 @@ def apply_blocks(
 ) -> jax.Array:
     """Run [B, N, D] through `size.depth` blocks; call it inside a compact module.
 
-    drop_path: rate of the last block's branches, falling linearly to 0 at the first.
-    keys: typed PRNG keys [B]; None drops nothing. The parameters stand under "blocks" with a leading [depth] axis, however they are run,
+    drop_path: rate of the last block's branches, falling linearly to 0 at the first. keys:
+    typed PRNG keys [B]; None drops nothing.
+    The parameters stand under "blocks" with a leading [depth] axis, however they are run,
     so checkpoints, sharding rules and conversions know one layout only.
     """
     block = Block

@@ -108,6 +108,14 @@ def load_params(path: str) -> tuple[Any, ConfigDict]:
     return restored["params"], config_from_json(restored["meta"]["config"])
 
 
+def save_params(path: str, params: Any, config: ConfigDict) -> None:
+    """Write weights without a run: a new work directory `path` that `load_params` reads."""
+    meta = {"config": json.loads(config.to_json())}
+    args = ocp.args.Composite(params=SAVE(params), meta=ocp.args.JsonSave(meta))
+    with _open(Path(path).absolute() / FOLDER, ocp.CheckpointManagerOptions()) as manager:
+        manager.save(0, args=args)
+
+
 def _open(folder: Any, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     handlers = {
         "params": ocp.StandardCheckpointHandler(),

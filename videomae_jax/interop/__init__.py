@@ -1,0 +1,1 @@
+"""Other people's checkpoint files: read safely, converted strictly, written back."""

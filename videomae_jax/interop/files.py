@@ -1,0 +1,213 @@
+"""Open a checkpoint of any kind, and write one: the door of this room."""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from videomae_jax.config import load_config
+from videomae_jax.errors import UserError
+from videomae_jax.interop.convert import ModelFacts, find_tensors, from_native, to_native
+from videomae_jax.interop.safetensors_reader import (
+    indexed_files,
+    read_safetensors,
+    write_safetensors,
+)
+from videomae_jax.interop.torch_reader import read_torch, write_torch
+from videomae_jax.interop.transformers_folder import (
+    Beside,
+    is_videomae_folder,
+    read_beside,
+    write_beside,
+)
+from videomae_jax.models.vit import Size
+
+FORMATS = ("native", "mcg", "hf", "safetensors")
+# What a folder may keep its weights in, the first that is there.
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+class Checkpoint(NamedTuple):
+    """A model as it was read.
+
+    params: our tree, float32. config: as of a run of ours. labels: class names, if the file
+    had any. report: what was read as what, to print; "" for our own checkpoints.
+    """
+
+    params: Mapping[str, Any]
+    config: ConfigDict
+    labels: tuple[str, ...]
+    report: str
+
+
+def load_checkpoint(
+    path: str,
+    *,
+    num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
+    frames: int | None = None,
+    image_size: int | None = None,
+) -> Checkpoint:
+    """Read a work directory, one of its steps, or anybody's file or folder of weights.
+
+    The keywords say what the file and a config beside it do not; they win over the config.
+    Raises UserError when anything is damaged, missing, unexpected or in doubt.
+    """
+    source = Path(path)
+    if not source.exists():
+        raise UserError(f"{path} does not exist: give a work directory, a file or a folder")
+    if source.is_dir() and not any((source / name).is_file() for name in WEIGHTS):
+        # Not at the top: orbax takes seconds to import, and files need none of it.
+        from videomae_jax.training.checkpoint import load_params
+
+        params, config = load_params(path)
+        return Checkpoint(params, config, (), "")
+
+    if source.is_dir():
+        file = next(source / name for name in WEIGHTS if (source / name).is_file())
+        beside = read_beside(source)
+    else:
+        file = source
+        beside = read_beside(source.parent) if is_videomae_folder(source.parent) else Beside()
+    tensors, notes = _read_tensors(file)
+    params, facts = to_native(
+        tensors,
+        source=str(file),
+        num_heads=num_heads,
+        decoder_num_heads=decoder_num_heads,
+        said_heads=(beside.num_heads, beside.decoder_num_heads),
+    )
+    beside = beside._replace(
+        frames=frames or beside.frames, image_size=image_size or beside.image_size
+    )
+    if len(beside.mean) != facts.channels:
+        # Nothing to go by: pixels stay in [0, 1].
+        beside = beside._replace(mean=(0.0,) * facts.channels, std=(1.0,) * facts.channels)
+        notes.append(f"mean 0 and std 1 are taken for its {facts.channels} channels")
+    if facts.classes != len(beside.labels):
+        beside = beside._replace(labels=())
+    table = dataclasses.replace(facts.table, notes=(*facts.table.notes, *beside.notes, *notes))
+    return Checkpoint(params, _config(facts, beside), beside.labels, str(table))
+
+
+def save_checkpoint(path: str, checkpoint: Checkpoint, *, to: str) -> None:
+    """Write a checkpoint in one of `FORMATS`; `path` must not exist and appears only whole."""
+    if to not in FORMATS:
+        raise UserError(f"format {to!r} is unknown: use one of {', '.join(FORMATS)}")
+    target = Path(path).absolute()
+    if target.exists():
+        raise UserError(f"{path} exists: give a new path, or remove it first")
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    write = {"native": _write_native, "mcg": _write_mcg, "hf": _write_hf, "safetensors": _write_st}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write[to](draft, checkpoint)
+        draft.rename(target)
+    except OSError as problem:
+        raise UserError(f"cannot write {path}: {problem.strerror or problem}") from None
+    finally:
+        if draft.is_dir():
+            shutil.rmtree(draft)
+        draft.unlink(missing_ok=True)
+
+
+def _read_tensors(file: Path) -> tuple[Mapping[str, Any], list[str]]:
+    """Read one file, or the ones an index names; say what was left aside."""
+    if file.name.endswith(".bin.index.json"):
+        tensors = {}
+        for part in indexed_files(file):
+            held = find_tensors(read_torch(part), source=str(part))[0]
+            if twice := sorted(tensors.keys() & held.keys()):
+                raise UserError(f"{part} holds a second {', '.join(twice)}")
+            tensors |= held
+        return tensors, []
+    if file.name.endswith((".safetensors", ".safetensors.index.json")):
+        return read_safetensors(file), []
+    tree = read_torch(file)
+    tensors, where = find_tensors(tree, source=str(file))
+    aside = [key for key in tree if key != where.partition(".")[0]] if where else []
+    notes = [f"the model is under {where!r}"] if where else []
+    return tensors, notes + ([f"not read: {', '.join(map(str, aside))[:200]}"] if aside else [])
+
+
+def _config(facts: ModelFacts, beside: Beside) -> ConfigDict:
+    """Return a training config with the converted model in it."""
+    recipe = "finetune" if facts.task == "classify" else "pretrain"
+    config = load_config(f"configs/{recipe}.py:b,custom").unlock()
+    config.name = f"{facts.task} model converted from {facts.dialect}"
+    config.task = facts.task
+    config.model.encoder = ConfigDict(dataclasses.asdict(facts.encoder))
+    if facts.decoder:
+        config.model.decoder = ConfigDict(dataclasses.asdict(facts.decoder))
+    side = beside.image_size
+    config.model.update(patch=facts.patch, mean=beside.mean, std=beside.std)
+    config.clip.update(frames=beside.frames, height=side, width=side)
+    if facts.task == "classify":
+        config.model.classes = facts.classes
+        # The margin around the crops stays what it is at 224.
+        config.clip.source_height = round(config.clip.source_height * side / 224)
+        config.clip.source_width = round(config.clip.source_width * side / 224)
+    else:
+        config.normalized_targets = beside.normalized_targets
+    config.run.scan = facts.encoder.depth > 12
+    return config.lock()
+
+
+def _write_native(path: Path, checkpoint: Checkpoint) -> None:
+    from videomae_jax.training.checkpoint import save_params
+
+    save_params(str(path), checkpoint.params, checkpoint.config)
+
+
+def _write_mcg(path: Path, checkpoint: Checkpoint) -> None:
+    patch = checkpoint.config.model.patch
+    write_torch(path, {"model": from_native(checkpoint.params, "mcg", patch=patch)})
+
+
+def _write_st(path: Path, checkpoint: Checkpoint) -> None:
+    patch = checkpoint.config.model.patch
+    write_safetensors(path, from_native(checkpoint.params, "mcg", patch=patch))
+
+
+def _write_hf(path: Path, checkpoint: Checkpoint) -> None:
+    params, config = checkpoint.params, checkpoint.config
+    if config.clip.height != config.clip.width:
+        raise UserError(
+            f"transformers has square clips only, not {config.clip.height} x {config.clip.width}"
+        )
+    tensors = from_native(params, "hf", patch=config.model.patch)
+    beside = Beside(
+        frames=config.clip.frames,
+        image_size=config.clip.height,
+        mean=tuple(config.model.mean),
+        std=tuple(config.model.std),
+        # Only pre-training has targets.
+        normalized_targets=config.task != "pretrain" or config.normalized_targets,
+        labels=checkpoint.labels,
+    )
+    path.mkdir()
+    write_beside(
+        path,
+        beside=beside,
+        encoder=_size(params["encoder"]),
+        decoder=_size(params["decoder"]) if "decoder" in params else None,
+        patch=config.model.patch,
+        classes=params["head"]["bias"].shape[0] if "head" in params else 0,
+        final_norm="norm" in params["encoder"],
+    )
+    write_safetensors(path / "model.safetensors", tensors)
+
+
+def _size(params: Mapping[str, Any]) -> Size:
+    """Read a transformer's size off its parameters."""
+    depth, width, _, heads, _ = params["blocks"]["attn"]["qkv"].shape
+    return Size(width, depth, heads, params["blocks"]["mlp"]["fc1"]["bias"].shape[-1])

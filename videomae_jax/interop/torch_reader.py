@@ -1,0 +1,417 @@
+"""PyTorch's .pth files without PyTorch, and without running anything they say.
+
+A .pth is a zip of one pickle and raw storages. Python's unpickler calls what a pickle names;
+here a small machine of its own reads the opcodes, and the only things it can build are plain
+containers and views of the file. Whatever else a pickle names is refused by that name.
+"""
+
+import io
+import math
+import mmap
+import pickle
+import pickletools
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from videomae_jax.errors import UserError
+
+STORAGES = {
+    "torch.FloatStorage": np.dtype(np.float32),
+    "torch.DoubleStorage": np.dtype(np.float64),
+    "torch.HalfStorage": np.dtype(np.float16),
+    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch.LongStorage": np.dtype(np.int64),
+    "torch.IntStorage": np.dtype(np.int32),
+    "torch.ShortStorage": np.dtype(np.int16),
+    "torch.CharStorage": np.dtype(np.int8),
+    "torch.ByteStorage": np.dtype(np.uint8),
+    "torch.BoolStorage": np.dtype(np.bool_),
+}
+ORDERED_DICT = "collections.OrderedDict"
+TENSOR, PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
+# What training scripts leave beside the weights: read as an `Inert`, whatever its arguments.
+# The reference's schedule stores its rates as NumPy scalars.
+INERT = {
+    "argparse.Namespace",
+    "numpy.dtype",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "_codecs.encode",
+    "__builtin__.set",
+    "builtins.set",
+}
+ALLOWED = {ORDERED_DICT, TENSOR, PARAMETER, *STORAGES, *INERT}
+
+MAX_PICKLE = 16 << 20  # bytes; the pickle of a ViT-g with its optimizer has about 2 MB
+MAX_OPCODES = 1_000_000  # ... and 0.1 million opcodes; each can cost 64 bytes of memory
+MAX_DIRECTORY = 8 << 20  # bytes; one storage takes about 100
+DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, struct.error)
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before version 1.6
+
+
+class Inert:
+    """Stands for an object of a pickle that is neither built nor needed."""
+
+
+class _Name(str):
+    """A global that a pickle names, as opposed to a string it holds."""
+
+
+class _Storage(NamedTuple):
+    values: np.ndarray  # 1-D, a view of the file
+
+
+class _Refused(Exception):
+    """What is wrong with a file, to be said with its path."""
+
+
+def read_torch(path: str | Path) -> Any:
+    """Read a file written by torch.save: dicts, lists, numbers, and tensors as NumPy arrays.
+
+    The arrays are read-only views of the file, which stays mapped while they live. Raises
+    UserError for a file that is damaged, not of the zip form, or names anything not allowed.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(LEGACY))
+            if not head.startswith(b"PK"):
+                raise _Refused(_not_a_zip(head))
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return _read_archive(memoryview(data))
+    except _Refused as problem:
+        # What a file says may be long and have many lines; the report is one.
+        raise UserError(f"{path}: {' '.join(str(problem).split())[:400]}") from None
+    except OSError as problem:
+        raise UserError(f"cannot read {path}: {problem.strerror or problem}") from None
+
+
+def _not_a_zip(head: bytes) -> str:
+    if head == LEGACY:
+        return (
+            "is in torch.save's form of before 2020; write it anew where torch is: "
+            "torch.save(torch.load(path, weights_only=True), new_path)"
+        )
+    return "is not a PyTorch file: it does not begin as a zip does"
+
+
+def _read_archive(data: memoryview) -> Any:
+    try:
+        entries = _read_directory(data)
+    except DAMAGED as problem:
+        raise _Refused(f"its zip directory is damaged ({problem})") from None
+    roots = [name[: -len("data.pkl")] for name in entries if name.endswith("/data.pkl")]
+    if len(roots) != 1:
+        raise _Refused(f"is a zip with {len(roots)} data.pkl, not a PyTorch file with one")
+    root = roots[0]
+    if f"{root}constants.pkl" in entries:
+        raise _Refused("is a TorchScript program, not weights; save its state_dict() instead")
+    if bytes(entries.get(f"{root}byteorder", b"little")) != b"little":
+        raise _Refused("holds big-endian numbers; write it anew on a little-endian machine")
+
+    def storage(kind: Any, key: Any, count: Any) -> _Storage:
+        # Only strings are printed: the text of nested tuples can grow without end.
+        if not isinstance(kind, _Name) or kind not in STORAGES or not isinstance(key, str):
+            raise _Refused("it holds a storage of unknown kind")
+        name, dtype = f"{root}data/{key}", STORAGES[kind]
+        if not _is_size(count) or name not in entries:
+            raise _Refused(f"its storage {key!r} is missing or has no size")
+        raw = entries[name]
+        if count * dtype.itemsize > len(raw):
+            raise _Refused(f"its storage {key!r} has {len(raw)} bytes, not {count} {dtype}")
+        return _Storage(np.frombuffer(raw, dtype, count) if count else np.empty(0, dtype))
+
+    try:
+        return _run_pickle(bytes(entries[f"{root}data.pkl"]), storage)
+    except DAMAGED as problem:
+        raise _Refused(f"its pickle is damaged ({problem})") from None
+
+
+def _read_directory(data: memoryview) -> dict[str, memoryview]:
+    """Return the contents of a zip by name, every checksum verified.
+
+    Not by `zipfile`: it copies, and it takes memory before it knows how much is there.
+    """
+    if len(data) < 22 or data[-22:-18] != b"PK\5\6":
+        raise _Refused("is cut short: its zip has no end")
+    *_, count, size, start, _ = struct.unpack_from("<4s4H2LH", data, len(data) - 22)
+    if len(data) >= 42 and data[-42:-38] == b"PK\6\7":
+        (at,) = struct.unpack_from("<Q", data, len(data) - 34)
+        signature, *_, count, size, start = struct.unpack_from("<4sQ2H2L4Q", data, at)
+        if signature != b"PK\6\6":
+            raise ValueError("no zip64 record")
+    if size > MAX_DIRECTORY or start + size > len(data):
+        raise ValueError(f"{size} bytes at {start}")
+
+    entries, at, room, end = {}, start, len(data), start + size
+    for _ in range(count):
+        if at >= end:
+            raise ValueError(f"fewer entries than {count}")
+        signature, *fields = struct.unpack_from("<4s6H3L5H2L", data, at)
+        _, _, flags, method, _, _, crc, packed, size, names, extras, comments, *_, offset = fields
+        name = bytes(data[at + 46 : at + 46 + names]).decode()
+        extra = bytes(data[at + 46 + names : at + 46 + names + extras])
+        size, packed, offset = _widen(extra, size, packed, offset)
+        at += 46 + names + extras + comments
+        local, *_, local_names, local_extras = struct.unpack_from("<4s5H3L2H", data, offset)
+        first = offset + 30 + local_names + local_extras
+        if signature != b"PK\1\2" or local != b"PK\3\4" or name in entries:
+            raise ValueError(f"entry {len(entries)}, {name!r}")
+        if method or flags & 1 or packed != size:
+            raise _Refused(
+                f"{name!r} in it is compressed or encrypted, which torch.save never does"
+            )
+        # Entries that overlap could make a small file take hours to check.
+        room -= size
+        if room < 0 or first + size > start:
+            raise _Refused(f"is cut short: {name!r} reaches beyond its end")
+        entries[name] = data[first : first + size]
+        if zlib.crc32(entries[name]) != crc:
+            raise _Refused(f"is damaged: the checksum of {name!r} is wrong; fetch the file again")
+    return entries
+
+
+def _widen(extra: bytes, *fields: int) -> list[int]:
+    """Replace the fields that do not fit 32 bits by those of the zip64 extra."""
+    wide = b""
+    while len(extra) >= 4:
+        kind, size = struct.unpack_from("<2H", extra)
+        if kind == 1:
+            wide = extra[4 : 4 + size]
+        extra = extra[4 + size :]
+    values = iter(struct.unpack(f"<{len(wide) // 8}Q", wide[: len(wide) // 8 * 8]))
+    return [next(values, field) if field == 0xFFFFFFFF else field for field in fields]
+
+
+def _run_pickle(program: bytes, storage) -> Any:
+    """Read a pickle opcode by opcode; nothing is imported and nothing is called."""
+    if len(program) > MAX_PICKLE:
+        raise _Refused(f"its pickle has {len(program)} bytes, weights need less than {MAX_PICKLE}")
+    stack, marks, memo = [], [], {}
+
+    def pop_mark() -> list:
+        nonlocal stack
+        taken, stack = stack, marks.pop()
+        return taken
+
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(io.BytesIO(program))):
+        if number > MAX_OPCODES:
+            raise _Refused(f"its pickle has more than {MAX_OPCODES} opcodes")
+        match opcode.name:
+            case "PROTO" | "FRAME":
+                pass
+            case "STOP":
+                return stack.pop()
+            case "MARK":
+                marks.append(stack)
+                stack = []
+            case "POP":
+                stack.pop()
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
+            case "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4":
+                stack.append(argument)
+            case "FLOAT" | "BINFLOAT" | "UNICODE" | "BINUNICODE" | "SHORT_BINUNICODE":
+                stack.append(argument)
+            case "STRING" | "BINSTRING" | "SHORT_BINSTRING" | "BINBYTES" | "SHORT_BINBYTES":
+                stack.append(argument)
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(opcode.name[-1])
+                if len(stack) < count:
+                    raise IndexError("stack underflow")
+                stack[-count:] = [tuple(stack[-count:])]
+            case "TUPLE":
+                taken = pop_mark()
+                stack.append(tuple(taken))
+            case "EMPTY_LIST" | "EMPTY_SET":
+                stack.append([])
+            case "LIST":
+                taken = pop_mark()
+                stack.append(taken)
+            case "APPEND":
+                _extend(stack[-2], [stack.pop()])
+            case "APPENDS" | "ADDITEMS":
+                taken = pop_mark()
+                _extend(stack[-1], taken)
+            case "EMPTY_DICT":
+                stack.append({})
+            case "DICT":
+                taken = pop_mark()
+                stack.append(_update({}, taken))
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                _update(stack[-1], [key, value])
+            case "SETITEMS":
+                taken = pop_mark()
+                _update(stack[-1], taken)
+            case "GLOBAL":
+                stack.append(_allow(argument.replace(" ", ".")))
+            case "STACK_GLOBAL":
+                name, module = stack.pop(), stack.pop()
+                if not isinstance(name, str) or not isinstance(module, str):
+                    raise ValueError("STACK_GLOBAL")
+                stack.append(_allow(f"{module}.{name}"))
+            case "REDUCE" | "NEWOBJ":
+                arguments, name = stack.pop(), stack.pop()
+                stack.append(_build(name, arguments))
+            case "BUILD":
+                stack.pop()
+                # The attributes of an OrderedDict (torch's _metadata) or of a stand-in.
+                if not isinstance(stack[-1], dict | Inert):
+                    raise ValueError("BUILD")
+            case "BINPERSID":
+                kind, *reference = stack.pop()
+                if kind != "storage" or len(reference) != 4:
+                    raise ValueError("persistent id")
+                stack.append(storage(reference[0], reference[1], reference[3]))
+            case _:
+                raise _Refused(
+                    f"its pickle uses the opcode {opcode.name}, which weights never need"
+                )
+    raise ValueError("no STOP")
+
+
+def _allow(name: str) -> _Name:
+    if name not in ALLOWED:
+        raise _Refused(
+            f"its pickle names {name[:100]}, which is not allowed and was not run; "
+            "save only tensors, or convert it to safetensors where it comes from"
+        )
+    return _Name(name)
+
+
+def _build(name: Any, arguments: Any) -> Any:
+    """What REDUCE means for the allowed names."""
+    if not isinstance(name, _Name) or not isinstance(arguments, tuple):
+        raise ValueError("a call of something that is no name")
+    if name in INERT:
+        return Inert()
+    if name == ORDERED_DICT:
+        pairs = arguments[0] if arguments else []
+        return _update({}, [item for pair in pairs for item in _pair(pair)])
+    if name == PARAMETER and arguments and isinstance(arguments[0], np.ndarray):
+        return arguments[0]
+    if name == TENSOR and len(arguments) in (6, 7) and isinstance(arguments[0], _Storage):
+        return _view(*arguments[:4])
+    raise ValueError(f"{name} with {len(arguments)} arguments")
+
+
+def _view(storage: _Storage, offset: Any, shape: Any, strides: Any) -> np.ndarray:
+    """A strided view, after checking that it stays inside its storage."""
+    count = len(storage.values)
+    sizes = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
+    if not sizes or len(shape) > 8 or not all(map(_is_size, (offset, *shape, *strides))):
+        raise ValueError("a tensor with an impossible shape")
+    if 0 in shape:
+        return np.empty(shape, storage.values.dtype)
+    last = offset + sum((side - 1) * step for side, step in zip(shape, strides, strict=True))
+    # The second condition: a stride of 0 would let one number pose as a terabyte.
+    if last >= count or math.prod(shape) > count:
+        raise _Refused(
+            f"a tensor of shape {shape}, strides {strides}, offset {offset} does not fit its "
+            f"storage of {count} numbers"
+        )
+    steps = [step * storage.values.itemsize for step in strides]
+    return np.lib.stride_tricks.as_strided(storage.values[offset:], shape, steps, writeable=False)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 48
+
+
+def _pair(pair: Any) -> Any:
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        raise ValueError("a dict of something else than pairs")
+    return pair
+
+
+def _extend(target: Any, items: list) -> None:
+    if not isinstance(target, list | Inert):
+        raise ValueError("an append to something that is no list")
+    if isinstance(target, list):
+        target.extend(items)
+
+
+def _update(target: Any, items: list) -> Any:
+    """Set items [key, value, key, value, ...] of a dict."""
+    if not isinstance(target, dict | Inert) or len(items) % 2:
+        raise ValueError("items of something that is no dict")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        # No tuples: the hash of nested ones takes exponential time.
+        if not isinstance(key, str | int | float | bytes | None):
+            raise ValueError(f"a {type(key).__name__} as a key")
+        if isinstance(target, dict):
+            target[key] = value
+    return target
+
+
+def write_torch(path: str | Path, tree: dict[str, Any]) -> None:
+    """Write nested dicts of arrays as a .pth that torch.load(weights_only=True) opens."""
+    arrays: list[np.ndarray] = []
+    program = b"\x80\x02" + _pickle(tree, arrays) + b"."
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        _write_entry(archive, "archive/data.pkl", program)
+        _write_entry(archive, "archive/byteorder", b"little")
+        for number, array in enumerate(arrays):
+            _write_entry(archive, f"archive/data/{number}", array.reshape(-1).view(np.uint8).data)
+        _write_entry(archive, "archive/version", b"3\n")
+
+
+def _write_entry(archive: zipfile.ZipFile, name: str, content) -> None:
+    # torch.load(mmap=True) wants storages aligned to 64 bytes; a zip pads by an extra field.
+    entry = zipfile.ZipInfo(name)  # of 1980: the same weights give the same file
+    padding = -(archive.fp.tell() + 30 + len(name.encode()) + 4) % 64
+    entry.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+    archive.writestr(entry, content)
+
+
+def _pickle(node: Any, arrays: list[np.ndarray]) -> bytes:
+    """Pickle a node in protocol 2, its arrays as references to storages added to `arrays`."""
+    if isinstance(node, dict):
+        items = [_pickle(key, arrays) + _pickle(value, arrays) for key, value in node.items()]
+        return b"}(" + b"".join(items) + b"u"
+    if isinstance(node, str):
+        return b"X" + struct.pack("<L", len(node.encode())) + node.encode()
+    if isinstance(node, bool):
+        return b"\x88" if node else b"\x89"
+    if isinstance(node, int):
+        number = pickle.encode_long(node)
+        return b"\x8a" + bytes([len(number)]) + number
+    if isinstance(node, tuple):
+        return b"(" + b"".join(_pickle(item, arrays) for item in node) + b"t"
+    array = np.asarray(node, order="C")
+    kinds = {dtype: name for name, dtype in STORAGES.items()}
+    if array.dtype not in kinds:
+        raise UserError(f"a .pth cannot hold {array.dtype}: use one of {[*map(str, kinds)]}")
+    arrays.append(array)
+    reference = b"(" + b"".join(
+        [
+            _pickle("storage", arrays),
+            _global(kinds[array.dtype]),
+            _pickle(str(len(arrays) - 1), arrays),
+            _pickle("cpu", arrays),
+            _pickle(array.size, arrays),
+        ]
+    )
+    strides = tuple(step // array.itemsize for step in array.strides)
+    layout = [_pickle(item, arrays) for item in (0, array.shape, strides, False)]
+    hooks = _global(ORDERED_DICT) + b")R"
+    return _global(TENSOR) + b"(" + reference + b"tQ" + b"".join(layout) + hooks + b"tR"
+
+
+def _global(name: str) -> bytes:
+    module, _, attribute = name.rpartition(".")
+    return f"c{module}\n{attribute}\n".encode()

@@ -1,0 +1,153 @@
+"""What stands beside the weights in a folder of transformers: config and preprocessor."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from videomae_jax.errors import UserError
+from videomae_jax.interop.safetensors_reader import read_json
+from videomae_jax.models.tokens import Triple
+from videomae_jax.models.vit import Size
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+EPSILON = 1e-6  # of every LayerNorm of the reference; transformers' default is 1e-12
+
+
+class Beside(NamedTuple):
+    """What the tensors of a file do not show; the defaults are the reference's."""
+
+    num_heads: int | None = None
+    decoder_num_heads: int | None = None
+    frames: int = 16
+    image_size: int = 224
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    normalized_targets: bool = True
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def is_videomae_folder(folder: Path) -> bool:
+    """Whether a folder has a config.json, and it is a VideoMAE's."""
+    path = folder / CONFIG
+    return path.is_file() and read_json(path).get("model_type") == "videomae"
+
+
+def read_beside(folder: Path) -> Beside:
+    """Read config.json and preprocessor_config.json; raise UserError where they are not sound."""
+    path, notes = folder / CONFIG, []
+    config = read_json(path)
+    if config.get("model_type") != "videomae":
+        raise UserError(f"{path} is of a {config.get('model_type')!r}, not of a 'videomae'")
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise UserError(f"{path} has hidden_act {config['hidden_act']!r}: only 'gelu' is supported")
+    epsilon = config.get("layer_norm_eps", 1e-12)
+    if epsilon != EPSILON:
+        notes.append(f"config.json has layer_norm_eps {epsilon}; the reference's 1e-06 is used")
+
+    def count(key: str, default: int) -> int:
+        value = config.get(key, default)
+        if type(value) is not int or value < 1:
+            raise UserError(f"{path} has {key} {value!r}: it must be a positive integer")
+        return value
+
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if (folder / PROCESSOR).is_file():
+        processor = read_json(folder / PROCESSOR)
+        mean, std = processor.get("image_mean", mean), processor.get("image_std", std)
+        for values in (mean, std):
+            if not values or not all(isinstance(x, int | float) for x in values):
+                raise UserError(f"{folder / PROCESSOR} has image_mean or image_std {values!r}")
+    return Beside(
+        # transformers leaves out of the file what equals its defaults: these are they.
+        num_heads=count("num_attention_heads", 12),
+        decoder_num_heads=count("decoder_num_attention_heads", 6),
+        frames=count("num_frames", 16),
+        image_size=count("image_size", 224),
+        mean=tuple(map(float, mean)),
+        std=tuple(map(float, std)),
+        normalized_targets=bool(config.get("norm_pix_loss", True)),
+        labels=_labels(config.get("id2label")),
+        notes=tuple(notes),
+    )
+
+
+def _labels(names: Any) -> tuple[str, ...]:
+    """Return the class names in order; none if they are missing, or only stand-ins."""
+    if not isinstance(names, dict) or set(names) != set(map(str, range(len(names)))):
+        return ()
+    labels = tuple(str(names[str(index)]) for index in range(len(names)))
+    stand_ins = all(label == f"LABEL_{index}" for index, label in enumerate(labels))
+    return () if stand_ins else labels
+
+
+def write_beside(
+    folder: Path,
+    *,
+    beside: Beside,
+    encoder: Size,
+    decoder: Size | None,
+    patch: Triple,
+    classes: int,
+    final_norm: bool,
+) -> None:
+    """Write config.json and preprocessor_config.json for weights in `folder`.
+
+    beside: its heads are not read, the sizes have them. classes: 0 without a head.
+    final_norm: whether the encoder ends in a norm of its own, rather than pooling first.
+    """
+    tubelet, side, width = patch
+    if side != width:
+        raise UserError(f"transformers has square patches only, not {side} x {width}")
+    head = "VideoClassification" if classes else "PreTraining" if decoder else ""
+    config = dict(
+        architectures=[f"VideoMAEFor{head}" if head else "VideoMAEModel"],
+        model_type="videomae",
+        image_size=beside.image_size,
+        num_frames=beside.frames,
+        num_channels=len(beside.mean),
+        patch_size=side,
+        tubelet_size=tubelet,
+        **_describe(encoder, ""),
+        **(_describe(decoder, "decoder_") if decoder else {}),
+        hidden_act="gelu",
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.02,
+        layer_norm_eps=EPSILON,
+        qv_bias=True,
+        # Pooling comes instead of the encoder's norm: with True a pre-trained model would
+        # silently lose its own.
+        use_mean_pooling=not final_norm,
+        norm_pix_loss=beside.normalized_targets,
+    )
+    if classes:
+        labels = beside.labels or [f"LABEL_{index}" for index in range(classes)]
+        config["id2label"] = {str(index): label for index, label in enumerate(labels)}
+        config["label2id"] = {label: index for index, label in enumerate(labels)}
+    processor = dict(
+        image_processor_type="VideoMAEImageProcessor",
+        do_resize=True,
+        size=dict(shortest_edge=beside.image_size),
+        resample=2,  # bilinear
+        do_center_crop=True,
+        crop_size=dict(height=beside.image_size, width=beside.image_size),
+        do_rescale=True,
+        rescale_factor=1 / 255,
+        do_normalize=True,
+        # Without these transformers takes 0.5 for all.
+        image_mean=beside.mean,
+        image_std=beside.std,
+    )
+    for name, content in ((CONFIG, config), (PROCESSOR, processor)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _describe(size: Size, prefix: str) -> dict[str, int]:
+    return {
+        f"{prefix}hidden_size": size.width,
+        f"{prefix}num_hidden_layers": size.depth,
+        f"{prefix}num_attention_heads": size.heads,
+        f"{prefix}intermediate_size": size.mlp_width,
+    }

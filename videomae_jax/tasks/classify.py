@@ -1,0 +1,208 @@
+"""The fine-tuning task: which class a clip is of."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from videomae_jax.errors import UserError
+from videomae_jax.models import flops
+from videomae_jax.models.attention import choose_implementation
+from videomae_jax.models.classifier import VideoClassifier, init_classifier
+from videomae_jax.models.tokens import patch_grid, patchify
+from videomae_jax.models.vit import Execution, Size
+from videomae_jax.tasks.augment import augment, mix_clips, smooth_targets
+from videomae_jax.tasks.task import Task
+
+# Named streams of randomness, folded into the step's key.
+AUGMENT, MIX, DROP = range(3)
+
+SAMPLING = ("dense", "sparse")
+
+
+def build_model(config: ConfigDict) -> VideoClassifier:
+    """Make the model of `config.model`, run as `config.run` says on this machine's devices."""
+    platform = jax.default_backend()
+    dtype = config.run.dtype
+    if dtype == "auto":
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+    run = Execution(
+        dtype=jnp.dtype(dtype),
+        attention=choose_implementation(config.run.attention, platform=platform, dtype=dtype),
+        scan=config.run.scan,
+        remat=config.run.remat,
+    )
+    model = config.model
+    if len(model.mean) != len(model.std):
+        raise UserError(
+            f"model.mean has {len(model.mean)} channels, model.std {len(model.std)}: "
+            "give one number per channel in both"
+        )
+    if model.classes < 2:
+        raise UserError(
+            f"model.classes is {model.classes}: give training data with labels of 2 or more "
+            "classes, or --config.model.classes"
+        )
+    for name in ("drop_path", "head_dropout"):
+        if not 0 <= config[name] < 1:
+            raise UserError(f"{name} is {config[name]}: use 0 (never) to below 1")
+    return VideoClassifier(
+        encoder=Size(**model.encoder),
+        patch=tuple(model.patch),
+        mean=tuple(model.mean),
+        std=tuple(model.std),
+        classes=model.classes,
+        position_grid=tuple(model.position_grid) or None,
+        run=run,
+        drop_path=config.drop_path,
+        head_dropout=config.head_dropout,
+    )
+
+
+def build_task(config: ConfigDict) -> Task:
+    """Assemble the fine-tuning task from a locked config.
+
+    Its batches have "label" int32 [B], and in training "row" int32 [B], the place of each clip
+    in the batch of all devices: ids would not do as keys, they come twice in a batch with
+    repeated augmentation.
+    """
+    model, clip, change = build_model(config), config.clip, config.augment
+    grid = patch_grid((clip.frames, clip.height, clip.width), model.patch)
+    check_clip(clip)
+    tokens, values = math.prod(grid), math.prod(model.patch) * len(model.mean)
+    forward_flops, train_flops = flops.finetune_flops(
+        model.encoder, tokens=tokens, values=values, classes=model.classes
+    )
+    augment_clip = functools.partial(
+        augment,
+        height=clip.height,
+        width=clip.width,
+        mean=model.mean,
+        std=model.std,
+        operations=change.operations,
+        magnitude=change.magnitude,
+        deviation=change.deviation,
+        min_area=change.min_area,
+        flip=change.flip,
+        erase=change.erase,
+    )
+
+    def init(key):
+        return init_classifier(model, key, grid)
+
+    def train_sums(params, batch, key):
+        def row_keys(stream):
+            stream_key = jax.random.fold_in(key, stream)
+            return jax.vmap(lambda row: jax.random.fold_in(stream_key, row))(batch["row"])
+
+        video, targets = mix_clips(
+            jax.random.fold_in(key, MIX),
+            jax.vmap(augment_clip)(row_keys(AUGMENT), batch["video"]),
+            smooth_targets(batch["label"], classes=model.classes, smoothing=config.label_smoothing),
+            batch["row"],
+            group=change.group,
+            mixup=change.mixup,
+            cutmix=change.cutmix,
+            switch=change.switch,
+        )
+        patches = patchify(video, model.patch)
+        logits = model.apply({"params": params}, patches, grid, row_keys(DROP))
+        return jax.tree.map(jnp.sum, class_sums(logits, targets, batch["label"]))
+
+    def eval_sums(params, batch):
+        patches = patchify(batch["video"], model.patch)
+        logits = model.apply({"params": params}, patches, grid)
+        targets = smooth_targets(batch["label"], classes=model.classes, smoothing=0.0)
+        return class_sums(logits, targets, batch["label"])
+
+    def samples():
+        # PyAV is only needed where videos are read.
+        from videomae_jax.data.clips import DenseSample, SparseSample
+
+        make = functools.partial(SparseSample, frames=clip.frames, channels=len(model.mean))
+        if clip.sampling == "dense":
+            make = functools.partial(DenseSample, **make.keywords, stride=clip.stride)
+        source = dict(height=clip.source_height, width=clip.source_width)
+        target = dict(height=clip.height, width=clip.width)
+        return make(**source, train=True), make(**target, train=False)
+
+    frames = f"stride {clip.stride}" if clip.sampling == "dense" else "one of each part"
+    return Task(
+        init=init,
+        train_sums=train_sums,
+        eval_sums=eval_sums,
+        summarize=summarize,
+        pictures=lambda params, batch: {},
+        samples=samples,
+        train_flops=train_flops,
+        facts={
+            "clip": f"{clip.frames} frames, {frames}, {clip.height} x {clip.width}, "
+            f"{len(model.mean)} channels; patch {' x '.join(map(str, model.patch))}; "
+            f"{tokens} tokens; {model.classes} classes",
+            "augment": f"{change.operations} operations at magnitude {change.magnitude:g}, crops "
+            f"from {change.min_area:g} of the picture, flip {'on' if change.flip else 'off'}, "
+            f"erase {change.erase:g}",
+            "mix": f"mixup {change.mixup:g}, cutmix {change.cutmix:g}, in groups of "
+            f"{change.group}; label smoothing {config.label_smoothing:g}",
+            "drop": f"path {config.drop_path:g}, head {config.head_dropout:g}",
+            "FLOPs": f"{forward_flops / 1e9:.4g} G forward, {train_flops / 1e9:.4g} G train a clip",
+        },
+    )
+
+
+def check_clip(clip: ConfigDict) -> None:
+    """Raise UserError for a way of sampling or a size that training cannot use."""
+    if clip.sampling not in SAMPLING:
+        raise UserError(f"clip.sampling {clip.sampling!r} is unknown: use {' or '.join(SAMPLING)}")
+    for side in ("height", "width"):
+        source, target = clip[f"source_{side}"], clip[side]
+        if source < target:
+            raise UserError(
+                f"clip.source_{side} {source} is less than clip.{side} {target}: use {target} or "
+                "more"
+            )
+
+
+def check_group(config: ConfigDict, *, clips: int) -> None:
+    """Raise UserError unless mixing groups divide the clips of one device in one part of a step."""
+    group = config.augment.group
+    if group < 1 or clips % group:
+        near = math.gcd(max(group, 1), clips)
+        raise UserError(
+            f"mixing groups of {group} do not divide the {clips} clips that a device takes at "
+            f"once: use --config.augment.group={near if near > 1 else clips}"
+        )
+
+
+def class_sums(logits: jax.Array, targets: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """Return what loss and accuracy are made of, per clip, float32 [B] each.
+
+    "error": the cross-entropy with soft targets [B, classes]; "top1", "top5": whether the
+    label is among the first 1 and 5 logits, equal ones in the order of the classes; "count".
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    earlier = jnp.arange(logits.shape[-1]) < labels[:, None]
+    # Not `logits > own`, which a NaN would pass as correct.
+    rank = (~(logits <= own) | ((logits == own) & earlier)).sum(-1)
+    return {
+        "error": -(targets * jax.nn.log_softmax(logits)).sum(-1),
+        "top1": (rank < 1).astype(jnp.float32),
+        "top5": (rank < 5).astype(jnp.float32),
+        "count": jnp.ones(len(logits)),
+    }
+
+
+def summarize(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Divide scalar sums into the loss and the shares of clips classified correctly.
+
+    In training the clips are mixed and the label is that of the first of two, so top1 and top5
+    are far below what they are in evaluation.
+    """
+    count = sums["count"]
+    return {
+        "loss": sums["error"] / count,
+        "top1": sums["top1"] / count,
+        "top5": sums["top5"] / count,
+    }

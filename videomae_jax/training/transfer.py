@@ -1,0 +1,90 @@
+"""Pre-trained weights into a model to fine-tune, strictly."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from videomae_jax.errors import UserError
+from videomae_jax.training.sharding import path_name
+
+# What a checkpoint has and a classifier has no use for, or learns anew.
+LEFT_OUT = (
+    "encoder/norm/",
+    "encoder_to_decoder/",
+    "decoder/",
+    "mask_token",
+    "fc_norm/",
+    "head/",
+)
+
+
+class LoadTable(NamedTuple):
+    """What became of every parameter; names such as "encoder/blocks/attn/qkv".
+
+    matched: taken over. missing: of the encoder, not in the checkpoint. reshaped: in both, of
+    another shape, "NAME SHAPE -> SHAPE". unexpected: in the checkpoint, unknown. left_out: in
+    the checkpoint, of no use. fresh: as initialized, because the head is to be learned.
+    """
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    reshaped: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    left_out: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """One line of counts, then the names under each heading that has any."""
+        lines = [", ".join(f"{len(names)} {_words(key)}" for key, names in self._asdict().items())]
+        for key, names in self._asdict().items():
+            for index, name in enumerate(names):
+                lines.append(f"  {'' if index else _words(key):11} {name}")
+        return "\n".join(lines)
+
+
+def transfer_encoder(pretrained: Any, fresh: Any) -> tuple[Any, LoadTable]:
+    """Put the encoder of one parameter tree into another: (parameters, what happened).
+
+    pretrained: of `mae.VideoMAE`, or of a classifier (its head is left out). fresh: of
+    `classifier.VideoClassifier`; its own values stay where the table says fresh. Leaves are
+    passed on as they are, so abstract trees of shapes can be checked before anything is read.
+    Raises UserError that names every encoder weight that is missing or has another shape.
+    """
+    found, wanted = _by_name(pretrained), _by_name(fresh)
+    encoder = [name for name in wanted if name.startswith("encoder/")]
+    table = LoadTable(
+        matched=tuple(n for n in encoder if n in found and found[n].shape == wanted[n].shape),
+        missing=tuple(n for n in encoder if n not in found),
+        reshaped=tuple(
+            f"{n} {found[n].shape} -> {wanted[n].shape}"
+            for n in encoder
+            if n in found and found[n].shape != wanted[n].shape
+        ),
+        unexpected=tuple(n for n in found if n not in encoder and not n.startswith(LEFT_OUT)),
+        left_out=tuple(n for n in found if n.startswith(LEFT_OUT)),
+        fresh=tuple(n for n in wanted if n not in encoder),
+    )
+    if table.missing:
+        raise UserError(
+            f"the checkpoint has no {', '.join(table.missing)}: {len(table.missing)} of "
+            f"{len(encoder)} encoder weights are missing; use a VideoMAE pre-training checkpoint"
+        )
+    if table.reshaped:
+        raise UserError(
+            f"the checkpoint is of another model, {'; '.join(table.reshaped)}: use the config "
+            "of the size, the patch and the channels it was trained with"
+        )
+
+    def choose(path, leaf):
+        name = path_name(path)
+        return found[name] if name in encoder else leaf
+
+    return jax.tree_util.tree_map_with_path(choose, fresh), table
+
+
+def _by_name(params: Any) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
