@@ -112,7 +112,8 @@ class Model:
         """Write the model to a new path, for us ("native"), for others, or to be served.
 
         format: "native", a work directory; "mcg", a .pth with the original's names;
-        "safetensors", one file with the same; "hf", a folder for transformers.
+        "safetensors", one file with the same; "hf", a folder for transformers; "stablehlo", a
+        folder with the function from a video to features and logits, not read back by `load`.
         """
         checkpoint = Checkpoint(self.params, self.config, self.labels, self.report)
         save_checkpoint(str(path), checkpoint, to=format)

@@ -1,6 +1,6 @@
 """Convert a checkpoint between this project, the original's .pth and transformers.
 
-videomae convert SRC DST [--to native|mcg|hf|safetensors] [--num-heads N]
+videomae convert SRC DST [--to native|mcg|hf|safetensors|stablehlo] [--num-heads N]
 
 SRC: a work directory or one of its checkpoints, a .pth, a .safetensors, a folder of
 transformers. Anything that does not fit is reported, all at once, and nothing is written.
@@ -20,10 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="DST", help="what to write; must not exist")
     parser.add_argument(
         "--to",
-        choices=("native", "mcg", "hf", "safetensors"),
+        choices=("native", "mcg", "hf", "safetensors", "stablehlo"),
         help="native: a work directory; mcg: a .pth with the original's names; hf: a folder for "
-        "transformers; safetensors: one file with the original's names (default: mcg for .pth, "
-        "safetensors for .safetensors, else native)",
+        "transformers; safetensors: one file with the original's names; stablehlo: a folder with "
+        "the function video -> features, logits, to be served by jax.export (default: mcg for "
+        ".pth, safetensors for .safetensors, else native)",
     )
     parser.add_argument(
         "--num-heads", type=int, metavar="N", help="of the encoder, for sizes not published"

@@ -26,7 +26,7 @@ from videomae_jax.interop.transformers_folder import (
 )
 from videomae_jax.models.vit import Size
 
-FORMATS = ("native", "mcg", "hf", "safetensors")
+FORMATS = ("native", "mcg", "hf", "safetensors", "stablehlo")
 # What a folder may keep its weights in, the first that is there.
 WEIGHTS = (
     "model.safetensors",
@@ -107,7 +107,13 @@ def save_checkpoint(path: str, checkpoint: Checkpoint, *, to: str) -> None:
     if target.exists():
         raise UserError(f"{path} exists: give a new path, or remove it first")
     draft = target.with_name(f".{target.name}.{os.getpid()}")
-    write = {"native": _write_native, "mcg": _write_mcg, "hf": _write_hf, "safetensors": _write_st}
+    write = {
+        "native": _write_native,
+        "mcg": _write_mcg,
+        "hf": _write_hf,
+        "safetensors": _write_st,
+        "stablehlo": _write_stablehlo,
+    }
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write[to](draft, checkpoint)
@@ -205,6 +211,13 @@ def _write_hf(path: Path, checkpoint: Checkpoint) -> None:
         final_norm="norm" in params["encoder"],
     )
     write_safetensors(path / "model.safetensors", tensors)
+
+
+def _write_stablehlo(path: Path, checkpoint: Checkpoint) -> None:
+    # Not at the top: it imports the models, and the other formats need no JAX.
+    from videomae_jax.interop.serving import write_stablehlo
+
+    write_stablehlo(path, checkpoint)
 
 
 def _size(params: Mapping[str, Any]) -> Size:
