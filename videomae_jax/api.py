@@ -20,13 +20,18 @@ def load(
     decoder_num_heads: int | None = None,
     frames: int | None = None,
     image_size: int | None = None,
+    inflate: str | None = None,
+    tubelet: int | None = None,
+    channels: int | None = None,
     dtype: str = "auto",
 ) -> "Model":
     """Read a model from a work directory, one of its steps, or anybody's file or folder.
 
     num_heads, decoder_num_heads: for sizes that are not published. frames, image_size: of the
-    clips it was trained on, for files that do not say; `save` writes them down. dtype: of the
-    computation, "auto" for bfloat16 on accelerators and float32 elsewhere.
+    clips it was trained on, for files that do not say; `save` writes them down. inflate ("mean"
+    or "centre"), tubelet: how the patch embedding of an image model gets its time axis.
+    channels: change the embedding to so many. dtype: of the computation, "auto" for bfloat16 on
+    accelerators and float32 elsewhere.
     Raises UserError when anything is damaged, missing, unexpected or in doubt.
     """
     checkpoint = load_checkpoint(
@@ -35,6 +40,9 @@ def load(
         decoder_num_heads=decoder_num_heads,
         frames=frames,
         image_size=image_size,
+        inflate=inflate,
+        tubelet=tubelet,
+        channels=channels,
     )
     return Model(checkpoint, dtype=dtype)
 

@@ -3,14 +3,15 @@
 videomae convert SRC DST [--to native|mcg|hf|safetensors|stablehlo] [--num-heads N]
 
 SRC: a work directory or one of its checkpoints, a .pth, a .safetensors, a folder of
-transformers. Anything that does not fit is reported, all at once, and nothing is written.
+transformers. An image ViT or MAE becomes a video encoder to start from. Anything that does not
+fit is reported, all at once, and nothing is written.
 """
 
 import argparse
 
 ENDINGS = {".pth": "mcg", ".pt": "mcg", ".safetensors": "safetensors"}
 LICENCE = (
-    "If these are published VideoMAE weights: they are licensed CC-BY-NC 4.0, for "
+    "If these are published VideoMAE or MAE weights: they are licensed CC-BY-NC 4.0, for "
     "non-commercial use only, and so is what is made from them."
 )
 
@@ -36,6 +37,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-size", type=int, metavar="N", help="its side (default: as SRC says, or 224)"
     )
+    parser.add_argument(
+        "--inflate",
+        metavar="HOW",
+        help="mean or centre: how the patch embedding of an image model is spread over the frames "
+        "of a tubelet (default: mean)",
+    )
+    parser.add_argument(
+        "--tubelet", type=int, metavar="N", help="frames of a tubelet, likewise (default: 2)"
+    )
+    parser.add_argument(
+        "--channels", type=int, metavar="N", help="change the patch embedding to so many channels"
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -50,6 +63,9 @@ def main(args: argparse.Namespace) -> None:
         decoder_num_heads=args.decoder_num_heads,
         frames=args.frames,
         image_size=args.image_size,
+        inflate=args.inflate,
+        tubelet=args.tubelet,
+        channels=args.channels,
     )
     if checkpoint.report:
         print(checkpoint.report)
