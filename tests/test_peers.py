@@ -5,9 +5,11 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from golden import DATA, relative_error
 
+import videomae_jax as vm
 from videomae_jax.errors import UserError
 from videomae_jax.interop.convert import from_native
 from videomae_jax.interop.files import Checkpoint, load_checkpoint, save_checkpoint
@@ -15,11 +17,14 @@ from videomae_jax.interop.torch_reader import read_torch, write_torch
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE, reconstruction_sums
 from videomae_jax.models.masking import mask_from_bool
-from videomae_jax.models.tokens import patch_grid, patchify
+from videomae_jax.models.tokens import patch_grid, patchify, sincos_positions
 from videomae_jax.models.vit import SIZES, Size
+from videomae_jax.tasks.infer import build_network, predict
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+# PyTorch's threads wait by spinning: beside JAX's, on few cores, seconds become minutes.
+torch.set_num_threads(1)
 
 PATCH = (2, 16, 16)
 MODELS = {
@@ -130,6 +135,86 @@ def test_classification_agrees_with_transformers(tmp_path, video, name):
     set_norms(peer)
     error = compare()
     print(f"\nclassify {name}: as loaded {as_loaded:.1e}, with eps 1e-6 {error:.1e}")
+    assert error < 1e-5
+
+
+def test_a_model_trained_here_has_the_same_loss_in_pytorch(tmp_path, video):
+    """Twenty steps of AdamW, then out through a .pth and a folder."""
+    m = vm.load(DATA / "pretrain_tiny.pth", num_heads=3, decoder_num_heads=2, frames=FRAMES)
+    hidden = np.random.default_rng(3).permuted(np.tile(np.arange(16) < 12, [2, 1]), axis=1)
+    network, optimizer = build_network(m.config), optax.adamw(1e-3)
+
+    @jax.jit
+    def step(params, state):
+        def loss(params):
+            return predict(network, params, video, hidden, masked=12, normalized=True)[1]
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    params, state, losses = m.params, optimizer.init(m.params), []
+    for _ in range(20):
+        params, state, value = step(params, state)
+        losses.append(float(value))
+    assert losses[-1] < losses[0] - 1e-3
+
+    config = config_of("pretrain")
+    save_checkpoint(str(tmp_path / "run"), Checkpoint(params, config, (), ""), to="native")
+    trained = vm.load(tmp_path / "run")
+    trained.save(tmp_path / "x.pth", format="mcg")
+    trained.save(tmp_path / "hf", format="hf")
+    peer = transformers.VideoMAEForPreTraining.from_pretrained(tmp_path / "hf").eval()
+    set_norms(peer)
+    with torch.no_grad():
+        theirs = float(
+            peer(pixels(video, config), bool_masked_pos=torch.from_numpy(np.tile(hidden, 8))).loss
+        )
+    ours = float(trained.reconstruct(video, hidden)[1])
+    print(f"\ntrained {losses[0]:.4f} -> {ours:.6f}, in PyTorch off by {abs(ours - theirs):.1e}")
+    assert abs(ours - theirs) < 1e-6
+    state = torch.load(tmp_path / "x.pth", weights_only=True)["model"]
+    head = np.asarray(params["decoder"]["head"]["kernel"]).T
+    assert np.array_equal(state["decoder.head.weight"].numpy(), head)
+
+
+@pytest.mark.parametrize("kind", ["ViTModel", "ViTForImageClassification", "ViTMAEForPreTraining"])
+def test_an_image_model_of_transformers_becomes_the_same_encoder(tmp_path, kind):
+    """On one frame, without class token, at our positions: the peer's own layers agree."""
+    settings = dict(
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=96,
+        image_size=SIDE,
+        layer_norm_eps=1e-6,
+        initializer_range=0.2,
+    )
+    mae = dict(
+        decoder_hidden_size=32,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=64,
+    )
+    is_mae = kind == "ViTMAEForPreTraining"
+    config = transformers.ViTMAEConfig(**settings, **mae) if is_mae else None
+    peer = getattr(transformers, kind)(config or transformers.ViTConfig(**settings)).eval()
+    torch.manual_seed(0)
+    for parameter in peer.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)  # biases begin at zero
+    peer.save_pretrained(tmp_path / "image")
+
+    m = vm.load(tmp_path / "image", tubelet=1)
+    video = np.random.default_rng(4).integers(0, 256, [2, 1, SIDE, SIDE, 3], np.uint8)
+    vit = getattr(peer, "vit", peer)
+    with torch.no_grad():
+        x = vit.embeddings.patch_embeddings.projection(pixels(video, m.config)[:, 0])
+        x = x.flatten(2).transpose(1, 2) + torch.from_numpy(sincos_positions(16, 48))
+        for layer in vit.layers:
+            x = layer(x)
+        theirs = vit.layernorm(x)
+    error = relative_error(m.tokens(video), theirs)
+    print(f"\n{kind}: {error:.1e}")
     assert error < 1e-5
 
 
