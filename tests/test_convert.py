@@ -307,7 +307,7 @@ def test_sharded_folders(tmp_path):
 @pytest.mark.parametrize(
     "change, cause",
     [
-        (dict(model_type="vit"), "not of a 'videomae'"),
+        (dict(model_type="vivit"), "not of a 'videomae'"),
         (dict(hidden_act="gelu_new"), "only 'gelu'"),
         (dict(num_attention_heads=5), "5 heads do not divide"),
         (dict(num_attention_heads="3"), "must be a positive integer"),
