@@ -11,7 +11,12 @@ MAX_FPS = 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("video", metavar="VIDEO", help="a video file of any length")
+    parser.add_argument(
+        "video",
+        metavar="VIDEO",
+        nargs="?",
+        help="a video file of any length (default: the first one held out from training)",
+    )
     parser.add_argument(
         "--checkpoint",
         metavar="DIR",
@@ -88,6 +93,8 @@ def main(args: argparse.Namespace) -> None:
             f"{args.checkpoint} was trained to {config.task}, it reconstructs nothing: "
             "give a pre-training run"
         )
+    if args.video is None:
+        args.video = _held_out(config)
     model, clip = build_model(config), config.clip
     grid = patch_grid((clip.frames, clip.height, clip.width), model.patch)
     kind = args.mask or config.mask.kind
@@ -144,6 +151,14 @@ def main(args: argparse.Namespace) -> None:
     )
     print(label)
     print(f"{args.out}: {len(frames)} frames at stride {stride} of the {total} in {args.video}")
+
+
+def _held_out(config) -> str:
+    """Return the first video held out from a run, or of its training where none was."""
+    from videomae_jax.training.loop import open_videos
+
+    train, held_out = open_videos(config)
+    return (held_out or train).paths[0]
 
 
 def _read_frames(path: str, *, stride: int, limit: int, height: int, width: int, channels: int):

@@ -131,8 +131,10 @@ def train(config: ConfigDict, task: Task, *, workdir: str) -> bool:
                         videos=eval_videos,
                         sample=eval_sample,
                         mesh=mesh,
+                        stop=stop,
                     )
-                    monitor.evaluated(step, *scores)
+                    if scores:
+                        monitor.evaluated(step, *scores)
     finish(workdir, plan.steps)
     return True
 
@@ -173,8 +175,12 @@ def evaluate(
     videos: Videos,
     sample: Callable,
     mesh: Mesh,
-) -> tuple[dict[str, float], str, dict[str, np.ndarray]]:
-    """Score every held-out video once: (metrics, how many could be read, pictures)."""
+    stop: StopSignal,
+) -> tuple[dict[str, float], str, dict[str, np.ndarray]] | None:
+    """Score every held-out video once: (metrics, how many could be read, pictures).
+
+    None when the run was asked to stop meanwhile: a notice of seconds is not spent on scores.
+    """
     bad = BadVideos(videos, max_share=1.0)
     batches = eval_batches(
         videos,
@@ -189,6 +195,8 @@ def evaluate(
     totals, pictures = None, {}
     with Feed(batches, sharding=batch_sharding(mesh)) as feed:
         for batch in feed:
+            if stop.received:
+                return None
             sums = {k: np.float64(v) for k, v in steps.evaluate(params, batch).items()}
             if totals is None:
                 totals, pictures = sums, task.pictures(params, batch)
