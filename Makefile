@@ -9,15 +9,15 @@ BIN := .venv/bin
 # make demo DATA=FOLDER pre-trains on your own videos (or on a manifest of them).
 DATA ?=
 WORKDIR ?= runs/demo$(if $(DATA),-$(notdir $(patsubst %/,%,$(DATA))))
-VIDEO ?= $(if $(DATA),,data/mocap_studio/val/cartwheel/cartwheel_003.mp4)
+VIDEO ?= $(if $(DATA),,data/mocap_studio/val/walk/walk_003.mp4)
 
 .PHONY: demo test test-all lint clean
 
 demo: $(BIN)/.installed
 	$(BIN)/videomae train --config=configs/demo.py --workdir="$(WORKDIR)" \
 	  $(if $(DATA),--config.data.train="$(DATA)" --config.data.eval= --config.data.holdout=0.1)
-	$(BIN)/videomae visualize $(VIDEO) --checkpoint "$(WORKDIR)" --out "$(WORKDIR)/reconstruction.gif"
-	$(BIN)/videomae visualize $(VIDEO) --checkpoint "$(WORKDIR)" --out "$(WORKDIR)/reconstruction.png"
+	for ending in gif png; do $(BIN)/videomae visualize $(VIDEO) --checkpoint "$(WORKDIR)" \
+	  --out "$(WORKDIR)/reconstruction.$$ending" || exit; done
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow"
