@@ -15,10 +15,11 @@ ROOMS = {
     "pictures": {"errors", "tasks"},
     "tasks": {"errors", "models", "data", "pictures"},
     "training": {"errors", "models", "data", "tasks", "config", "pictures"},
-    "interop": {"errors", "models", "config", "training"},
+    "interop": {"errors", "models", "tasks", "config", "training"},
+    "api": {"errors", "models", "tasks", "interop"},
     "commands": {"errors", "models", "data", "tasks", "training", "interop", "config", "pictures"},
     "cli": {"errors", "commands"},
-    "__init__": set(),
+    "__init__": {"api"},
 }
 # Heavy or replaceable libraries, and the only files that know them.
 ONLY_IN = {

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import shutil
 import subprocess
 import sys
 
@@ -9,12 +10,14 @@ import jax
 import numpy as np
 import optax
 import pytest
+from golden import DATA
 from PIL import Image
 from videos import write_video
 
 from videomae_jax.commands import visualize
 from videomae_jax.config import load_config
 from videomae_jax.errors import UserError
+from videomae_jax.interop.files import load_checkpoint, save_checkpoint
 from videomae_jax.tasks.pretrain import build_task
 from videomae_jax.training.checkpoint import Checkpoints
 from videomae_jax.training.step import make_state
@@ -110,6 +113,37 @@ def test_more_is_hidden_at_a_higher_ratio_and_nothing_comes_back(
 def test_mistakes_name_what_is_legal(workdir, video, tmp_path, flags, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         run(workdir, video, tmp_path / "walk.gif", *flags)
+
+
+def test_a_released_file_is_taken_like_a_run_of_ours(video, tmp_path, capsys):
+    # Converted files say nothing of the size: a small one is set in a config beside it.
+    checkpoint = load_checkpoint(
+        str(DATA / "pretrain_tiny.pth"),
+        num_heads=3,
+        decoder_num_heads=2,
+        frames=4,
+        image_size=32,
+    )
+    save_checkpoint(str(tmp_path / "hf"), checkpoint, to="hf")
+    shutil.copy(DATA / "pretrain_tiny.pth", tmp_path / "hf" / "released.pth")
+    heads = ["--num-heads", "3", "--decoder-num-heads", "2", "--max-frames", "2", "--ratio", "0.75"]
+    lines = []
+    for source in ("hf", "hf/released.pth"):
+        run(tmp_path / source, video, tmp_path / "walk.gif", *heads)
+        lines.append(capsys.readouterr().out.splitlines()[0])
+    assert lines[0] == lines[1] and "75.0% hidden: loss" in lines[0]
+
+
+def test_what_has_no_decoder_says_so(video, tmp_path):
+    released = load_checkpoint(str(DATA / "pretrain_tiny.pth"), num_heads=3, decoder_num_heads=2)
+    alone = released._replace(params={"encoder": released.params["encoder"]})
+    save_checkpoint(str(tmp_path / "alone.pth"), alone, to="mcg")
+    for source, what in (
+        (tmp_path / "alone.pth", "holds an encoder only"),
+        (DATA / "finetune_tiny_deepspeed.pth", "is a classifier"),
+    ):
+        with pytest.raises(UserError, match=f"{what}: without a decoder"):
+            run(source, video, tmp_path / "walk.gif", "--num-heads", "3")
 
 
 def test_a_file_that_is_no_video_is_named(workdir, tmp_path):

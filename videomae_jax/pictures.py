@@ -236,16 +236,16 @@ def curve_figure(rows: Sequence[dict]):
     zero = level(lambda row: row[prefix + "vs_zero"])
     mean = level(lambda row: 1 - row.get(prefix + "r2", np.nan))
     if mean and abs(mean / zero - 1) > 0.05:
-        label = f"predicting the mean: {mean:.3g}"
+        label = f"predicting the mean: {mean:#.3g}"
         above.axhline(mean, color="0.4", linestyle=":", linewidth=1.2, label=label)
     if zero:
-        label = f"predicting zero: {zero:.3g}"
+        label = f"predicting zero: {zero:#.3g}"
         above.axhline(zero, color="0.4", linestyle="--", linewidth=1.2, label=label)
     everything = np.concatenate([loss, held_loss])
     if everything.min() > 0 and max(everything.max(), zero or 0) > 10 * everything.min():
         above.set_yscale("log")  # else all but the beginning lies on the axis
     above.set_ylabel("loss")
-    above.legend(frameon=False)
+    above.legend(framealpha=0.9, edgecolor="none")
     below.plot(*series("lr"), color="tab:green", linewidth=1.5)
     below.set(xlabel="step", ylabel="learning rate")
     below.set_ylim(bottom=0)

@@ -1,7 +1,9 @@
 """Show what a pre-trained model makes of the hidden patches of a video.
 
-videomae visualize VIDEO --checkpoint WORKDIR --out FILE.gif [--ratio 0.9]
-videomae visualize VIDEO --checkpoint WORKDIR --out FILE.png --compare-ratios 0.75,0.9,0.95
+videomae visualize VIDEO --checkpoint SRC --out FILE.gif [--ratio 0.9]
+videomae visualize VIDEO --checkpoint SRC --out FILE.png --compare-ratios 0.75,0.9,0.95
+
+SRC: a pre-training run, or anything else `videomae convert` reads that has a decoder.
 """
 
 import argparse
@@ -19,10 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--checkpoint",
-        metavar="DIR",
+        metavar="SRC",
         required=True,
-        help="work directory of a pre-training run, or one of its checkpoints",
+        help="a work directory, one of its checkpoints, a .pth, a .safetensors, or a folder of "
+        "transformers, of a pre-trained model",
     )
+    parser.add_argument(
+        "--num-heads", type=int, metavar="N", help="of the encoder, for sizes not published"
+    )
+    parser.add_argument("--decoder-num-heads", type=int, metavar="N", help="of the decoder")
     parser.add_argument(
         "--out", metavar="FILE", required=True, help=".gif or .mp4: a film; .png: a sheet"
     )
@@ -78,24 +85,28 @@ def main(args: argparse.Namespace) -> None:
 
     from videomae_jax import pictures
     from videomae_jax.errors import UserError
+    from videomae_jax.interop.files import load_checkpoint
     from videomae_jax.models.masking import draw_mask, mask_counts
     from videomae_jax.models.tokens import patch_grid
-    from videomae_jax.tasks.pretrain import build_model
+    from videomae_jax.tasks.infer import build_network
     from videomae_jax.tasks.reconstruct import Reconstruction, reconstruct, slide, statistics_label
-    from videomae_jax.training.checkpoint import load_params
 
     pictures.check_ending(args.out)
     if not 1 <= args.fps <= MAX_FPS:
         raise UserError(f"--fps {args.fps}: use 1 to {MAX_FPS}")
-    params, config = load_params(args.checkpoint)
-    if config.task != "pretrain":
+    checkpoint = load_checkpoint(
+        args.checkpoint, num_heads=args.num_heads, decoder_num_heads=args.decoder_num_heads
+    )
+    params, config = jax.device_put(checkpoint.params), checkpoint.config
+    if "decoder" not in params:
+        what = "is a classifier" if "head" in params else "holds an encoder only"
         raise UserError(
-            f"{args.checkpoint} was trained to {config.task}, it reconstructs nothing: "
-            "give a pre-training run"
+            f"{args.checkpoint} {what}: without a decoder it reconstructs nothing; "
+            "give a pre-training run, or a released file with its decoder"
         )
     if args.video is None:
         args.video = _held_out(config)
-    model, clip = build_model(config), config.clip
+    model, clip = build_network(config), config.clip
     grid = patch_grid((clip.frames, clip.height, clip.width), model.patch)
     kind = args.mask or config.mask.kind
     ratios = args.compare_ratios or [config.mask.ratio if args.ratio is None else args.ratio]

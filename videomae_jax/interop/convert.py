@@ -313,7 +313,8 @@ def choose_heads(
     if heads is None:
         raise UserError(
             f"the {side} is {width} wide, no published size ({', '.join(map(str, published))}), "
-            f"and no tensor shows its heads: give {flag} N"
+            f"and no tensor shows its heads: give {flag} N "
+            f"(in Python {flag[2:].replace('-', '_')}=N)"
         )
     if heads < 1 or width % heads:
         below = [n for n in range(1, min(width, max(heads, 1)) + 1) if width % n == 0]

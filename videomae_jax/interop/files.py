@@ -7,11 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from videomae_jax.config import load_config
 from videomae_jax.errors import UserError
 from videomae_jax.interop.convert import ModelFacts, find_tensors, from_native, to_native
+from videomae_jax.interop.images import (
+    INFLATIONS,
+    TUBELET,
+    change_channels,
+    is_image_model,
+    video_from_image,
+)
 from videomae_jax.interop.safetensors_reader import (
     indexed_files,
     read_safetensors,
@@ -20,13 +28,13 @@ from videomae_jax.interop.safetensors_reader import (
 from videomae_jax.interop.torch_reader import read_torch, write_torch
 from videomae_jax.interop.transformers_folder import (
     Beside,
-    is_videomae_folder,
+    is_model_folder,
     read_beside,
     write_beside,
 )
 from videomae_jax.models.vit import Size
 
-FORMATS = ("native", "mcg", "hf", "safetensors")
+FORMATS = ("native", "mcg", "hf", "safetensors", "stablehlo")
 # What a folder may keep its weights in, the first that is there.
 WEIGHTS = (
     "model.safetensors",
@@ -56,12 +64,29 @@ def load_checkpoint(
     decoder_num_heads: int | None = None,
     frames: int | None = None,
     image_size: int | None = None,
+    inflate: str | None = None,
+    tubelet: int | None = None,
+    channels: int | None = None,
 ) -> Checkpoint:
     """Read a work directory, one of its steps, or anybody's file or folder of weights.
 
-    The keywords say what the file and a config beside it do not; they win over the config.
-    Raises UserError when anything is damaged, missing, unexpected or in doubt.
+    The first keywords say what the file and a config beside it do not; they win over the
+    config. inflate, tubelet: how an image model becomes a video encoder, see
+    `images.video_from_image`. channels: change the embedding to so many, see
+    `images.change_channels`. Raises UserError when anything is damaged, missing, unexpected or
+    in doubt.
     """
+    checkpoint = _load(
+        path,
+        heads=(num_heads, decoder_num_heads),
+        frames=frames,
+        image_size=image_size,
+        inflation=(inflate, tubelet),
+    )
+    return checkpoint if channels is None else _with_channels(checkpoint, channels)
+
+
+def _load(path: str, *, heads, frames, image_size, inflation) -> Checkpoint:
     source = Path(path)
     if not source.exists():
         raise UserError(f"{path} does not exist: give a work directory, a file or a folder")
@@ -70,6 +95,7 @@ def load_checkpoint(
         from videomae_jax.training.checkpoint import load_params
 
         params, config = load_params(path)
+        _refuse_inflation(path, inflation)
         return Checkpoint(params, config, (), "")
 
     if source.is_dir():
@@ -77,13 +103,29 @@ def load_checkpoint(
         beside = read_beside(source)
     else:
         file = source
-        beside = read_beside(source.parent) if is_videomae_folder(source.parent) else Beside()
+        beside = read_beside(source.parent) if is_model_folder(source.parent) else Beside()
     tensors, notes = _read_tensors(file)
+    title = str(file)
+    if is_image_model(tensors):
+        inflate, tubelet = inflation
+        tensors, changes = video_from_image(
+            tensors,
+            inflate=INFLATIONS[0] if inflate is None else inflate,
+            tubelet=TUBELET if tubelet is None else tubelet,
+        )
+        title, notes = f"{file}, an image model made a video encoder", changes + notes
+        if beside == Beside():
+            notes.append(
+                "mean and std of ImageNet are taken, as MAE's; some ViTs of timm and of "
+                "transformers have 0.5: those are read from a config in the same folder"
+            )
+    else:
+        _refuse_inflation(path, inflation)
     params, facts = to_native(
         tensors,
-        source=str(file),
-        num_heads=num_heads,
-        decoder_num_heads=decoder_num_heads,
+        source=title,
+        num_heads=heads[0],
+        decoder_num_heads=heads[1],
         said_heads=(beside.num_heads, beside.decoder_num_heads),
     )
     beside = beside._replace(
@@ -99,6 +141,36 @@ def load_checkpoint(
     return Checkpoint(params, _config(facts, beside), beside.labels, str(table))
 
 
+def _refuse_inflation(path: str, inflation: tuple) -> None:
+    if inflation != (None, None):
+        raise UserError(f"{path} holds a video model: leave out --inflate and --tubelet")
+
+
+def _with_channels(checkpoint: Checkpoint, channels: int) -> Checkpoint:
+    """Change the patch embedding, and leave out a decoder: it predicts the old channels."""
+    params, config = dict(checkpoint.params), checkpoint.config.copy_and_resolve_references()
+    old = len(config.model.mean)
+    if channels < 1:
+        raise UserError(f"{channels} channels: use 1 or more, such as {old}")
+    if channels == old:
+        return checkpoint
+    encoder = params["encoder"]
+    kernel = change_channels(np.asarray(encoder["embed"]["kernel"]), old=old, new=channels)
+    embed = {**encoder["embed"], "kernel": kernel}
+    params["encoder"] = {**encoder, "embed": embed}
+    report = (
+        f"{checkpoint.report}\n  note: {old} channels became {channels}, each with the mean of "
+        "the old weights, means and stds; normalized grey is embedded as before"
+    )
+    if "decoder" in params:
+        params = {"encoder": params["encoder"]}
+        config.task = "encoder"
+        report += "\n  note: the decoder is left out: it predicts the old channels"
+    for name in ("mean", "std"):
+        config.model[name] = (sum(config.model[name]) / old,) * channels
+    return Checkpoint(params, config, checkpoint.labels, report.lstrip())
+
+
 def save_checkpoint(path: str, checkpoint: Checkpoint, *, to: str) -> None:
     """Write a checkpoint in one of `FORMATS`; `path` must not exist and appears only whole."""
     if to not in FORMATS:
@@ -107,7 +179,13 @@ def save_checkpoint(path: str, checkpoint: Checkpoint, *, to: str) -> None:
     if target.exists():
         raise UserError(f"{path} exists: give a new path, or remove it first")
     draft = target.with_name(f".{target.name}.{os.getpid()}")
-    write = {"native": _write_native, "mcg": _write_mcg, "hf": _write_hf, "safetensors": _write_st}
+    write = {
+        "native": _write_native,
+        "mcg": _write_mcg,
+        "hf": _write_hf,
+        "safetensors": _write_st,
+        "stablehlo": _write_stablehlo,
+    }
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write[to](draft, checkpoint)
@@ -205,6 +283,13 @@ def _write_hf(path: Path, checkpoint: Checkpoint) -> None:
         final_norm="norm" in params["encoder"],
     )
     write_safetensors(path / "model.safetensors", tensors)
+
+
+def _write_stablehlo(path: Path, checkpoint: Checkpoint) -> None:
+    # Not at the top: it imports the models, and the other formats need no JAX.
+    from videomae_jax.interop.serving import write_stablehlo
+
+    write_stablehlo(path, checkpoint)
 
 
 def _size(params: Mapping[str, Any]) -> Size:

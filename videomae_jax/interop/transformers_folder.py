@@ -1,4 +1,7 @@
-"""What stands beside the weights in a folder of transformers: config and preprocessor."""
+"""What stands beside the weights in a folder of transformers: config and preprocessor.
+
+Image models are read too, also from the folders timm puts on the hub.
+"""
 
 import json
 from pathlib import Path
@@ -9,6 +12,8 @@ from videomae_jax.interop.safetensors_reader import read_json
 from videomae_jax.models.tokens import Triple
 from videomae_jax.models.vit import Size
 
+MODEL_TYPES = ("videomae", "vit", "vit_mae")
+TIMM = "pretrained_cfg"  # what a config.json of timm has, in place of a model_type
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EPSILON = 1e-6  # of every LayerNorm of the reference; transformers' default is 1e-12
@@ -28,18 +33,24 @@ class Beside(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def is_videomae_folder(folder: Path) -> bool:
-    """Whether a folder has a config.json, and it is a VideoMAE's."""
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder has a config.json, and it is of a model that can be read."""
     path = folder / CONFIG
-    return path.is_file() and read_json(path).get("model_type") == "videomae"
+    return path.is_file() and _is_known(read_json(path))
+
+
+def _is_known(config: dict) -> bool:
+    return config.get("model_type") in MODEL_TYPES or isinstance(config.get(TIMM), dict)
 
 
 def read_beside(folder: Path) -> Beside:
     """Read config.json and preprocessor_config.json; raise UserError where they are not sound."""
     path, notes = folder / CONFIG, []
     config = read_json(path)
-    if config.get("model_type") != "videomae":
+    if not _is_known(config):
         raise UserError(f"{path} is of a {config.get('model_type')!r}, not of a 'videomae'")
+    if config.get("model_type") not in MODEL_TYPES:
+        return _read_timm(path, config[TIMM])
     if config.get("hidden_act", "gelu") != "gelu":
         raise UserError(f"{path} has hidden_act {config['hidden_act']!r}: only 'gelu' is supported")
     epsilon = config.get("layer_norm_eps", 1e-12)
@@ -56,9 +67,7 @@ def read_beside(folder: Path) -> Beside:
     if (folder / PROCESSOR).is_file():
         processor = read_json(folder / PROCESSOR)
         mean, std = processor.get("image_mean", mean), processor.get("image_std", std)
-        for values in (mean, std):
-            if not values or not all(isinstance(x, int | float) for x in values):
-                raise UserError(f"{folder / PROCESSOR} has image_mean or image_std {values!r}")
+        _check_numbers(folder / PROCESSOR, image_mean=mean, image_std=std)
     return Beside(
         # transformers leaves out of the file what equals its defaults: these are they.
         num_heads=count("num_attention_heads", 12),
@@ -71,6 +80,23 @@ def read_beside(folder: Path) -> Beside:
         labels=_labels(config.get("id2label")),
         notes=tuple(notes),
     )
+
+
+def _read_timm(path: Path, config: dict) -> Beside:
+    """Read what timm says of an image model; its sizes are in a name, the heads nowhere."""
+    mean, std = config.get("mean", IMAGENET_MEAN), config.get("std", IMAGENET_STD)
+    size = config.get("input_size", (3, 224, 224))
+    _check_numbers(path, mean=mean, std=std, input_size=size)
+    return Beside(
+        mean=tuple(map(float, mean)), std=tuple(map(float, std)), image_size=int(size[-1])
+    )
+
+
+def _check_numbers(path: Path, **given: Any) -> None:
+    for name, values in given.items():
+        numbers = isinstance(values, list | tuple) and all(type(x) in (int, float) for x in values)
+        if not values or not numbers:
+            raise UserError(f"{path} has {name} {values!r}: it must be a list of numbers")
 
 
 def _labels(names: Any) -> tuple[str, ...]:

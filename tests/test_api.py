@@ -1,0 +1,168 @@
+"""`videomae_jax.load`: the golden numbers from the released files, and clear refusals."""
+
+import functools
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from golden import DATA, load_golden, relative_error
+
+import videomae_jax as vm
+from videomae_jax import api
+from videomae_jax.errors import UserError
+
+TOLERANCE = 1e-5
+FILES = {"pretrain": "pretrain_tiny.pth", "classify": "finetune_tiny_deepspeed.pth"}
+
+
+@functools.cache
+def model(task):
+    return vm.load(DATA / FILES[task], num_heads=3, decoder_num_heads=2)
+
+
+@functools.cache
+def golden(task):
+    arrays = load_golden({"pretrain": "pretrain_tiny", "classify": "finetune_tiny"}[task]).arrays
+    return arrays, arrays["video_uint8"]
+
+
+def test_a_fine_tuned_file_computes_what_the_reference_does():
+    arrays, video = golden("classify")
+    m = model("classify")
+    tokens, features, logits = m.tokens(video), m.features(video), m.logits(video)
+    assert tokens.shape == (2, 128, 48) and features.shape == (2, 48) and logits.shape == (2, 10)
+    assert {x.dtype.name for x in (tokens, features, logits)} == {"float32"}
+    errors = [
+        relative_error(features, arrays["features"]),
+        relative_error(logits, arrays["logits"]),
+    ]
+    print(f"\nfeatures {errors[0]:.1e}, logits {errors[1]:.1e}")
+    assert max(errors) < TOLERANCE
+
+
+def test_a_pre_trained_file_computes_what_the_reference_does():
+    arrays, video = golden("pretrain")
+    m = model("pretrain")
+    prediction, loss = m.reconstruct(video, arrays["masks"][0][:, :16])
+    assert prediction.shape == (2, 8, 12, 1536) and prediction.dtype == np.float32
+    assert loss.shape == () and loss.dtype == np.float32
+    # The file keeps every fourth masked token.
+    error = relative_error(prediction.reshape(2, 96, -1)[:, ::4], arrays["prediction"])
+    off = abs(loss / arrays["losses"][0] - 1)
+    print(f"\nprediction {error:.1e}, loss {off:.1e}")
+    assert error < TOLERANCE and off < TOLERANCE
+    np.testing.assert_allclose(m.features(video), m.tokens(video).mean(1), atol=1e-6)
+
+
+def test_tokens_are_normed_and_in_raster_order():
+    _, video = golden("pretrain")
+    m = model("pretrain")
+    tokens = np.asarray(m.tokens(video))
+    norm = m.params["encoder"]["norm"]
+    plain = (tokens - norm["bias"]) / norm["scale"]
+    np.testing.assert_allclose(plain.mean(-1), 0, atol=1e-4)
+    np.testing.assert_allclose(plain.std(-1), 1, atol=1e-3)
+    # A pixel of the third patch of the second time step moves that token most.
+    changed = video.copy()
+    changed[:, 2:4, 0:16, 32:48] = 255 - changed[:, 2:4, 0:16, 32:48]
+    moved = np.abs(np.asarray(m.tokens(changed)) - tokens).max(-1)
+    assert set(moved.argmax(-1)) == {16 + 2}
+
+
+def test_every_shape_is_traced_once_and_may_differ_from_the_checkpoint(monkeypatch):
+    traced = []
+    original = api.outputs
+    monkeypatch.setattr(api, "outputs", lambda *a: traced.append(a[2].shape) or original(*a))
+    m = vm.load(DATA / FILES["classify"], num_heads=3)
+    _, video = golden("classify")
+    for shape in ((2, 16, 64, 64), (2, 16, 64, 64), (1, 4, 32, 48), (1, 4, 32, 48)):
+        clip = video[: shape[0], : shape[1], : shape[2], : shape[3]]
+        assert m.features(clip).shape == (shape[0], 48)
+        m.features(jax.numpy.asarray(clip))
+    assert traced == [(2, 16, 64, 64, 3), (1, 4, 32, 48, 3)]
+
+
+VIDEO = np.zeros([1, 4, 32, 32, 3], np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("video", "message"),
+    [
+        (VIDEO[0], r"video is \[4, 32, 32, 3\]: give \[B, F, H, W, C\]; video\[None\]"),
+        (VIDEO / 255, "video is float64: give uint8, 0 to 255"),
+        (VIDEO[..., :1], "1 channels last: give 3"),
+        (VIDEO[:0], "no clips: give 1 or more"),
+        (VIDEO[:, :3], "frames 3 is not a multiple of the patch's 2: use 2 or 4"),
+        (VIDEO[:, :, :30], "height 30 is not a multiple of the patch's 16: use 16 or 32"),
+    ],
+)
+def test_a_video_the_model_cannot_take_is_refused(video, message):
+    for call in (model("classify").logits, model("pretrain").features):
+        with pytest.raises(UserError, match=message) as caught:
+            call(video)
+        assert "\n" not in str(caught.value)
+
+
+def mask(*rows):
+    return np.asarray(rows) > 0
+
+
+@pytest.mark.parametrize(
+    ("masked", "message"),
+    [
+        (mask([1, 0, 0, 0], [1, 0, 1, 0]), "hides 1 to 2 patches: hide as many in every clip"),
+        (mask([0] * 4, [0] * 4), "hides 0 of 4 patches: hide 1 to 3"),
+        (mask([1] * 4, [1] * 4), "hides 4 of 4 patches: hide 1 to 3"),
+        (mask([1, 0, 0, 0]), r"masked is bool \[1, 4\]: give bool \[2, 4\]"),
+        (np.ones([2, 4], int), r"masked is int64 \[2, 4\]: give bool \[2, 4\]"),
+    ],
+)
+def test_a_mask_that_cannot_be_is_refused(masked, message):
+    with pytest.raises(UserError, match=message):
+        model("pretrain").reconstruct(np.concatenate([VIDEO, VIDEO]), masked)
+
+
+def test_what_a_model_is_not_for_is_refused():
+    with pytest.raises(UserError, match="task 'pretrain' has no classes"):
+        model("pretrain").logits(VIDEO)
+    with pytest.raises(UserError, match="task 'classify' has no decoder"):
+        model("classify").reconstruct(VIDEO, mask([1, 0, 0, 0]))
+    with pytest.raises(UserError, match=r"give --num-heads N \(in Python num_heads=N\)"):
+        vm.load(DATA / FILES["classify"])
+
+
+@pytest.mark.parametrize("task", FILES)
+@pytest.mark.parametrize("form", ["native", "mcg", "hf", "safetensors"])
+def test_what_is_saved_computes_the_same(tmp_path, task, form):
+    path = tmp_path / ("x.pth" if form == "mcg" else f"x.{form}")
+    model(task).save(path, format=form)
+    back = vm.load(path, num_heads=3, decoder_num_heads=2)
+    _, video = golden(task)
+    np.testing.assert_array_equal(back.features(video), model(task).features(video))
+
+
+def test_an_encoder_alone_has_features(tmp_path):
+    m = model("pretrain")
+    alone = {"encoder": m.params["encoder"]}
+    config = m.config.copy_and_resolve_references()
+    config.task = "encoder"
+    m = api.Model(api.Checkpoint(alone, config, (), ""))
+    m.save(tmp_path / "x.pth", format="mcg")
+    back = vm.load(tmp_path / "x.pth", num_heads=3)
+    _, video = golden("pretrain")
+    np.testing.assert_array_equal(back.features(video), model("pretrain").features(video))
+    with pytest.raises(UserError, match="task 'encoder' has no decoder"):
+        back.reconstruct(VIDEO, mask([1, 0, 0, 0]))
+
+
+def test_nothing_slow_is_imported_before_it_is_used():
+    program = (
+        "import sys; import videomae_jax as vm; vm.__version__\n"
+        "assert not {'jax', 'numpy', 'flax'} & set(sys.modules)\n"
+        "vm.load; assert 'jax' in sys.modules\n"
+        "print({'torch', 'tensorflow', 'transformers', 'orbax', 'av'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "set()\n", done.stderr + done.stdout

@@ -1,0 +1,75 @@
+"""What a trained model is used for. The mask is an input, so nothing random happens here."""
+
+import jax
+from ml_collections import ConfigDict
+
+from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.mae import Encoder, VideoMAE, reconstruction_sums
+from videomae_jax.models.masking import mask_from_bool
+from videomae_jax.models.tokens import normalize_pixels, patch_grid, patchify, positions
+from videomae_jax.tasks import classify, pretrain
+from videomae_jax.tasks.task import Params
+
+Network = VideoMAE | VideoClassifier
+
+
+def build_network(config: ConfigDict, *, dtype: str = "auto", attention: str = "auto") -> Network:
+    """Make the model of a checkpoint's config, to be used and not trained.
+
+    How the training was run is not asked: a checkpoint from a GPU opens on a laptop. An
+    encoder alone is a VideoMAE of which `predict` can do nothing.
+    """
+    config = config.copy_and_resolve_references()
+    config.run.update(dtype=dtype, attention=attention, remat="none")
+    return (classify if config.task == "classify" else pretrain).build_model(config)
+
+
+def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax.Array]:
+    """Return what a model makes of uint8 [B, F, H, W, C], all float32.
+
+    "tokens" [B, N, D], all patches visible: after the encoder's final norm, where it has one.
+    "features" [B, D]: the mean token, of a classifier normed as its head sees it. "logits"
+    [B, classes]: of a classifier only. Under `jit`, what is not used is not computed.
+    """
+    grid = patch_grid(tuple(video.shape[1:4]), network.patch)
+    patches = patchify(video, network.patch)
+    if isinstance(network, VideoClassifier):
+
+        def classify_tokens(classifier):
+            tokens = classifier.tokens(patches, grid).astype("float32")
+            features = classifier.fc_norm(tokens.mean(axis=1))
+            return {"tokens": tokens, "features": features, "logits": classifier.head(features)}
+
+        return network.apply({"params": params}, method=classify_tokens)
+
+    # A transformers model made to be pooled has no final norm.
+    encoder = Encoder(network.encoder, network.run, final_norm="norm" in params["encoder"])
+    pixels = normalize_pixels(patches, network.mean, network.std)
+    places = positions(grid, network.encoder.width, source=network.position_grid)[None]
+    tokens = encoder.apply({"params": params["encoder"]}, pixels, places).astype("float32")
+    return {"tokens": tokens, "features": tokens.mean(axis=1)}
+
+
+def predict(
+    network: VideoMAE,
+    params: Params,
+    video: jax.Array,
+    hidden: jax.Array,
+    *,
+    masked: int,
+    normalized: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Reconstruct the tubes of uint8 [B, F, H, W, C] that bool [B, S] hides.
+
+    masked: how many each row of `hidden` hides, M. normalized: the targets are, per patch.
+    Returns the prediction, float32 [B, T, M, P], and the loss, a float32 scalar.
+    """
+    grid = patch_grid(tuple(video.shape[1:4]), network.patch)
+    patches = patchify(video, network.patch)
+    mask = mask_from_bool(hidden, masked=masked)
+    prediction = network.apply({"params": params}, patches, mask, grid)
+    sums = reconstruction_sums(
+        prediction, patches, mask, channels=len(network.mean), normalized=normalized
+    )
+    loss = sums["error"].sum() / sums["count"].sum()
+    return prediction.reshape(video.shape[0], grid[0], masked, -1), loss
