@@ -15,7 +15,7 @@ from videomae_jax.models.classifier import VideoClassifier, init_classifier
 from videomae_jax.models.tokens import patch_grid, patchify
 from videomae_jax.tasks.augment import augment, mix_clips, smooth_targets
 from videomae_jax.tasks.encoder import encoder_fields
-from videomae_jax.tasks.task import Task
+from videomae_jax.tasks.task import Params, Task
 
 # Named streams of randomness, folded into the step's key.
 AUGMENT, MIX, DROP = range(3)
@@ -164,6 +164,30 @@ def build_task(config: ConfigDict) -> Task:
             "FLOPs": f"{forward_flops / 1e9:.4g} G forward, {train_flops / 1e9:.4g} G train a clip",
         },
     )
+
+
+def view_sample(config: ConfigDict, *, segments: int, crops: int):
+    """Return the sampler of all test views of a video, for the clips of a config."""
+    from videomae_jax.data.clips import ViewSample
+
+    clip = config.clip
+    return ViewSample(
+        frames=clip.frames,
+        stride=clip.stride if clip.sampling == "dense" else None,
+        height=clip.height,
+        width=clip.width,
+        channels=len(config.model.mean),
+        segments=segments,
+        crops=crops,
+    )
+
+
+def view_probabilities(model: VideoClassifier, params: Params, video: jax.Array) -> jax.Array:
+    """Return the mean over the views of softmax, float32 [B, classes], of [B, V, F, H, W, C]."""
+    grid = patch_grid(video.shape[2:5], model.patch)
+    patches = patchify(video.reshape(-1, *video.shape[2:]), model.patch)
+    probabilities = jax.nn.softmax(model.apply({"params": params}, patches, grid))
+    return probabilities.reshape(*video.shape[:2], -1).mean(axis=1)
 
 
 def check_clip(clip: ConfigDict) -> None:
