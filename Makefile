@@ -1,24 +1,28 @@
-# make demo: pre-train a tiny VideoMAE on real video, in minutes on two CPU cores.
-# make test: the checks of every change. make test-all: the slow ones too.
+# make demo      pre-train a tiny VideoMAE on real motion, in minutes on two CPU cores
+# make test      lint and the tests of every change
+# make test-all  the slow tests too
 # Each sets up .venv first.
 
 PYTHON ?= python3
 BIN := .venv/bin
-WORKDIR ?= runs/demo
-# make demo DATA=FOLDER uses your own videos, or a manifest of them.
+
+# make demo DATA=FOLDER pre-trains on your own videos (or on a manifest of them).
 DATA ?=
+WORKDIR ?= runs/demo$(if $(DATA),-$(notdir $(patsubst %/,%,$(DATA))))
+VIDEO ?= $(if $(DATA),,data/mocap_studio/val/walk/walk_003.mp4)
 
 .PHONY: demo test test-all lint clean
 
 demo: $(BIN)/.installed
-	$(BIN)/videomae train --config=configs/demo.py --workdir=$(WORKDIR) \
-	    $(if $(DATA),"--config.data.train=$(DATA)" --config.data.eval= --config.data.holdout=0.1)
-	$(BIN)/python launch/demo_pictures.py
+	$(BIN)/videomae train --config=configs/demo.py --workdir="$(WORKDIR)" \
+	  $(if $(DATA),--config.data.train="$(DATA)" --config.data.eval= --config.data.holdout=0.1)
+	for ending in gif png; do $(BIN)/videomae visualize $(VIDEO) --checkpoint "$(WORKDIR)" \
+	  --out "$(WORKDIR)/reconstruction.$$ending" || exit; done
 
-test: $(BIN)/.installed lint
+test: lint
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(BIN)/.installed lint
+test-all: lint
 	$(BIN)/python -m pytest
 
 lint: $(BIN)/.installed

@@ -126,6 +126,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 holdout=the["holdout"],
                 max_bad_share=0.05,  # end the run when more of the videos cannot be read
                 threads=0,  # decoders; 0 takes two per core
+                class_names=(),  # of labels 0, 1, ...; () takes those of train
             ),
             views=the["views"],  # clips x crops of a test video
             batch_size=the["batch_size"],  # videos per optimizer step, over all devices

@@ -67,6 +67,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             name=f"VideoMAE {recipe.upper()} pre-training, ViT-{size}, {data}",
             task="pretrain",
             seed=0,
+            init_from="",  # checkpoint to take the encoder from; "" starts from scratch
             model=dict(
                 encoder=dataclasses.asdict(model.encoder),
                 decoder=dict(
@@ -87,6 +88,8 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 decoder_ratio=the["decoder_ratio"],  # share the decoder skips; 0 skips none
             ),
             normalized_targets=True,
+            layer_decay=1.0,  # of the rate, from each block to the one below; 1 is the same for all
+            ema_decay=0.0,  # of a moving average of the weights, evaluated too; 0 keeps none
             data=dict(
                 train="",  # manifest, folder, or "synthetic"
                 eval="",  # likewise, or "" for a share `holdout` of train
@@ -94,7 +97,8 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 max_bad_share=0.05,  # end the run when more of the videos cannot be read
                 threads=0,  # decoders; 0 takes two per core
             ),
-            batch_size=the["batch_size"],  # clips per optimizer step, over all devices
+            batch_size=the["batch_size"],  # videos per optimizer step, over all devices
+            repeats=1,  # clips of each video in a step
             accumulation=1,  # parts a step's batch is computed in, one after the other
             epochs=the["epochs"],
             warmup_epochs=40,

@@ -79,12 +79,12 @@ def test_mistakes_are_told(arguments, overrides, says):
 
 
 def test_groups_divide_what_a_device_takes_at_once():
-    config = load("b,k400")
-    check_group(config, clips=12)
+    change = load("b,k400").augment
+    check_group(change, clips=12)
     with pytest.raises(UserError, match="augment.group=2$"):
-        check_group(config, clips=6)
+        check_group(change, clips=6)
     with pytest.raises(UserError, match="augment.group=3$"):
-        check_group(config, clips=3)
+        check_group(change, clips=3)
 
 
 class Frames:

@@ -221,6 +221,14 @@ def test_a_curve_without_evaluations_takes_the_level_of_training():
     assert len(named["training"][0]) == 30  # the step that was skipped is not drawn
 
 
+def test_a_curve_of_plain_pixels_is_logarithmic_and_knows_the_mean():
+    rows = [{"step": 1, "loss": 0.1, "vs_zero": 0.5, "r2": -1.0, "lr": 1.0}]
+    rows += [{"step": 2, "loss": 0.01, "vs_zero": 0.05, "r2": 0.8, "lr": 1.0}]
+    figure = pictures.curve_figure(rows)
+    assert {"predicting zero: 0.200", "predicting the mean: 0.0500"} <= set(lines(figure)[0])
+    assert figure.axes[0].get_yscale() == "log"
+
+
 def test_a_curve_of_nothing_is_the_users_mistake(tmp_path):
     with pytest.raises(UserError, match="none of 1 rows"):
         pictures.curve_figure([{"step": 1, "lr": 0.1}])

@@ -80,11 +80,12 @@ def test_a_batch_has_the_promised_shapes(good):
     assert shapes == {
         "video": ((4, 4, 32, 48, 3), np.uint8),
         "id": ((4,), np.int32),
+        "row": ((4,), np.int32),
         "label": ((4,), np.int32),
     }
     assert (batch["label"] == good.labels[batch["id"]]).all()
     bare = replace(good, labels=None)
-    assert train(bare, steps=1)[0].keys() == {"video", "id"}
+    assert train(bare, steps=1)[0].keys() == {"video", "id", "row"}
 
 
 def test_each_epoch_is_another_permutation(good):
@@ -94,6 +95,17 @@ def test_each_epoch_is_another_permutation(good):
     assert len({tuple(epoch) for epoch in epochs}) == 4
     other = np.concatenate([batch["id"] for batch in train(good, steps=GOOD, seed=6)])
     assert (other != ids).any()
+
+
+def test_repeats_are_clips_of_one_video_side_by_side(good):
+    batches = train(good, steps=GOOD, repeats=2)
+    for batch in batches:
+        assert (batch["id"][::2] == batch["id"][1::2]).all()
+        assert batch["row"].tolist() == [0, 1, 2, 3]
+    ids = np.concatenate([batch["id"][::2] for batch in batches]).reshape(2, GOOD)
+    assert all(sorted(epoch) == list(range(GOOD)) for epoch in ids)
+    first, second = (np.stack([batch["video"][at] for batch in batches]) for at in (0, 1))
+    assert (first != second).any(axis=(1, 2, 3, 4)).mean() > 0.5
 
 
 def test_a_restart_continues_bit_for_bit(good):

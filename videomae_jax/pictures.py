@@ -197,7 +197,7 @@ def curve_figure(rows: Sequence[dict]):
 
     rows: those of metrics.jsonl, {"step", "loss", "lr"} while training and {"step",
     "eval/loss"} at evaluations, each with its ratio to predicting zero, "vs_zero" and
-    "eval/vs_zero", where the task has one; other keys do no harm.
+    "eval/vs_zero", and its "r2", where the task has them; other keys do no harm.
     Raises UserError when no row has a loss.
     """
     # Slow to import. Figures made without pyplot need no display and no global state.
@@ -226,16 +226,26 @@ def curve_figure(rows: Sequence[dict]):
         held = dict(color="tab:orange", marker="o", markersize=4, linewidth=1.8)
         above.plot(held_step, held_loss, label="held out", **held)
     prefix = "eval/" if len(held_step) else ""
-    levels = [
-        row[prefix + "loss"] / row[prefix + "vs_zero"] for row in rows if prefix + "vs_zero" in row
-    ]
-    if levels:
-        zero = np.nanmean(levels)
-        above.axhline(
-            zero, color="0.4", linestyle="--", linewidth=1.2, label=f"predicting zero: {zero:.3f}"
-        )
+
+    def level(share) -> float | None:
+        """The loss that a row's share is a share of, over all rows that have one."""
+        levels = [row[prefix + "loss"] / share(row) for row in rows if prefix + "vs_zero" in row]
+        return np.nanmean(levels) if levels else None
+
+    # Two lines for plain pixels; for normalized ones, whose mean is zero, they are the same.
+    zero = level(lambda row: row[prefix + "vs_zero"])
+    mean = level(lambda row: 1 - row.get(prefix + "r2", np.nan))
+    if mean and abs(mean / zero - 1) > 0.05:
+        label = f"predicting the mean: {mean:#.3g}"
+        above.axhline(mean, color="0.4", linestyle=":", linewidth=1.2, label=label)
+    if zero:
+        label = f"predicting zero: {zero:#.3g}"
+        above.axhline(zero, color="0.4", linestyle="--", linewidth=1.2, label=label)
+    everything = np.concatenate([loss, held_loss])
+    if everything.min() > 0 and max(everything.max(), zero or 0) > 10 * everything.min():
+        above.set_yscale("log")  # else all but the beginning lies on the axis
     above.set_ylabel("loss")
-    above.legend(frameon=False)
+    above.legend(framealpha=0.9, edgecolor="none")
     below.plot(*series("lr"), color="tab:green", linewidth=1.5)
     below.set(xlabel="step", ylabel="learning rate")
     below.set_ylim(bottom=0)

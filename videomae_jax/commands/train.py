@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     from videomae_jax.config import load_config
-    from videomae_jax.tasks import pretrain
+    from videomae_jax.tasks import classify, pretrain
     from videomae_jax.training.loop import train
 
-    tasks = {"pretrain": pretrain.build_task}
+    tasks = {"pretrain": pretrain, "classify": classify}
     config = load_config(args.config, args.overrides)
-    if not train(config, tasks[config.task](config), workdir=args.workdir):
+    if not train(config, tasks[config.task], workdir=args.workdir):
         sys.exit(EXIT_STOPPED)

@@ -13,7 +13,12 @@ MAX_FPS = 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("video", metavar="VIDEO", help="a video file of any length")
+    parser.add_argument(
+        "video",
+        metavar="VIDEO",
+        nargs="?",
+        help="a video file of any length (default: the first one held out from training)",
+    )
     parser.add_argument(
         "--checkpoint",
         metavar="SRC",
@@ -99,6 +104,8 @@ def main(args: argparse.Namespace) -> None:
             f"{args.checkpoint} {what}: without a decoder it reconstructs nothing; "
             "give a pre-training run, or a released file with its decoder"
         )
+    if args.video is None:
+        args.video = _held_out(config)
     model, clip = build_network(config), config.clip
     grid = patch_grid((clip.frames, clip.height, clip.width), model.patch)
     kind = args.mask or config.mask.kind
@@ -155,6 +162,14 @@ def main(args: argparse.Namespace) -> None:
     )
     print(label)
     print(f"{args.out}: {len(frames)} frames at stride {stride} of the {total} in {args.video}")
+
+
+def _held_out(config) -> str:
+    """Return the first video held out from a run, or of its training where none was."""
+    from videomae_jax.training.loop import open_videos
+
+    train, held_out = open_videos(config)
+    return (held_out or train).paths[0]
 
 
 def _read_frames(path: str, *, stride: int, limit: int, height: int, width: int, channels: int):

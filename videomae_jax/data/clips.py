@@ -111,6 +111,53 @@ class SparseSample:
         return sampling.sparse_indices(count, rng, frames=self.frames)
 
 
+@dataclass(frozen=True)
+class ViewSample:
+    """All test clips of one video at once: `sample(path, rng) -> uint8 [V, F, H, W, C]`.
+
+    V = segments * crops: each segment in time in each crop. `stride` None is sparse sampling.
+    Raises UnreadableVideo.
+    """
+
+    frames: int
+    stride: int | None
+    height: int
+    width: int
+    channels: int
+    segments: int
+    crops: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """(V, F, H, W, C), the same for every video."""
+        views = self.segments * self.crops
+        return views, self.frames, self.height, self.width, self.channels
+
+    def __call__(self, path: str | bytes, rng: np.random.Generator) -> np.ndarray:
+        # One pass over the file for all views.
+        clip = read_clip(path, lambda count: self.indices(count).ravel(), channels=self.channels)
+        boxes = sampling.view_boxes(
+            clip.shape[2],
+            clip.shape[1],
+            target_width=self.width,
+            target_height=self.height,
+            crops=self.crops,
+        )
+        size = dict(width=self.width, height=self.height)
+        crops = np.stack([resize_crop(clip, box=box, **size) for box in boxes], axis=0)
+        # [crops, segments * F, ...] -> [segments * crops, F, ...]
+        crops = crops.reshape(self.crops, self.segments, *self.shape[1:])
+        return np.ascontiguousarray(crops.swapaxes(0, 1).reshape(self.shape))
+
+    def indices(self, count: int) -> np.ndarray:
+        """Which frames of `count`: int64 [segments, F]."""
+        if self.stride is None:
+            return sampling.sparse_views(count, frames=self.frames, views=self.segments)
+        return sampling.dense_views(
+            count, segments=self.segments, frames=self.frames, stride=self.stride
+        )
+
+
 def _shape_box(
     sample: DenseSample | SparseSample, width: int, height: int, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:

@@ -41,6 +41,7 @@ def clip_batches(
     start_step: int,
     num_steps: int,
     bad: BadVideos,
+    repeats: int = 1,
     process_index: int = 0,
     process_count: int = 1,
     threads: int | None = None,
@@ -50,7 +51,9 @@ def clip_batches(
     Each epoch is a permutation of the videos; a batch may span two. `sample(path,
     rng)` makes a clip of `sample.shape` = (F, H, W, C). `batch_size` counts the
     clips of all processes; this one gets its b = batch_size / process_count rows:
-    video uint8 [b, F, H, W, C], id int32 [b], label int32 [b] where there are labels.
+    video uint8 [b, F, H, W, C], id int32 [b], row int32 [b], the place in the batch of
+    all processes, and label int32 [b] where there are labels. `repeats` clips of
+    each video, one after the other, are drawn each for itself.
     An unreadable video is recorded in `bad`, and another one, drawn from (seed, p),
     takes its place; id and label are those of the video that was read.
     Raises UserError for a batch that cannot be divided, and while iterating where
@@ -63,8 +66,9 @@ def clip_batches(
 
     def locate(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         position = number // rows * batch_size + process_index * rows + number % rows
+        turn = position // repeats
         place = tf.random.experimental.index_shuffle(
-            position % count, seed=tf.stack([seed, position // count]), max_index=count - 1
+            turn % count, seed=tf.stack([seed, turn // count]), max_index=count - 1
         )
         return position, place
 
@@ -80,8 +84,10 @@ def clip_batches(
 
     def finish() -> Iterator[Batch]:
         for video, index, _ in batches:
-            yield {"video": video, "id": index.astype(np.int32), **_labels(videos, index)}
+            ids = index.astype(np.int32)
+            yield {"video": video, "id": ids, "row": places, **_labels(videos, index)}
 
+    places = np.arange(process_index * rows, (process_index + 1) * rows, dtype=np.int32)
     numbers = tf.data.Dataset.range(start_step * rows, (start_step + num_steps) * rows)
     batches = _load(numbers.map(locate), load, shape=sample.shape, rows=rows, threads=threads)
     return finish()

@@ -101,6 +101,38 @@ def center_crop_box(
     return (width - wide) // 2, (height - high) // 2, wide, high
 
 
+def view_boxes(
+    width: int, height: int, *, target_width: int, target_height: int, crops: int
+) -> list[tuple[int, int, int, int]]:
+    """The largest boxes of the target's shape, evenly from one end of the picture to the other.
+
+    (x, y, width, height) in pixels. Resized to the target they are the test crops: along the
+    long side of a picture whose short side was resized. One crop is the centred one.
+    """
+    x, y, wide, high = center_crop_box(
+        width, height, target_width=target_width, target_height=target_height
+    )
+    if crops == 1:
+        return [(x, y, wide, high)]
+    free_x, free_y = width - wide, height - high
+    return [
+        (free_x * place // (crops - 1), free_y * place // (crops - 1), wide, high)
+        for place in range(crops)
+    ]
+
+
+def window_indices(count: int, *, frames: int, stride: int) -> np.ndarray:
+    """Frames of clips side by side over the whole video, the last one at its end. int64 [n, F].
+
+    A video shorter than a clip repeats its last frame.
+    """
+    span = frames * stride
+    starts = np.arange(0, max(1, count - span + 1), span)
+    if starts[-1] + span < count:
+        starts = np.append(starts, count - span)
+    return np.minimum(starts[:, None] + np.arange(frames) * stride, count - 1)
+
+
 def multi_scale_pairs(
     width: int, height: int, *, target_width: int, target_height: int
 ) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +82,39 @@ def split_videos(videos: Videos, *, holdout: float, seed: int) -> tuple[Videos, 
     size = min(max(1, round(holdout * len(videos))), len(videos) - 1)
     ranked = sorted(range(len(videos)), key=draw)
     return _pick(videos, sorted(ranked[size:])), _pick(videos, sorted(ranked[:size]))
+
+
+def number_labels(videos: Videos, class_names: tuple[str, ...]) -> Videos:
+    """Number the classes of videos that name them by their place in `class_names`.
+
+    Numbers stay as they are. Raises UserError for videos without labels, and for classes that
+    are not among the names.
+    """
+    if videos.labels is None:
+        raise UserError(
+            f"{videos.name} has no labels: give `path label` lines or a folder with a sub-folder "
+            "per class"
+        )
+    if videos.class_names is None or videos.class_names == class_names:
+        return replace(videos, class_names=class_names or None)
+    if not class_names:
+        raise UserError(
+            f"{videos.name} names its classes, the training videos number them: use one kind"
+        )
+    unknown = [name for name in videos.class_names if name not in class_names]
+    if unknown:
+        raise UserError(
+            f"{videos.name} has {len(unknown)} classes that are not among the "
+            f"{len(class_names)} of training, first {unknown[0]!r}"
+            f"{_did_you_mean(unknown[0], class_names)}"
+        )
+    places = np.array([class_names.index(name) for name in videos.class_names], np.int32)
+    return replace(videos, labels=places[videos.labels], class_names=class_names)
+
+
+def _did_you_mean(name: str, names: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _pick(videos: Videos, indices: list[int]) -> Videos:

@@ -18,7 +18,7 @@ def synthetic_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches with the keys and the shapes of `clip_batches`: video, id and label.
+    """Batches with the keys and the shapes of `clip_batches`: video, id, row and label.
 
     `shape` is (F, H, W, C); `batch_size` counts the clips of all processes. The
     label, 0 to 3, is the direction of the movement. A pure function of the seed
@@ -31,6 +31,7 @@ def synthetic_batches(
         yield {
             "video": np.stack([moving_pattern(shape, seed=seed, index=index) for index in ids]),
             "id": ids.astype(np.int32),
+            "row": (ids - step * batch_size).astype(np.int32),
             "label": (ids % 4).astype(np.int32),
         }
 

@@ -96,7 +96,8 @@ def _load(path: str, *, heads, frames, image_size, inflation) -> Checkpoint:
 
         params, config = load_params(path)
         _refuse_inflation(path, inflation)
-        return Checkpoint(params, config, (), "")
+        labels = tuple(config.data.class_names) if config.task == "classify" else ()
+        return Checkpoint(params, config, labels, "")
 
     if source.is_dir():
         file = next(source / name for name in WEIGHTS if (source / name).is_file())
@@ -231,6 +232,7 @@ def _config(facts: ModelFacts, beside: Beside) -> ConfigDict:
     config.clip.update(frames=beside.frames, height=side, width=side)
     if facts.task == "classify":
         config.model.classes = facts.classes
+        config.data.class_names = beside.labels
         # The margin around the crops stays what it is at 224.
         config.clip.source_height = round(config.clip.source_height * side / 224)
         config.clip.source_width = round(config.clip.source_width * side / 224)

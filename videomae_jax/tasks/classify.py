@@ -5,16 +5,17 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
+from videomae_jax.data.sources import Videos, number_labels
 from videomae_jax.errors import UserError
 from videomae_jax.models import flops
-from videomae_jax.models.attention import choose_implementation
 from videomae_jax.models.classifier import VideoClassifier, init_classifier
 from videomae_jax.models.tokens import patch_grid, patchify
-from videomae_jax.models.vit import Execution, Size
 from videomae_jax.tasks.augment import augment, mix_clips, smooth_targets
-from videomae_jax.tasks.task import Task
+from videomae_jax.tasks.encoder import encoder_fields
+from videomae_jax.tasks.task import Params, Task
 
 # Named streams of randomness, folded into the step's key.
 AUGMENT, MIX, DROP = range(3)
@@ -24,22 +25,7 @@ SAMPLING = ("dense", "sparse")
 
 def build_model(config: ConfigDict) -> VideoClassifier:
     """Make the model of `config.model`, run as `config.run` says on this machine's devices."""
-    platform = jax.default_backend()
-    dtype = config.run.dtype
-    if dtype == "auto":
-        dtype = "float32" if platform == "cpu" else "bfloat16"
-    run = Execution(
-        dtype=jnp.dtype(dtype),
-        attention=choose_implementation(config.run.attention, platform=platform, dtype=dtype),
-        scan=config.run.scan,
-        remat=config.run.remat,
-    )
     model = config.model
-    if len(model.mean) != len(model.std):
-        raise UserError(
-            f"model.mean has {len(model.mean)} channels, model.std {len(model.std)}: "
-            "give one number per channel in both"
-        )
     if model.classes < 2:
         raise UserError(
             f"model.classes is {model.classes}: give training data with labels of 2 or more "
@@ -49,16 +35,43 @@ def build_model(config: ConfigDict) -> VideoClassifier:
         if not 0 <= config[name] < 1:
             raise UserError(f"{name} is {config[name]}: use 0 (never) to below 1")
     return VideoClassifier(
-        encoder=Size(**model.encoder),
-        patch=tuple(model.patch),
-        mean=tuple(model.mean),
-        std=tuple(model.std),
         classes=model.classes,
-        position_grid=tuple(model.position_grid) or None,
-        run=run,
         drop_path=config.drop_path,
         head_dropout=config.head_dropout,
+        **encoder_fields(config),
     )
+
+
+def prepare(
+    config: ConfigDict, train: Videos, held_out: Videos | None
+) -> tuple[ConfigDict, Videos, Videos | None]:
+    """Put the classes of the training videos into the config, and number all labels by them.
+
+    What the config has of its own, `model.classes` and `data.class_names`, stays. Raises
+    UserError for missing labels, more classes than the model has, and held-out videos of a
+    class that is not in training.
+    """
+    names = tuple(config.data.class_names) or train.class_names or ()
+    train = number_labels(train, names)
+    classes = config.model.classes or len(names) or int(train.labels.max()) + 1
+    if train.labels.max() >= classes:
+        raise UserError(
+            f"{train.name} has label {train.labels.max()}, model.classes is {classes}: use "
+            f"--config.model.classes={train.labels.max() + 1} or more"
+        )
+    if held_out:
+        held_out = number_labels(held_out, names)
+        unseen = ~np.isin(held_out.labels, train.labels)
+        if unseen.any():
+            label = int(held_out.labels[unseen][0])
+            raise UserError(
+                f"{unseen.sum()} of {len(held_out)} held-out videos of {held_out.name} are of "
+                f"classes that training never sees, first {names[label] if names else label}: "
+                "leave them out, or train on some"
+            )
+    config = config.copy_and_resolve_references()
+    config.model.classes, config.data.class_names = classes, names
+    return config.lock(), train, held_out
 
 
 def build_task(config: ConfigDict) -> Task:
@@ -136,6 +149,7 @@ def build_task(config: ConfigDict) -> Task:
         summarize=summarize,
         pictures=lambda params, batch: {},
         samples=samples,
+        check_clips=lambda clips: check_group(change, clips=clips),
         train_flops=train_flops,
         facts={
             "clip": f"{clip.frames} frames, {frames}, {clip.height} x {clip.width}, "
@@ -152,6 +166,30 @@ def build_task(config: ConfigDict) -> Task:
     )
 
 
+def view_sample(config: ConfigDict, *, segments: int, crops: int):
+    """Return the sampler of all test views of a video, for the clips of a config."""
+    from videomae_jax.data.clips import ViewSample
+
+    clip = config.clip
+    return ViewSample(
+        frames=clip.frames,
+        stride=clip.stride if clip.sampling == "dense" else None,
+        height=clip.height,
+        width=clip.width,
+        channels=len(config.model.mean),
+        segments=segments,
+        crops=crops,
+    )
+
+
+def view_probabilities(model: VideoClassifier, params: Params, video: jax.Array) -> jax.Array:
+    """Return the mean over the views of softmax, float32 [B, classes], of [B, V, F, H, W, C]."""
+    grid = patch_grid(video.shape[2:5], model.patch)
+    patches = patchify(video.reshape(-1, *video.shape[2:]), model.patch)
+    probabilities = jax.nn.softmax(model.apply({"params": params}, patches, grid))
+    return probabilities.reshape(*video.shape[:2], -1).mean(axis=1)
+
+
 def check_clip(clip: ConfigDict) -> None:
     """Raise UserError for a way of sampling or a size that training cannot use."""
     if clip.sampling not in SAMPLING:
@@ -165,10 +203,13 @@ def check_clip(clip: ConfigDict) -> None:
             )
 
 
-def check_group(config: ConfigDict, *, clips: int) -> None:
-    """Raise UserError unless mixing groups divide the clips of one device in one part of a step."""
-    group = config.augment.group
-    if group < 1 or clips % group:
+def check_group(change: ConfigDict, *, clips: int) -> None:
+    """Raise UserError unless mixing groups divide the clips of one device in one part of a step.
+
+    change: `config.augment`.
+    """
+    group = change.group
+    if (change.mixup or change.cutmix) and (group < 1 or clips % group):
         near = math.gcd(max(group, 1), clips)
         raise UserError(
             f"mixing groups of {group} do not divide the {clips} clips that a device takes at "

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from videomae_jax.errors import UserError
+from videomae_jax.data.sources import Videos
 from videomae_jax.models import flops
-from videomae_jax.models.attention import choose_implementation
 from videomae_jax.models.mae import VideoMAE, reconstruction_sums
 from videomae_jax.models.masking import TubeMask, draw_mask, mask_counts
 from videomae_jax.models.tokens import patch_grid, patchify
-from videomae_jax.models.vit import Execution, Size
+from videomae_jax.models.vit import Size
+from videomae_jax.tasks.encoder import encoder_fields
 from videomae_jax.tasks.reconstruct import reconstruct
 from videomae_jax.tasks.task import Task
 
@@ -28,31 +28,14 @@ EVAL_SEED = 2022  # held-out clips keep their masks from run to run, so that los
 
 def build_model(config: ConfigDict) -> VideoMAE:
     """Make the model of `config.model`, run as `config.run` says on this machine's devices."""
-    platform = jax.default_backend()
-    dtype = config.run.dtype
-    if dtype == "auto":
-        dtype = "float32" if platform == "cpu" else "bfloat16"
-    run = Execution(
-        dtype=jnp.dtype(dtype),
-        attention=choose_implementation(config.run.attention, platform=platform, dtype=dtype),
-        scan=config.run.scan,
-        remat=config.run.remat,
-    )
-    model = config.model
-    if len(model.mean) != len(model.std):
-        raise UserError(
-            f"model.mean has {len(model.mean)} channels, model.std {len(model.std)}: "
-            "give one number per channel in both"
-        )
-    return VideoMAE(
-        encoder=Size(**model.encoder),
-        decoder=Size(**model.decoder),
-        patch=tuple(model.patch),
-        mean=tuple(model.mean),
-        std=tuple(model.std),
-        position_grid=tuple(model.position_grid) or None,
-        run=run,
-    )
+    return VideoMAE(decoder=Size(**config.model.decoder), **encoder_fields(config))
+
+
+def prepare(
+    config: ConfigDict, train: Videos, held_out: Videos | None
+) -> tuple[ConfigDict, Videos, Videos | None]:
+    """Return all as it is: what the videos are called does not matter here."""
+    return config, train, held_out
 
 
 def build_task(config: ConfigDict) -> Task:
@@ -147,6 +130,7 @@ def build_task(config: ConfigDict) -> Task:
         summarize=summarize,
         pictures=pictures,
         samples=samples,
+        check_clips=lambda clips: None,
         train_flops=train_flops,
         facts={
             "clip": f"{clip.frames} frames, stride {clip.stride}, {clip.height} x {clip.width}, "

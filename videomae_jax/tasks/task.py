@@ -1,4 +1,8 @@
-"""What the training loop knows of a task: a few functions and two samplers."""
+"""What the training loop knows of a task: a few functions and two samplers.
+
+The module of a task has two functions: `prepare(config, train, held_out)` completes the config
+with what the videos say, and `build_task(config)` returns the Task.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,7 +11,8 @@ import jax
 import numpy as np
 
 Params = Any
-Batch = dict[str, jax.Array]  # "video" uint8 [B, F, H, W, C], "id" int32 [B], maybe "label"
+# "video" uint8 [B, F, H, W, C], "id" int32 [B], maybe "label"; in training "row" int32 [B]
+Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
 
 
@@ -24,5 +29,6 @@ class Task(NamedTuple):
     summarize: Callable[[Sums], dict[str, jax.Array]]  # scalar sums -> metrics, "loss" first
     pictures: Callable[[Params, Batch], dict[str, np.ndarray]]  # uint8 [h, w, 3] each
     samples: Callable[[], tuple[Callable, Callable]]  # what a clip takes of a video: train, eval
+    check_clips: Callable[[int], None]  # UserError unless a device can train on so many at once
     train_flops: float  # of one clip, forward and backward
     facts: dict[str, str]  # lines of the start banner

@@ -16,10 +16,10 @@ from videomae_jax.training.sharding import batch_devices
 def batch_line(config: ConfigDict, mesh: Mesh) -> str:
     """Per-device clips x devices x parts = the batch of one optimizer step."""
     devices, parts = batch_devices(mesh), config.accumulation
-    each = config.batch_size // (devices * parts)
+    clips = config.batch_size * config.repeats
     return (
-        f"{each} clips per device x {devices} devices x {parts} accumulated "
-        f"= {config.batch_size} clips a step"
+        f"{clips // (devices * parts)} clips per device x {devices} devices x {parts} accumulated "
+        f"= {clips} clips a step" + (f", {config.repeats} of each video" * (config.repeats > 1))
     )
 
 
@@ -27,9 +27,10 @@ def rate_line(config: ConfigDict, plan: Plan) -> str:
     """The way from the base rate to the actual one."""
     base = config.base_lr
     product = f"{base:g} x {config.batch_size} / 256 = " if base else ""
+    layers = f"; x {config.layer_decay:g} from each block to the one below"
     return (
         f"{product}{plan.peak_lr:.4g} after {plan.warmup_steps:,} warm-up steps, "
-        f"then a cosine to {plan.final_lr:.3g}"
+        f"then a cosine to {plan.final_lr:.3g}" + layers * (config.layer_decay < 1)
     )
 
 
@@ -76,10 +77,12 @@ def data_line(train: Videos, held_out: Videos | None) -> str:
     return f"{len(train):,} of {train.name}{rest}"
 
 
-def workdir_line(workdir: str, start: int, changes: dict[str, tuple[Any, Any]]) -> str:
+def workdir_line(
+    workdir: str, start: int, changes: dict[str, tuple[Any, Any]], *, init_from: str
+) -> str:
     """Whether this is a new run, and what has changed in its config since if not."""
     if not start:
-        return f"{workdir}, a new run"
+        return f"{workdir}, a new run" + (f" from {init_from}" if init_from else "")
     changed = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in changes.items())
     return f"{workdir}, going on from step {start:,}" + (f"; changed: {changed}" if changed else "")
 

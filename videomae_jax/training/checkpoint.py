@@ -1,8 +1,8 @@
 """Checkpoints on disk; the only module that knows orbax.
 
-A work directory holds checkpoints/STEP/ with three items: params, rest (optimizer state and
-counters) and meta (the config as JSON). Apart, so that whoever wants the weights need not
-read three times as much.
+A work directory holds checkpoints/STEP/ with its items: params, ema where the run averages
+them, rest (optimizer state and counters) and meta (the config as JSON). Apart, so that whoever
+wants the weights need not read three times as much.
 """
 
 import json
@@ -51,21 +51,24 @@ class Checkpoints:
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
         """Read a whole state into the shapes and shardings of `abstract_state`."""
-        args = {"params": RESTORE(abstract_state.params), "rest": RESTORE(_rest(abstract_state))}
+        args = {name: RESTORE(item) for name, item in _items(abstract_state).items()}
         restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-        return TrainState(params=restored["params"], **restored["rest"])
+        return TrainState(params=restored["params"], ema=restored.get("ema"), **restored["rest"])
 
     def save(self, step: int, state: TrainState, config: ConfigDict) -> None:
         """Start saving; returns once the state may be overwritten."""
         meta = {"config": json.loads(config.to_json())}
-        args = ocp.args.Composite(
-            params=SAVE(state.params), rest=SAVE(_rest(state)), meta=ocp.args.JsonSave(meta)
-        )
+        args = {name: SAVE(item) for name, item in _items(state).items()}
+        args = ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta))
         self._guard(self._manager.save, step, args=args)
 
-    def close(self) -> None:
-        """Wait for the save in flight."""
+    def wait(self) -> None:
+        """Wait for the save in flight, if there is one."""
         self._guard(self._manager.wait_until_finished)
+
+    def close(self) -> None:
+        """Wait, and stop saving."""
+        self.wait()
         self._manager.close()
 
     def _guard(self, call, *args, **kwargs):
@@ -82,9 +85,10 @@ class Checkpoints:
             ) from None
 
 
-def load_params(path: str) -> tuple[Any, ConfigDict]:
+def load_params(path: str, *, item: str = "params") -> tuple[Any, ConfigDict]:
     """Read (params, config) from a work directory or one of its checkpoint folders.
 
+    item: "params", or "ema" for the moving average of a run that keeps one.
     params: float32 arrays on the default device. A work directory means its newest checkpoint.
     """
     folder = Path(path).absolute()
@@ -98,14 +102,17 @@ def load_params(path: str) -> tuple[Any, ConfigDict]:
         step = manager.latest_step() if step is None else step
         if step is None:
             raise UserError(f"no complete checkpoint in {path!r}: train until the first save")
+        metadata = manager.item_metadata(step).get(item)
+        if metadata is None:
+            raise UserError(f"{path!r} has no {item}: the run kept no such weights")
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-            manager.item_metadata(step)["params"],
+            metadata,
         )
-        args = ocp.args.Composite(params=RESTORE(abstract), meta=ocp.args.JsonRestore())
+        args = ocp.args.Composite(**{item: RESTORE(abstract)}, meta=ocp.args.JsonRestore())
         restored = manager.restore(step, args=args)
-    return restored["params"], config_from_json(restored["meta"]["config"])
+    return restored[item], config_from_json(restored["meta"]["config"])
 
 
 def save_params(path: str, params: Any, config: ConfigDict) -> None:
@@ -119,6 +126,7 @@ def save_params(path: str, params: Any, config: ConfigDict) -> None:
 def _open(folder: Any, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     handlers = {
         "params": ocp.StandardCheckpointHandler(),
+        "ema": ocp.StandardCheckpointHandler(),
         "rest": ocp.StandardCheckpointHandler(),
         "meta": ocp.JsonCheckpointHandler(),
     }
@@ -146,7 +154,7 @@ def check_space(workdir: str, *, needed: int) -> None:
         )
 
 
-def _rest(state: TrainState) -> dict[str, Any]:
+def _items(state: TrainState) -> dict[str, Any]:
     rest = state._asdict()
-    del rest["params"]
-    return rest
+    items = {"params": rest.pop("params"), "ema": rest.pop("ema"), "rest": rest}
+    return {name: item for name, item in items.items() if item is not None}

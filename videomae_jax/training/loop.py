@@ -1,9 +1,12 @@
 """A run, from its config to its last checkpoint. Assembles and loops; no mathematics."""
 
+import math
+import reprlib
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import numpy as np
@@ -17,24 +20,29 @@ from videomae_jax.data.sources import Videos, read_videos, split_videos
 from videomae_jax.data.synthetic import SyntheticSample, synthetic_videos
 from videomae_jax.errors import UserError
 from videomae_jax.pictures import plot_curve
-from videomae_jax.tasks.task import Params, Task
+from videomae_jax.tasks.task import Task
 from videomae_jax.training import banner
-from videomae_jax.training.checkpoint import FOLDER, Checkpoints, check_space
+from videomae_jax.training.checkpoint import FOLDER, Checkpoints, check_space, load_params
 from videomae_jax.training.monitor import Monitor, read_metrics
-from videomae_jax.training.optim import adamw, make_plan, warmup_cosine
+from videomae_jax.training.optim import make_optimizer, make_plan, warmup_cosine
 from videomae_jax.training.sharding import batch_devices, batch_sharding, make_mesh
-from videomae_jax.training.step import Steps, jit_steps
+from videomae_jax.training.step import Steps, TrainState, jit_steps, put_params
+from videomae_jax.training.transfer import transfer_encoder
 
 
-def train(config: ConfigDict, task: Task, *, workdir: str) -> bool:
+def train(config: ConfigDict, kind: ModuleType, *, workdir: str) -> bool:
     """Train to the last step, going on from the newest checkpoint in `workdir` if there is one.
 
+    kind: the module of the task, see `tasks.task`.
     Returns False when Ctrl-C or SIGTERM ended the run early; either way its state is saved.
     """
     # What a user can get wrong comes first, before anything slow.
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
-    train_videos, eval_videos = open_videos(config)
+    config, train_videos, eval_videos = kind.prepare(config, *open_videos(config))
+    task = kind.build_task(config)
+    clips = config.batch_size * config.repeats  # of a step
+    task.check_clips(clips // (batch_devices(mesh) * config.accumulation))
     plan = make_plan(config, examples=len(train_videos))
     make_workdir(workdir)
     bad = BadVideos(
@@ -46,11 +54,12 @@ def train(config: ConfigDict, task: Task, *, workdir: str) -> bool:
     with jax.set_mesh(mesh), ExitStack() as stack:
         steps = jit_steps(
             task,
-            adamw(config),
+            make_optimizer(config),
             warmup_cosine(plan),
             mesh,
             seed=config.seed,
             accumulation=config.accumulation,
+            ema_decay=config.ema_decay,
         )
         checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
         stack.callback(checkpoints.close)
@@ -63,15 +72,21 @@ def train(config: ConfigDict, task: Task, *, workdir: str) -> bool:
             changes = []
             check_space(workdir, needed=2 * banner.tree_bytes(steps.abstract_state))
             state = steps.init()
+            if config.init_from:
+                params, table = transfer_encoder(load_params(config.init_from)[0], state.params)
+                print(f"weights of {config.init_from}: {table}")
+                state = put_params(state, params)
 
         # The position in the data is the step, so a resumed run meets the same batches.
         train_sample, eval_sample = task.samples()
         if config.data.train == "synthetic":
-            train_sample = eval_sample = SyntheticSample(train_sample.shape)
+            train_sample = SyntheticSample(train_sample.shape)
+            eval_sample = SyntheticSample(eval_sample.shape)
         batches = clip_batches(
             train_videos,
             sample=train_sample,
-            batch_size=config.batch_size,
+            batch_size=clips,
+            repeats=config.repeats,
             seed=config.seed,
             start_step=start,
             num_steps=plan.steps - start,
@@ -84,7 +99,7 @@ def train(config: ConfigDict, task: Task, *, workdir: str) -> bool:
         monitor = Monitor(
             workdir,
             total_steps=plan.steps,
-            batch_size=config.batch_size,
+            batch_size=clips,
             flops=task.train_flops,
             log_every=config.log_every,
             max_skipped_steps=config.max_skipped_steps,
@@ -107,7 +122,9 @@ def train(config: ConfigDict, task: Task, *, workdir: str) -> bool:
                     "rate": banner.rate_line(config, plan),
                     "length": banner.length_line(plan, len(train_videos), config.batch_size),
                     "memory": banner.memory_line(train_step, batch),
-                    "workdir": banner.workdir_line(workdir, start, changes),
+                    "workdir": banner.workdir_line(
+                        workdir, start, changes, init_from=config.init_from
+                    ),
                 }
                 print(banner.text(config.name, rows), flush=True)
                 monitor.restart_clock(waited=feed.waited)
@@ -119,6 +136,7 @@ def train(config: ConfigDict, task: Task, *, workdir: str) -> bool:
                 with monitor.pause():
                     checkpoints.save(step, state, config)
             if stop.received:
+                checkpoints.wait()
                 print(f"{stop.received}: saved step {step:,}; the same command goes on from there")
                 return False
             if eval_videos and (last or step % config.eval_every == 0):
@@ -127,12 +145,14 @@ def train(config: ConfigDict, task: Task, *, workdir: str) -> bool:
                         config,
                         task,
                         steps,
-                        state.params,
+                        state,
                         videos=eval_videos,
                         sample=eval_sample,
                         mesh=mesh,
+                        stop=stop,
                     )
-                    monitor.evaluated(step, *scores)
+                    if scores:
+                        monitor.evaluated(step, *scores)
     finish(workdir, plan.steps)
     return True
 
@@ -168,36 +188,49 @@ def evaluate(
     config: ConfigDict,
     task: Task,
     steps: Steps,
-    params: Params,
+    state: TrainState,
     *,
     videos: Videos,
     sample: Callable,
     mesh: Mesh,
-) -> tuple[dict[str, float], str, dict[str, np.ndarray]]:
-    """Score every held-out video once: (metrics, how many could be read, pictures)."""
+    stop: StopSignal,
+) -> tuple[dict[str, float], str, dict[str, np.ndarray]] | None:
+    """Score every held-out video once: (metrics, how many could be read, pictures).
+
+    The metrics of the averaged weights, where there are any, have "ema_" before their names.
+    None when the run was asked to stop meanwhile: a notice of seconds is not spent on scores.
+    """
+    weights = {"": state.params} | ({} if state.ema is None else {"ema_": state.ema})
     bad = BadVideos(videos, max_share=1.0)
     batches = eval_batches(
         videos,
         sample=sample,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size * config.repeats,
         seed=config.seed,
         bad=bad,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         threads=config.data.threads or None,
     )
-    totals, pictures = None, {}
+    totals, pictures = {}, None
     with Feed(batches, sharding=batch_sharding(mesh)) as feed:
         for batch in feed:
-            sums = {k: np.float64(v) for k, v in steps.evaluate(params, batch).items()}
-            if totals is None:
-                totals, pictures = sums, task.pictures(params, batch)
-            else:
-                totals = {name: totals[name] + value for name, value in sums.items()}
-    if not totals["count"]:
+            if stop.received:
+                return None
+            if pictures is None:
+                pictures = task.pictures(state.params, batch)
+            for name, params in weights.items():
+                sums = {k: np.float64(v) for k, v in steps.evaluate(params, batch).items()}
+                totals[name] = jax.tree.map(np.add, totals[name], sums) if name in totals else sums
+    if not totals[""]["count"]:
         raise UserError(f"held-out data: {bad}")
     note = f"{len(videos):,} videos" if not len(bad) else str(bad)
-    return {k: float(v) for k, v in task.summarize(totals).items()}, note, pictures
+    scores = {
+        name + key: float(value)
+        for name, sums in totals.items()
+        for key, value in task.summarize(sums).items()
+    }
+    return scores, note, pictures
 
 
 def open_videos(config: ConfigDict) -> tuple[Videos, Videos | None]:
@@ -218,26 +251,32 @@ def open_videos(config: ConfigDict) -> tuple[Videos, Videos | None]:
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Raise UserError unless every device gets the same number of clips in every part."""
+    for name in ("accumulation", "repeats"):
+        if config[name] < 1:
+            raise UserError(f"{name} {config[name]}: use 1 or more")
     unit = batch_devices(mesh) * config.accumulation
-    if config.accumulation < 1:
-        raise UserError(f"accumulation {config.accumulation}: use 1 or more")
+    unit //= math.gcd(unit, config.repeats)  # of videos, from here on
     if config.batch_size < 1 or config.batch_size % unit:
         below = config.batch_size // unit * unit
         split = f"{batch_devices(mesh)} devices (data={mesh.shape['data']}, "
         split += f"fsdp={mesh.shape['fsdp']})"
         if config.accumulation > 1:
             split += f" x {config.accumulation} accumulated parts"
+        if config.repeats > 1:
+            split += f" at {config.repeats} clips each"
         legal = f"{below} or {below + unit}" if below > 0 else f"{unit}"
         raise UserError(f"batch {config.batch_size} is not divisible by {split}: use {legal}")
 
 
 def check_same_model(changes: dict, *, workdir: str) -> None:
     """Raise UserError when a checkpoint's config names another model than the run's."""
+    fixed = ("model.encoder", "model.decoder", "model.patch", "model.classes", "data.class_names")
     for key, (old, new) in changes.items():
-        if key == "task" or key.startswith(("model.encoder", "model.decoder", "model.patch")):
+        average = key == "ema_decay" and bool(old) != bool(new)
+        if key == "task" or key.startswith(fixed) or average:
             raise UserError(
-                f"{workdir} holds a checkpoint with {key}={old}, the config says {new}: "
-                "use another --workdir, or that config"
+                f"{workdir} holds a checkpoint with {key}={reprlib.repr(old)}, the config says "
+                f"{reprlib.repr(new)}: use another --workdir, or that config"
             )
 
 

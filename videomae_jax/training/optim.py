@@ -91,6 +91,15 @@ def adamw(config: ConfigDict) -> optax.GradientTransformation:
     )
 
 
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """AdamW, and below the last block smaller steps where `config.layer_decay` says so."""
+    if not 0 < config.layer_decay <= 1:
+        raise UserError(f"layer_decay is {config.layer_decay:g}: use above 0 to 1 (none)")
+    if config.layer_decay == 1:
+        return adamw(config)
+    return optax.chain(adamw(config), scale_by_layer(config.layer_decay))
+
+
 def layer_decay_scales(depth: int, decay: float) -> np.ndarray:
     """Return decay^(depth + 1 - id), float64 [depth + 2].
 
@@ -100,7 +109,7 @@ def layer_decay_scales(depth: int, decay: float) -> np.ndarray:
 
 
 def layer_scales(params: Any, decay: float) -> Any:
-    """Return for each leaf of a classifier's parameters the factor of its learning rate.
+    """Return for each leaf of a model's parameters the factor of its learning rate.
 
     float32, [depth, 1, ...] for the stacked blocks, else a scalar.
     """

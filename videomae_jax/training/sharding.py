@@ -36,6 +36,9 @@ RULES = (
     (r"decoder/head/kernel", P(None, "fsdp")),  # [Dd, P]
     (r"decoder/head/bias", P()),
     (r"mask_token", P()),
+    (r"fc_norm/(scale|bias)", P()),
+    (r"(?<!decoder/)head/kernel", P("fsdp", None)),  # [D, classes]: of any number
+    (r"(?<!decoder/)head/bias", P()),
     (r"count|step|skipped", P()),
 )
 

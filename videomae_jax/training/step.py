@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -22,20 +23,37 @@ INIT, STEP = range(2)
 class TrainState(NamedTuple):
     """Everything a run needs to go on; `step` is also the position in the data.
 
-    skipped: non-finite steps in a row, ended by the first finite one.
+    skipped: non-finite steps in a row, ended by the first finite one. ema: a moving average of
+    the parameters, None where none is kept.
     """
 
     step: jax.Array  # int32
     params: Params  # float32
     opt_state: Any  # float32
     skipped: jax.Array  # int32
+    ema: Params | None = None  # float32
 
 
-def make_state(task: Task, optimizer: optax.GradientTransformation, *, seed: int) -> TrainState:
+def make_state(
+    task: Task, optimizer: optax.GradientTransformation, *, seed: int, ema: bool = False
+) -> TrainState:
     """Initialize a state; trace it with `jax.eval_shape` for its shapes alone."""
     params = task.init(jax.random.fold_in(jax.random.key(seed), INIT))
     zero = jnp.zeros([], jnp.int32)
-    return TrainState(zero, params, optimizer.init(params), zero)
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(zero, params, optimizer.init(params), zero, average)
+
+
+def put_params(state: TrainState, params: Params) -> TrainState:
+    """Give a state that has not stepped yet other parameters, laid out as its own are."""
+
+    def put(new, old):
+        return old if new is old else jax.device_put(np.asarray(new), old.sharding)
+
+    params = jax.tree.map(put, params, state.params)
+    # A copy, because the state is donated as a whole.
+    average = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    return state._replace(params=params, ema=average)
 
 
 def train_step(
@@ -47,6 +65,7 @@ def train_step(
     schedule: optax.Schedule,
     seed: int,
     accumulation: int,
+    ema_decay: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimizer step; a non-finite loss or gradient changes nothing but `skipped`."""
     key = jax.random.fold_in(jax.random.key(seed), STEP)
@@ -59,6 +78,9 @@ def train_step(
     lr = schedule(state.step)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        ema = jax.tree.map(lambda a, p: ema_decay * a + (1 - ema_decay) * p, ema, params)
 
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
 
@@ -70,6 +92,7 @@ def train_step(
         params=keep(params, state.params),
         opt_state=keep(opt_state, state.opt_state),
         skipped=jnp.where(finite, 0, state.skipped + 1),
+        ema=keep(ema, state.ema),
     )
     return state, {**metrics, "lr": lr, "grad_norm": norm, "skipped": state.skipped}
 
@@ -118,14 +141,16 @@ def jit_steps(
     *,
     seed: int,
     accumulation: int,
+    ema_decay: float = 0.0,
 ) -> Steps:
     """Give every function its shardings; `train` donates the state it is given.
 
+    ema_decay: what the moving average keeps of itself in a step; 0 is no average.
     `evaluate` returns scalar sums over the clips whose batch["valid"] is True.
     """
 
     def init():
-        return make_state(task, optimizer, seed=seed)
+        return make_state(task, optimizer, seed=seed, ema=ema_decay > 0)
 
     def train(state, batch):
         return train_step(
@@ -136,6 +161,7 @@ def jit_steps(
             schedule=schedule,
             seed=seed,
             accumulation=accumulation,
+            ema_decay=ema_decay,
         )
 
     def evaluate(params, batch):

@@ -61,7 +61,7 @@ def transfer_encoder(pretrained: Any, fresh: Any) -> tuple[Any, LoadTable]:
             if n in found and found[n].shape != wanted[n].shape
         ),
         unexpected=tuple(n for n in found if n not in encoder and not n.startswith(LEFT_OUT)),
-        left_out=tuple(n for n in found if n.startswith(LEFT_OUT)),
+        left_out=tuple(n for n in found if n not in encoder and n.startswith(LEFT_OUT)),
         fresh=tuple(n for n in wanted if n not in encoder),
     )
     if table.missing:

@@ -1,0 +1,62 @@
+"""Who may import whom. The direction is what keeps each room readable alone."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "videomae_jax"
+# Each room and what it may import of the others. Modules at the top are rooms of one file.
+ROOMS = {
+    "errors": set(),
+    "models": {"errors"},
+    "data": {"errors"},
+    "config": {"errors"},
+    "pictures": {"errors", "tasks"},
+    "tasks": {"errors", "models", "data", "pictures"},
+    "training": {"errors", "models", "data", "tasks", "config", "pictures"},
+    "interop": {"errors", "models", "tasks", "config", "training"},
+    "api": {"errors", "models", "tasks", "interop"},
+    "commands": {"errors", "models", "data", "tasks", "training", "interop", "config", "pictures"},
+    "cli": {"errors", "commands"},
+    "__init__": {"api"},
+}
+# Heavy or replaceable libraries, and the only files that know them.
+ONLY_IN = {
+    "tensorflow": {"data/pipeline.py"},
+    "clu": {"training/monitor.py"},
+    "orbax": {"training/checkpoint.py"},
+    "flax": {"models"},
+    "av": {"data/decode.py", "pictures.py"},
+    "safetensors": {"interop/safetensors_reader.py"},
+    "torch": set(),
+    "transformers": set(),
+}
+FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def imports(file):
+    """Every module a file imports, wherever in it."""
+    for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written in full"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_a_file_imports_only_what_its_room_may(file):
+    room = file.parts[0].removesuffix(".py")
+    parts = [name.split(".") for name in imports(file)]
+    others = {p[1] for p in parts if p[0] == "videomae_jax" and len(p) > 1} - {"__version__", room}
+    assert others <= ROOMS[room]
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_a_library_is_known_where_it_belongs(file):
+    roots = {name.split(".")[0] for name in imports(file)}
+    for library, places in ONLY_IN.items():
+        if library in roots:
+            assert places & {str(file), file.parts[0]}, f"{file} imports {library}"

@@ -1,0 +1,192 @@
+"""The test of a classifier and its use: every example once, whatever the views and devices."""
+
+import csv
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from test_finetune import rows
+from test_loop import CLIPS, fails
+from videos import write_video
+
+from videomae_jax import cli
+from videomae_jax.config import load_config
+from videomae_jax.data import sampling
+from videomae_jax.data.bad import BadVideos
+from videomae_jax.data.clips import ViewSample
+from videomae_jax.data.sources import read_videos
+from videomae_jax.tasks import classify, scores
+from videomae_jax.training.checkpoint import save_params
+from videomae_jax.training.sharding import make_mesh
+from videomae_jax.training.views import predict_views
+
+KINDS = ("jump", "roll", "walk")
+TINY = [
+    "--config.clip.frames=4",
+    *(f"--config.clip.{side}=16" for side in ("height", "width")),
+    "--config.model.encoder.depth=1",
+    "--config.model.classes=3",
+    f"--config.data.class_names={KINDS}",
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifier")
+    config = load_config("configs/finetune.py:tiny,custom", TINY)
+    params = classify.build_task(config).init(jax.random.key(0))
+    # The head begins almost at zero: all videos alike.
+    params["head"]["kernel"] = 2e4 * params["head"]["kernel"]
+    save_params(str(folder), params, config)
+    return folder, params, config
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    """Ten videos, two of them unreadable, and two with one name in two folders."""
+    folder = tmp_path_factory.mktemp("videos")
+    for place, kind in (("a", "jump"), ("b", "walk")):
+        (folder / place).mkdir()
+        source = CLIPS / f"val/{kind}/{kind}_001.mp4"
+        (folder / place / "same.mp4").write_bytes(source.read_bytes())
+    (folder / "bad.mp4").write_text("not a video")
+    lines = [rows("val", KINDS, [0, 2]), "bad.mp4 roll", "gone.mp4 walk"]
+    (folder / "list.csv").write_text("\n".join([*lines, "a/same.mp4 jump", "b/same.mp4 walk"]))
+    return folder / "list.csv"
+
+
+@pytest.mark.parametrize("devices", [1, 3, 8])
+def test_every_example_counts_once_on_any_number_of_devices(checkpoint, manifest, devices):
+    _, params, config = checkpoint
+    videos = read_videos(manifest)
+    model = classify.build_model(config)
+    bad = BadVideos(videos, max_share=1.0)
+    found = predict_views(
+        lambda params, video: classify.view_probabilities(model, params, video),
+        params,
+        videos,
+        sample=classify.view_sample(config, segments=2, crops=3),
+        batch_size=devices,
+        mesh=make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:devices]),
+        threads=1,
+        bad=bad,
+    )
+    assert found.ids.tolist() == [0, 1, 2, 3, 4, 5, 8, 9]
+    assert sorted(bad.reasons) == [videos.paths[6], videos.paths[7]]
+    # By hand: each view alone, then the mean.
+    sample = classify.view_sample(config, segments=2, crops=3)
+    for index, ours in zip(found.ids, found.probabilities, strict=True):
+        views = sample(videos.paths[index], None)
+        alone = classify.view_probabilities(model, params, views[:, None])
+        np.testing.assert_allclose(ours, alone.mean(axis=0), atol=1e-6)
+    assert len({tuple(row.round(5)) for row in found.probabilities}) == 8
+
+
+def test_the_command_says_the_number_its_interval_and_the_protocol(
+    checkpoint, manifest, tmp_path, capsys
+):
+    folder, *_ = checkpoint
+    out, file = tmp_path / "out", tmp_path / "result.json"
+    command = ["evaluate", "--checkpoint", folder, "--manifest", manifest, "--out", out]
+    cli.main([*map(str, command), "--json", str(file), "--views", "2x3"])
+    said = capsys.readouterr().out
+    result = json.loads(file.read_text())
+    assert "2x3 views, 4x4 frames, 16 px, softmax mean, 8 of 10 videos" in said
+    assert "2 of 10 videos unreadable" in said and "unreadable.csv" in said
+    assert "gone.mp4" in (out / "unreadable.csv").read_text()
+    with open(out / "confusion.csv") as lines:
+        header, *table = csv.reader(lines)
+    counts = np.array([row[1:] for row in table], int)
+    assert header == ["class", *KINDS] and counts.sum(axis=1).tolist() == [3, 2, 3]
+    right = np.trace(counts)
+    assert result["top1"]["value"] == right / 8 and result["top1"]["count"] == 8
+    assert result["top1"]["low"] < right / 8 < result["top1"]["high"] or right in (0, 8)
+    assert [row["count"] for row in result["classes"]] == [3, 2, 3]
+    assert (out / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert len(result["unreadable"]) == 2
+
+
+def test_mistakes_are_one_line(checkpoint, manifest, tmp_path, capsys):
+    folder, *_ = checkpoint
+    command = ["evaluate", "--checkpoint", folder, "--manifest"]
+    assert "use such as 5x3" in fails(capsys, *command, manifest, "--views=0x3")
+    said = fails(capsys, *command, manifest, "--batch-size=12")
+    assert "batch 12 is not divisible by 8 devices: use 8" in said
+    assert "has no ema" in fails(capsys, *command, manifest, "--ema")
+    other = tmp_path / "other.csv"
+    other.write_text(rows("val", ("run",), [0]))
+    assert "first 'run'" in fails(capsys, *command, other)
+    other.write_text(rows("val", ("run",), [0], label=lambda _: "7"))
+    assert "label 7, the model knows 3 classes: use labels 0 to 2" in fails(capsys, *command, other)
+    other.write_text("bad.mp4 0\n")
+    (tmp_path / "bad.mp4").write_text("")
+    assert "nothing to measure: 1 of 1" in fails(capsys, *command, other)
+
+
+def test_views_are_segments_by_crops_of_one_reading(tmp_path):
+    path = write_video(tmp_path / "a.mp4", count=40, width=128, height=64)
+    sample = ViewSample(frames=4, stride=2, height=64, width=64, channels=3, segments=3, crops=3)
+    views = sample(path, None)
+    assert views.shape == sample.shape == (9, 4, 64, 64, 3)
+    places = sampling.dense_views(40, segments=3, frames=4, stride=2)
+    boxes = sampling.view_boxes(128, 64, target_width=64, target_height=64, crops=3)
+    assert boxes == [(0, 0, 64, 64), (32, 0, 64, 64), (64, 0, 64, 64)]
+    for view, clip in enumerate(views):
+        if view % 3 == 0:  # the crop that holds the first six bits of the numbers
+            read = [sum(int(p[4, 4 + 8 * b].mean() > 127) << b for b in range(6)) for p in clip]
+            assert read == [place % 64 for place in places[view // 3]]
+    one = sampling.view_boxes(64, 128, target_width=64, target_height=64, crops=1)
+    assert one == [(0, 32, 64, 64)]
+
+
+def test_windows_cover_a_video_to_its_end():
+    windows = sampling.window_indices(20, frames=4, stride=2)
+    assert windows.tolist() == [[0, 2, 4, 6], [8, 10, 12, 14], [12, 14, 16, 18]]
+    assert sampling.window_indices(16, frames=4, stride=2).shape == (2, 4)
+    assert sampling.window_indices(5, frames=4, stride=2).tolist() == [[0, 2, 4, 4]]
+
+
+def test_predict_names_the_classes_of_long_and_short_videos(checkpoint, tmp_path, capsys):
+    folder, *_ = checkpoint
+    long = write_video(tmp_path / "long.mp4", count=100)
+    short = write_video(tmp_path / "short.mp4", count=3)
+    file = tmp_path / "result.json"
+    command = ["predict", long, short, "--checkpoint", folder, "--top", 2, "--json", file]
+    cli.main(list(map(str, command)))
+    said = capsys.readouterr().out
+    first, second = json.loads(file.read_text())
+    assert f"{long}  (7 windows)" in said and len(second["windows"]) == 1
+    assert first["windows"][-1]["last_frame"] == 96 and first["windows"][5]["first_frame"] == 80
+    assert len(first["top"]) == 2 and {row["name"] for row in first["top"]} <= set(KINDS)
+    assert first["top"][0]["probability"] >= first["top"][1]["probability"]
+    assert "use 1 to 3" in fails(capsys, *command[:-4], "--top", 9)
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("")
+    said = fails_late(capsys, ["predict", bad, short, "--checkpoint", folder, "--top", 1])
+    assert f"cannot read {bad}" in said and "1 of 2 videos unreadable" in said
+
+
+def fails_late(capsys, command):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(list(map(str, command)))
+    assert stopped.value.code == 1
+    return capsys.readouterr().err
+
+
+def test_intervals_are_wilsons():
+    half = scores.wilson(50, 100)
+    assert (round(half.low, 4), round(half.high, 4)) == (0.4038, 0.5962)
+    none, all_ = scores.wilson(0, 10), scores.wilson(10, 10)
+    assert none.low == 0 and none.high == pytest.approx(0.2775, abs=1e-4)
+    assert math.isclose(all_.high, 1) and math.isclose(all_.low, 1 - none.high)
+    assert str(half) == "50.0 % (40.4 % - 59.6 %)"
+
+
+def test_ranks_break_ties_in_class_order():
+    probabilities = np.array([[0.5, 0.5, 0], [0.2, 0.3, 0.5], [1 / 3] * 3])
+    labels = np.array([1, 2, 2])
+    assert scores.top(probabilities, labels, k=1).value == pytest.approx(1 / 3)
+    assert scores.top(probabilities, labels, k=2).value == pytest.approx(2 / 3)
+    assert scores.confusion(probabilities, labels).tolist() == [[0, 0, 0], [1, 0, 0], [1, 0, 1]]

@@ -1,0 +1,143 @@
+"""Measure a fine-tuned model on labelled videos, each in several views.
+
+videomae evaluate --checkpoint WORKDIR --manifest VIDEOS [--views 5x3] [--out DIR]
+
+Views are clips over time x crops along the long side; the mean of their probabilities counts.
+"""
+
+import argparse
+import re
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", metavar="DIR", required=True, help="work directory, or one checkpoint of it"
+    )
+    parser.add_argument(
+        "--manifest", metavar="VIDEOS", required=True, help="a list or a folder, with labels"
+    )
+    parser.add_argument("--views", metavar="SxC", help="clips x crops (default: of the recipe)")
+    parser.add_argument("--ema", action="store_true", help="use the moving average of the weights")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="videos at once (default: one per device)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the result here")
+    parser.add_argument(
+        "--out", metavar="DIR", help="write the confusion matrix and unreadable videos here"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    import functools
+    import json
+    from pathlib import Path
+
+    import jax
+
+    from videomae_jax.data.bad import BadVideos
+    from videomae_jax.data.sources import number_labels, read_videos
+    from videomae_jax.errors import UserError
+    from videomae_jax.tasks import scores
+    from videomae_jax.tasks.classify import build_model, view_probabilities, view_sample
+    from videomae_jax.training.checkpoint import load_params
+    from videomae_jax.training.sharding import make_mesh
+    from videomae_jax.training.views import predict_views
+
+    params, config = load_params(args.checkpoint, item="ema" if args.ema else "params")
+    if config.task != "classify":
+        raise UserError(
+            f"{args.checkpoint} was trained to {config.task}, it knows no classes: fine-tune it"
+        )
+    segments, crops = parse_views(args.views or config.views)
+    videos = number_labels(read_videos(args.manifest), tuple(config.data.class_names))
+    classes = config.model.classes
+    if videos.labels.max() >= classes:
+        raise UserError(
+            f"{videos.name} has label {videos.labels.max()}, the model knows {classes} classes: "
+            f"use labels 0 to {classes - 1}"
+        )
+    out = args.out and Path(args.out)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "unreadable.csv").unlink(missing_ok=True)
+    bad = BadVideos(videos, max_share=1.0, file=out and out / "unreadable.csv")
+    found = predict_views(
+        functools.partial(view_probabilities, build_model(config)),
+        params,
+        videos,
+        sample=view_sample(config, segments=segments, crops=crops),
+        batch_size=args.batch_size or jax.device_count(),
+        mesh=make_mesh(dict(data=-1, fsdp=1, tensor=1)),
+        threads=config.data.threads or None,
+        bad=bad,
+    )
+    if not len(found.ids):
+        raise UserError(f"nothing to measure: {bad}")
+
+    labels = videos.labels[found.ids]
+    top1, top5 = (scores.top(found.probabilities, labels, k=k) for k in (1, 5))
+    clip = config.clip
+    frames = f"{clip.frames}x{clip.stride}" if clip.sampling == "dense" else f"{clip.frames} sparse"
+    side = f"{clip.height}" if clip.height == clip.width else f"{clip.height}x{clip.width}"
+    protocol = (
+        f"{segments}x{crops} views, {frames} frames, {side} px, softmax mean"
+        f"{', averaged weights' * args.ema}, {len(found.ids):,} of {len(videos):,} videos"
+    )
+    print(f"top-1 {top1}, top-5 {top5}, {protocol}")
+    if len(bad):
+        print(bad)
+    counts = scores.confusion(found.probabilities, labels)
+    names = tuple(config.data.class_names) or tuple(map(str, range(classes)))
+    table = [
+        (name, int(row.sum()), float(row[index] / row.sum()) if row.sum() else None)
+        for index, (name, row) in enumerate(zip(names, counts, strict=False))
+    ]
+    width = max(map(len, names))
+    for name, count, share in table:
+        if share is not None:
+            print(f"  {name:{width}}  {share:7.1%} of {count}")
+
+    if args.json:
+        result = {
+            "top1": top1._asdict(),
+            "top5": top5._asdict(),
+            "protocol": protocol,
+            "checkpoint": args.checkpoint,
+            "classes": [dict(name=n, count=c, top1=s) for n, c, s in table],
+            "unreadable": bad.reasons,
+        }
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    if out:
+        write_confusion(out, counts, names)
+
+
+def parse_views(text: str) -> tuple[int, int]:
+    """Read "5x3" as (5, 3)."""
+    from videomae_jax.errors import UserError
+
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise UserError(f"views {text!r} is not CLIPSxCROPS: use such as 5x3")
+    return int(match[1]), int(match[2])
+
+
+def write_confusion(out, counts, names) -> None:
+    """Write confusion.csv and confusion.png; a row is a class, a column what it was taken for."""
+    import csv
+
+    from matplotlib.figure import Figure
+
+    with open(out / "confusion.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", *names])
+        writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=False))
+    size = min(4 + 0.25 * len(names), 40)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(counts / counts.sum(axis=1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1)
+    if len(names) <= 150:  # more cannot be read
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="class", title="share of each class")
+    figure.savefig(out / "confusion.png", dpi=110)

@@ -1,0 +1,46 @@
+"""What the models of all tasks share: the encoder, its pixels, and how it is run."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from videomae_jax.errors import UserError
+from videomae_jax.models.attention import choose_implementation
+from videomae_jax.models.vit import Execution, Size
+
+
+def encoder_fields(config: ConfigDict) -> dict[str, Any]:
+    """Return the fields of a model that `config.model` and `config.run` decide for any task.
+
+    Those are encoder, patch, mean, std, position_grid and run, on this machine's devices.
+    """
+    model = config.model
+    if len(model.mean) != len(model.std):
+        raise UserError(
+            f"model.mean has {len(model.mean)} channels, model.std {len(model.std)}: "
+            "give one number per channel in both"
+        )
+    return dict(
+        encoder=Size(**model.encoder),
+        patch=tuple(model.patch),
+        mean=tuple(model.mean),
+        std=tuple(model.std),
+        position_grid=tuple(model.position_grid) or None,
+        run=make_execution(config.run),
+    )
+
+
+def make_execution(run: ConfigDict) -> Execution:
+    """Resolve what `run` leaves to the machine."""
+    platform = jax.default_backend()
+    dtype = run.dtype
+    if dtype == "auto":
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+    return Execution(
+        dtype=jnp.dtype(dtype),
+        attention=choose_implementation(run.attention, platform=platform, dtype=dtype),
+        scan=run.scan,
+        remat=run.remat,
+    )
