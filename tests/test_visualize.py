@@ -132,6 +132,11 @@ def test_a_released_file_is_taken_like_a_run_of_ours(video, tmp_path, capsys):
         run(tmp_path / source, video, tmp_path / "walk.gif", *heads)
         lines.append(capsys.readouterr().out.splitlines()[0])
     assert lines[0] == lines[1] and "75.0% hidden: loss" in lines[0]
+    parser = argparse.ArgumentParser()
+    visualize.add_arguments(parser)
+    with pytest.raises(UserError, match="knows no videos: give one, VIDEO"):
+        command = ["--checkpoint", str(tmp_path / "hf"), "--out", str(tmp_path / "walk.gif")]
+        visualize.main(parser.parse_args(command))
 
 
 def test_what_has_no_decoder_says_so(video, tmp_path):

@@ -105,6 +105,8 @@ def main(args: argparse.Namespace) -> None:
             "give a pre-training run, or a released file with its decoder"
         )
     if args.video is None:
+        if not config.data.train:
+            raise UserError(f"{args.checkpoint} knows no videos: give one, VIDEO")
         args.video = _held_out(config)
     model, clip = build_network(config), config.clip
     grid = patch_grid((clip.frames, clip.height, clip.width), model.patch)
