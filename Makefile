@@ -20,10 +20,10 @@ demo: $(BIN)/.installed
 	  --out "$(WORKDIR)/reconstruction.$$ending" || exit; done
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadscope -m "not slow"
 
 test-all: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadscope
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
 
     # Many small steps: what takes long to learn is where a token's neighbours are.
     config.batch_size = 8
-    config.steps, config.warmup_steps = 6000, 200
+    config.steps, config.warmup_steps = 7000, 200
     config.base_lr, config.lr, config.min_lr = 0.0, 2e-3, 1e-5
     config.log_every, config.eval_every, config.save_every = 200, 1000, 1000
     return config
