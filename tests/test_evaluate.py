@@ -7,6 +7,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from golden import DATA
 from test_finetune import rows
 from test_loop import CLIPS, fails
 from videos import write_video
@@ -190,3 +191,17 @@ def test_ranks_break_ties_in_class_order():
     assert scores.top(probabilities, labels, k=1).value == pytest.approx(1 / 3)
     assert scores.top(probabilities, labels, k=2).value == pytest.approx(2 / 3)
     assert scores.confusion(probabilities, labels).tolist() == [[0, 0, 0], [1, 0, 0], [1, 0, 1]]
+
+
+def test_predict_takes_a_file_of_the_released_kind(tmp_path, capsys):
+    file = DATA / "finetune_tiny_deepspeed.pth"
+    clip = CLIPS / "train/walk/walk_000.mp4"
+    result = tmp_path / "result.json"
+    options = ["--num-heads", "3", "--json", str(result)]
+    cli.main(["predict", str(clip), "--checkpoint", str(file), *options])
+    (video,) = json.loads(result.read_text())
+    assert [row["name"] for row in video["top"]][0] in map(str, range(10))
+    assert sum(row["probability"] for row in video["top"]) < 1 + 1e-6
+    with pytest.raises(SystemExit):
+        cli.main(["predict", str(clip), "--checkpoint", str(file)])
+    assert "--num-heads" in capsys.readouterr().err

@@ -11,8 +11,12 @@ import re
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--checkpoint", metavar="DIR", required=True, help="work directory, or one checkpoint of it"
+        "--checkpoint",
+        metavar="SRC",
+        required=True,
+        help="a fine-tuned model: a work directory, or whatever `videomae convert` reads",
     )
+    parser.add_argument("--num-heads", type=int, metavar="N", help="for sizes not published")
     parser.add_argument(
         "--manifest", metavar="VIDEOS", required=True, help="a list or a folder, with labels"
     )
@@ -37,13 +41,17 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.data.bad import BadVideos
     from videomae_jax.data.sources import number_labels, read_videos
     from videomae_jax.errors import UserError
+    from videomae_jax.interop.files import load_checkpoint
     from videomae_jax.tasks import scores
     from videomae_jax.tasks.classify import build_model, view_probabilities, view_sample
     from videomae_jax.training.checkpoint import load_params
     from videomae_jax.training.sharding import make_mesh
     from videomae_jax.training.views import predict_views
 
-    params, config = load_params(args.checkpoint, item="ema" if args.ema else "params")
+    if args.ema:
+        params, config = load_params(args.checkpoint, item="ema")
+    else:
+        params, config, *_ = load_checkpoint(args.checkpoint, num_heads=args.num_heads)
     if config.task != "classify":
         raise UserError(
             f"{args.checkpoint} was trained to {config.task}, it knows no classes: fine-tune it"

@@ -14,8 +14,12 @@ WINDOWS = 4  # at once, on the host and on the device
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("videos", metavar="VIDEO", nargs="+", help="a video file of any length")
     parser.add_argument(
-        "--checkpoint", metavar="DIR", required=True, help="work directory, or one checkpoint of it"
+        "--checkpoint",
+        metavar="SRC",
+        required=True,
+        help="a fine-tuned model: a work directory, or whatever `videomae convert` reads",
     )
+    parser.add_argument("--num-heads", type=int, metavar="N", help="for sizes not published")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="(default: %(default)s)")
     parser.add_argument(
         "--json", metavar="FILE", help="write the classes of each video and of its windows here"
@@ -31,10 +35,11 @@ def main(args: argparse.Namespace) -> None:
 
     from videomae_jax.data.decode import UnreadableVideo
     from videomae_jax.errors import UserError
+    from videomae_jax.interop.files import load_checkpoint
     from videomae_jax.tasks.classify import build_model, view_probabilities
-    from videomae_jax.training.checkpoint import load_params
 
-    params, config = load_params(args.checkpoint)
+    checkpoint = load_checkpoint(args.checkpoint, num_heads=args.num_heads)
+    params, config = jax.device_put(checkpoint.params), checkpoint.config
     if config.task != "classify":
         raise UserError(
             f"{args.checkpoint} was trained to {config.task}, it knows no classes: fine-tune it"

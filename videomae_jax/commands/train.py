@@ -21,10 +21,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     from videomae_jax.config import load_config
+    from videomae_jax.interop.files import load_checkpoint
     from videomae_jax.tasks import classify, pretrain
     from videomae_jax.training.loop import train
 
     tasks = {"pretrain": pretrain, "classify": classify}
     config = load_config(args.config, args.overrides)
-    if not train(config, tasks[config.task], workdir=args.workdir):
+
+    def load_weights(path):
+        return load_checkpoint(path).params
+
+    finished = train(config, tasks[config.task], workdir=args.workdir, load_weights=load_weights)
+    if not finished:
         sys.exit(EXIT_STOPPED)

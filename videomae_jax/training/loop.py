@@ -20,9 +20,9 @@ from videomae_jax.data.sources import Videos, read_videos, split_videos
 from videomae_jax.data.synthetic import SyntheticSample, synthetic_videos
 from videomae_jax.errors import UserError
 from videomae_jax.pictures import plot_curve
-from videomae_jax.tasks.task import Task
+from videomae_jax.tasks.task import Params, Task
 from videomae_jax.training import banner
-from videomae_jax.training.checkpoint import FOLDER, Checkpoints, check_space, load_params
+from videomae_jax.training.checkpoint import FOLDER, Checkpoints, check_space
 from videomae_jax.training.monitor import Monitor, read_metrics
 from videomae_jax.training.optim import make_optimizer, make_plan, warmup_cosine
 from videomae_jax.training.sharding import batch_devices, batch_sharding, make_mesh
@@ -30,10 +30,16 @@ from videomae_jax.training.step import Steps, TrainState, jit_steps, put_params
 from videomae_jax.training.transfer import transfer_encoder
 
 
-def train(config: ConfigDict, kind: ModuleType, *, workdir: str) -> bool:
+def train(
+    config: ConfigDict,
+    kind: ModuleType,
+    *,
+    workdir: str,
+    load_weights: Callable[[str], Params],
+) -> bool:
     """Train to the last step, going on from the newest checkpoint in `workdir` if there is one.
 
-    kind: the module of the task, see `tasks.task`.
+    kind: the module of the task, see `tasks.task`. load_weights: reads `config.init_from`.
     Returns False when Ctrl-C or SIGTERM ended the run early; either way its state is saved.
     """
     # What a user can get wrong comes first, before anything slow.
@@ -73,7 +79,7 @@ def train(config: ConfigDict, kind: ModuleType, *, workdir: str) -> bool:
             check_space(workdir, needed=2 * banner.tree_bytes(steps.abstract_state))
             state = steps.init()
             if config.init_from:
-                params, table = transfer_encoder(load_params(config.init_from)[0], state.params)
+                params, table = transfer_encoder(load_weights(config.init_from), state.params)
                 print(f"weights of {config.init_from}: {table}")
                 state = put_params(state, params)
 
