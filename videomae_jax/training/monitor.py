@@ -162,7 +162,10 @@ class Monitor:
         self._say(line)
         if self._writer:
             self._writer.write_scalars(step, values)
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            try:
+                self._file.write(json.dumps({"step": step, **values}) + "\n")
+            except OSError as error:
+                raise UserError(f"cannot write {self._file.name}: {error.strerror}") from None
 
     def _say(self, line):
         if jax.process_index() == 0:
