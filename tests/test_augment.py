@@ -347,6 +347,7 @@ def test_one_device_and_eight_take_the_same_step_and_move_no_clips(task):
     assert not set(re.findall(moves, step.as_text()))
 
 
+@pytest.mark.slow
 def test_a_clip_is_trained_alike_in_any_part_of_the_batch(task):
     batch, key = batch_of(8), jax.random.key(7)
     params = task.init(jax.random.key(0))

@@ -108,7 +108,9 @@ def test_a_killed_run_goes_on_bit_for_bit(straight, tmp_path, manifests):
     assert held_out(tmp_path) == held_out(straight)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_exits_42_and_loses_no_step(straight, tmp_path, number, manifests):
     # An evaluation after each step leaves time for the signal to arrive in.
     process = start(tmp_path, "--config.eval_every=1", *manifests)

@@ -67,7 +67,7 @@ def one_device():
 @pytest.mark.parametrize(
     "mesh",
     [
-        dict(data=8, fsdp=1, tensor=1),
+        pytest.param(dict(data=8, fsdp=1, tensor=1), marks=pytest.mark.slow),
         dict(data=4, fsdp=2, tensor=1),
         dict(data=2, fsdp=2, tensor=2),
     ],
@@ -88,6 +88,7 @@ def test_accumulated_parts_add_up_to_the_batch(one_device):
     np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_parts_of_unequal_counts_weigh_by_their_counts():
     dual = ("--config.mask.decoder_ratio=0.5", "--config.clip.frames=8")
     mesh = dict(data=1, fsdp=1, tensor=1)

@@ -227,14 +227,15 @@ def curve_figure(rows: Sequence[dict]):
         above.plot(held_step, held_loss, label="held out", **held)
     prefix = "eval/" if len(held_step) else ""
 
-    def level(share) -> float | None:
-        """The loss that a row's share is a share of, over all rows that have one."""
-        levels = [row[prefix + "loss"] / share(row) for row in rows if prefix + "vs_zero" in row]
+    def level(score: str, share) -> float | None:
+        """The loss that `share` of a score is relative to, over all rows that have one."""
+        name = prefix + score
+        levels = [row[prefix + "loss"] / share(row[name]) for row in rows if name in row]
         return np.nanmean(levels) if levels else None
 
     # Two lines for plain pixels; for normalized ones, whose mean is zero, they are the same.
-    zero = level(lambda row: row[prefix + "vs_zero"])
-    mean = level(lambda row: 1 - row.get(prefix + "r2", np.nan))
+    zero = level("vs_zero", lambda vs_zero: vs_zero)
+    mean = level("r2", lambda r2: 1 - r2)
     if mean and abs(mean / zero - 1) > 0.05:
         label = f"predicting the mean: {mean:#.3g}"
         above.axhline(mean, color="0.4", linestyle=":", linewidth=1.2, label=label)
