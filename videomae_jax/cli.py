@@ -19,8 +19,10 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> None:
     """Run one sub-command; exit with 1 and the message alone on a user's mistake."""
-    # Before TensorFlow is imported: its start-up notes are about devices it may not use.
+    # Before TensorFlow is imported: its start-up notes are about devices and kernels that
+    # reading files does not use.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     parser = _Parser(prog="videomae", description="VideoMAE in JAX: masked video pre-training.")
     parser.add_argument("--version", action="version", version=f"videomae_jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
