@@ -17,6 +17,8 @@ def get_config() -> ConfigDict:
     config.data.train = str(CHECKOUT / "data/mocap_studio/train.csv")
     config.data.eval = str(CHECKOUT / "data/mocap_studio/val.csv")
 
+    config.data.memory_gb = 4.0  # all of the clips, 1 GB
+
     # 72 tokens: a step costs 30 ms.
     config.clip.update(frames=8, stride=2, height=48, width=48)
     config.model.patch = (4, 8, 8)

@@ -95,7 +95,8 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 eval="",  # likewise, or "" for a share `holdout` of train
                 holdout=the["holdout"],
                 max_bad_share=0.05,  # end the run when more of the videos cannot be read
-                threads=0,  # decoders; 0 takes two per core
+                threads=0,  # decoders; 0 takes one per core
+                memory_gb=0.0,  # of decoded videos kept in main memory; 0 decodes for each clip
             ),
             batch_size=the["batch_size"],  # videos per optimizer step, over all devices
             repeats=1,  # clips of each video in a step

@@ -79,7 +79,7 @@ def test_every_example_counts_once_on_any_number_of_devices(checkpoint, manifest
     # By hand: each view alone, then the mean.
     sample = classify.view_sample(config, segments=2, crops=3)
     for index, ours in zip(found.ids, found.probabilities, strict=True):
-        views = sample(videos.paths[index], None)
+        views = sample(videos, index, None)
         alone = classify.view_probabilities(model, params, views[:, None])
         np.testing.assert_allclose(ours, alone.mean(axis=0), atol=1e-6)
     assert len({tuple(row.round(5)) for row in found.probabilities}) == 8
@@ -127,9 +127,9 @@ def test_mistakes_are_one_line(checkpoint, manifest, tmp_path, capsys):
 
 
 def test_views_are_segments_by_crops_of_one_reading(tmp_path):
-    path = write_video(tmp_path / "a.mp4", count=40, width=128, height=64)
+    write_video(tmp_path / "a.mp4", count=40, width=128, height=64)
     sample = ViewSample(frames=4, stride=2, height=64, width=64, channels=3, segments=3, crops=3)
-    views = sample(path, None)
+    views = sample(read_videos(tmp_path), 0, None)
     assert views.shape == sample.shape == (9, 4, 64, 64, 3)
     places = sampling.dense_views(40, segments=3, frames=4, stride=2)
     boxes = sampling.view_boxes(128, 64, target_width=64, target_height=64, crops=3)

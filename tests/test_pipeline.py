@@ -18,6 +18,7 @@ from videomae_jax.data.bad import BadVideos
 from videomae_jax.data.clips import PretrainSample, resize_crop
 from videomae_jax.data.decode import UnreadableVideo, read_clip
 from videomae_jax.data.feed import Feed
+from videomae_jax.data.memory import FrameMemory
 from videomae_jax.data.pipeline import SUBSTITUTES, clip_batches, eval_batches
 from videomae_jax.data.sources import Videos, read_videos
 from videomae_jax.data.synthetic import synthetic_batches
@@ -179,7 +180,7 @@ def test_a_bug_while_reading_surfaces_as_itself(good):
     class Buggy:
         shape = SAMPLE.shape
 
-        def __call__(self, path, rng):
+        def __call__(self, videos, index, rng):
             raise ZeroDivisionError("in the sample")
 
     with pytest.raises(ZeroDivisionError, match="^in the sample$"):
@@ -189,11 +190,11 @@ def test_a_bug_while_reading_surfaces_as_itself(good):
 def test_input_output_errors_are_tried_again(good):
     class Flaky:
         shape = SAMPLE.shape
-        calls: dict[str, int] = {}
+        calls: dict[int, int] = {}
 
-        def __call__(self, path, rng):
-            self.calls[path] = self.calls.get(path, 0) + 1
-            if self.calls[path] < 3:
+        def __call__(self, videos, index, rng):
+            self.calls[index] = self.calls.get(index, 0) + 1
+            if self.calls[index] < 3:
                 raise UnreadableVideo("input/output error", transient=True)
             return np.zeros(self.shape, np.uint8)
 
@@ -369,3 +370,25 @@ print(time.time(), flush=True)
     took = time.time() - float(done.stdout.split()[-1])
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and took < 5
+
+
+def test_a_memory_changes_no_batch_and_spares_the_second_decoding(good, monkeypatch):
+    remembering = replace(good, memory=FrameMemory(budget=10**9))
+    plain = list(train(good, steps=4))
+    for _ in range(2):
+        for kept, fresh in zip(train(remembering, steps=4), plain, strict=True):
+            assert all((kept[key] == fresh[key]).all() for key in fresh)
+        # From here on no file may be opened.
+        monkeypatch.setattr("videomae_jax.data.decode._opened", None)
+
+
+@pytest.mark.parametrize("budget,frames", [(1, 1024), (10**9, 8), (64 * 96 * 3 * 14, 1024)])
+def test_what_does_not_fit_in_memory_is_decoded_each_time(good, monkeypatch, budget, frames):
+    monkeypatch.setattr("videomae_jax.data.memory.MAX_FRAMES", frames)
+    memory = FrameMemory(budget=budget)
+    for _ in range(2):
+        for path in good.paths:
+            clip = memory.read_clip(path, lambda count: np.array([count - 1, 2]), channels=3)
+            assert [number(picture) for picture in clip] == [11 + int(path[-6:-4]), 2]
+    assert sum(kept.nbytes for kept in memory._kept.values()) <= budget
+    assert len(memory._kept) < len(good)

@@ -6,12 +6,12 @@ import numpy as np
 from PIL import Image
 
 from videomae_jax.data import sampling
-from videomae_jax.data.decode import read_clip
+from videomae_jax.data.sources import Videos
 
 
 @dataclass(frozen=True)
 class PretrainSample:
-    """The clip that pre-training sees: `sample(path, rng) -> uint8 [F, H, W, C]`.
+    """The clip that pre-training sees: `sample(videos, index, rng) -> uint8 [F, H, W, C]`.
 
     In training a random start and a random multi-scale crop; else the middle clip
     and the largest centred crop, whatever the rng. Both are resized bilinearly.
@@ -30,8 +30,10 @@ class PretrainSample:
         """(F, H, W, C), the same for every clip."""
         return self.frames, self.height, self.width, self.channels
 
-    def __call__(self, path: str | bytes, rng: np.random.Generator) -> np.ndarray:
-        clip = read_clip(path, lambda count: self.indices(count, rng), channels=self.channels)
+    def __call__(self, videos: Videos, index: int, rng: np.random.Generator) -> np.ndarray:
+        clip = videos.read_clip(
+            index, lambda count: self.indices(count, rng), channels=self.channels
+        )
         box = self.box(clip.shape[2], clip.shape[1], rng)
         return resize_crop(clip, box=box, width=self.width, height=self.height)
 
@@ -99,8 +101,10 @@ class SparseSample:
         """(F, H, W, C), the same for every clip."""
         return self.frames, self.height, self.width, self.channels
 
-    def __call__(self, path: str | bytes, rng: np.random.Generator) -> np.ndarray:
-        clip = read_clip(path, lambda count: self.indices(count, rng), channels=self.channels)
+    def __call__(self, videos: Videos, index: int, rng: np.random.Generator) -> np.ndarray:
+        clip = videos.read_clip(
+            index, lambda count: self.indices(count, rng), channels=self.channels
+        )
         box = _shape_box(self, clip.shape[2], clip.shape[1], rng)
         return resize_crop(clip, box=box, width=self.width, height=self.height)
 
@@ -113,7 +117,7 @@ class SparseSample:
 
 @dataclass(frozen=True)
 class ViewSample:
-    """All test clips of one video at once: `sample(path, rng) -> uint8 [V, F, H, W, C]`.
+    """All test clips of one video at once: `sample(videos, index, rng) -> uint8 [V, F, H, W, C]`.
 
     V = segments * crops: each segment in time in each crop. `stride` None is sparse sampling.
     Raises UnreadableVideo.
@@ -133,9 +137,11 @@ class ViewSample:
         views = self.segments * self.crops
         return views, self.frames, self.height, self.width, self.channels
 
-    def __call__(self, path: str | bytes, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, videos: Videos, index: int, rng: np.random.Generator) -> np.ndarray:
         # One pass over the file for all views.
-        clip = read_clip(path, lambda count: self.indices(count).ravel(), channels=self.channels)
+        clip = videos.read_clip(
+            index, lambda count: self.indices(count).ravel(), channels=self.channels
+        )
         boxes = sampling.view_boxes(
             clip.shape[2],
             clip.shape[1],

@@ -48,8 +48,8 @@ def clip_batches(
 ) -> Iterator[Batch]:
     """The training batches of steps start_step to start_step + num_steps - 1.
 
-    Each epoch is a permutation of the videos; a batch may span two. `sample(path,
-    rng)` makes a clip of `sample.shape` = (F, H, W, C). `batch_size` counts the
+    Each epoch is a permutation of the videos; a batch may span two. `sample(videos,
+    index, rng)` makes a clip of `sample.shape` = (F, H, W, C). `batch_size` counts the
     clips of all processes; this one gets its b = batch_size / process_count rows:
     video uint8 [b, F, H, W, C], id int32 [b], row int32 [b], the place in the batch of
     all processes, and label int32 [b] where there are labels. `repeats` clips of
@@ -76,7 +76,7 @@ def clip_batches(
         for attempt in range(1 + SUBSTITUTES):
             rng = np.random.default_rng([seed, position, attempt])
             index = int(rng.integers(count)) if attempt else place
-            clip = _read(sample, videos.paths[index], rng, bad)
+            clip = _read(sample, videos, index, rng, bad)
             if clip is not None:
                 return clip, index
             bad.check()
@@ -123,7 +123,7 @@ def eval_batches(
         if place < 0:
             return None, place
         rng = np.random.default_rng([seed, position])
-        return _read(sample, videos.paths[place], rng, bad), place
+        return _read(sample, videos, place, rng, bad), place
 
     def finish() -> Iterator[Batch]:
         for video, index, read in batches:
@@ -158,19 +158,19 @@ def _labels(videos: Videos, index: np.ndarray) -> Batch:
 
 
 def _read(
-    sample: Callable, path: str, rng: np.random.Generator, bad: BadVideos
+    sample: Callable, videos: Videos, index: int, rng: np.random.Generator, bad: BadVideos
 ) -> np.ndarray | None:
     """A clip; or None, recorded, where the video is unreadable."""
     for attempt in range(1 + RETRIES):
         try:
-            return sample(path, rng)
+            return sample(videos, index, rng)
         except UnreadableVideo as error:
             reason = str(error)
             if not error.transient:
                 break
         if attempt < RETRIES:
             time.sleep(PAUSE)
-    bad.add(path, reason)
+    bad.add(videos.paths[index], reason)
     return None
 
 

@@ -4,11 +4,13 @@ import difflib
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from videomae_jax.data.memory import FrameMemory
 from videomae_jax.errors import UserError
 
 SUFFIXES = "mp4 mkv webm avi mov m4v mpg mpeg ts 3gp flv wmv ogv".split()
@@ -30,15 +32,27 @@ class Videos:
 
     `paths` are absolute. `labels` are int32 [count] or None; `class_names` are
     those of labels 0, 1, ..., where the source gave names. `name` is the source.
+    `memory` keeps decoded videos, None decodes anew for every clip.
     """
 
     paths: tuple[str, ...]
     labels: np.ndarray | None
     class_names: tuple[str, ...] | None
     name: str
+    memory: FrameMemory | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def read_clip(
+        self, index: int, choose: Callable[[int], np.ndarray], *, channels: int
+    ) -> np.ndarray:
+        """Return the frames of a video that `choose` picks: see `decode.read_clip`."""
+        # PyAV is only needed where videos are read.
+        from videomae_jax.data.decode import read_clip
+
+        read = self.memory.read_clip if self.memory else read_clip
+        return read(self.paths[index], choose, channels=channels)
 
 
 def read_videos(path: str | os.PathLike) -> Videos:
@@ -118,11 +132,10 @@ def _did_you_mean(name: str, names: tuple[str, ...]) -> str:
 
 
 def _pick(videos: Videos, indices: list[int]) -> Videos:
-    return Videos(
+    return replace(
+        videos,
         paths=tuple(videos.paths[index] for index in indices),
         labels=None if videos.labels is None else videos.labels[indices],
-        class_names=videos.class_names,
-        name=videos.name,
     )
 
 

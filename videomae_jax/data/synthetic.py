@@ -58,8 +58,8 @@ class SyntheticSample:
 
     shape: tuple[int, int, int, int]
 
-    def __call__(self, path: str, rng: np.random.Generator) -> np.ndarray:
-        return moving_pattern(self.shape, seed=0, index=int(path.rpartition("/")[2]))
+    def __call__(self, videos: Videos, index: int, rng: np.random.Generator) -> np.ndarray:
+        return moving_pattern(self.shape, seed=0, index=int(videos.paths[index].rpartition("/")[2]))
 
 
 def synthetic_videos(count: int = 10_000) -> Videos:

@@ -5,6 +5,7 @@ import reprlib
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 from videomae_jax.data.bad import BadVideos
 from videomae_jax.data.feed import Feed
+from videomae_jax.data.memory import FrameMemory
 from videomae_jax.data.pipeline import clip_batches, eval_batches
 from videomae_jax.data.sources import Videos, read_videos, split_videos
 from videomae_jax.data.synthetic import SyntheticSample, synthetic_videos
@@ -247,9 +249,13 @@ def open_videos(config: ConfigDict) -> tuple[Videos, Videos | None]:
             "config.data.train is not set: give --config.data.train=MANIFEST_OR_FOLDER "
             "(or synthetic)"
         )
-    videos = synthetic_videos() if data.train == "synthetic" else read_videos(data.train)
+    memory = FrameMemory(budget=int(data.memory_gb * 1e9)) if data.memory_gb else None
+    if data.train == "synthetic":
+        videos = synthetic_videos()
+    else:
+        videos = replace(read_videos(data.train), memory=memory)
     if data.eval:
-        return videos, read_videos(data.eval)
+        return videos, replace(read_videos(data.eval), memory=memory)
     if data.holdout:
         return split_videos(videos, holdout=data.holdout, seed=config.seed)
     return videos, None
