@@ -1,0 +1,330 @@
+"""Does pre-training help, and does the model see motion? A study on two CPU cores.
+
+    .venv/bin/python docs/make_study.py [--form short|full] [--out DIR] [--workers N]
+
+One tiny model on the motion-capture clips of data/: from scratch, from scratch with the compute
+of both stages, and pre-trained with four masks, then fine-tuned and probed. Rates are chosen on
+a quarter of the training clips, never on the validation clips. Every run is kept in DIR/runs,
+and the same command goes on from there. Writes DIR/results.csv, study.md and study.png.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "data/mocap_studio"
+MASKS = {
+    "tube .75": ("tube", 0.75),
+    "tube .9": ("tube", 0.9),
+    "random .9": ("random", 0.9),
+    "frame .875": ("frame", 0.875),
+}
+MAIN = "tube .75"
+# The arms whose rate is tuned; the other masks take that of the main one.
+SCRATCH, LONG, PRETRAINED = "scratch", "scratch, equal compute", "pre-trained"
+RATES = (7e-4, 2e-3)
+BATCH = 32
+FIT = 25  # of the 34 training clips of a class, where the other 9 choose the rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How long it takes. rates: what the full form found, for a form that does not tune."""
+
+    pretrain_steps: int
+    finetune_steps: int
+    seeds: int
+    masks: tuple[str, ...]
+    labels: tuple[int, ...]  # clips of each class, beside all of them
+    rates: dict[str, float] | None
+
+
+FORMS = {
+    "full": Form(1400, 200, 3, tuple(MASKS), (4, 12), None),
+    "short": Form(800, 200, 3, (MAIN,), (), {SCRATCH: 1e-3, LONG: 1e-3, PRETRAINED: 1e-3}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run; `start` is the pre-training that its encoder comes from, "" for none."""
+
+    arm: str
+    seed: int
+    steps: int
+    rate: float
+    train: str  # which list of videos
+    held_out: str
+    mask: str = ""  # of a pre-training run
+    start: str = ""
+
+    @property
+    def name(self) -> str:
+        rate = f", rate {self.rate:g}" if self.held_out == "tune" else ""
+        return f"{self.arm}, {self.train}, seed {self.seed}{rate}"
+
+
+class Worker:
+    """Does one run and writes its result; what it prints goes into a log beside it."""
+
+    def __init__(self, out: Path):
+        self.out = out
+
+    def __call__(self, run: Run) -> str:
+        folder = self.out / "runs" / run.name
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log):
+            began, spent = time.time(), time.process_time()
+            result = train_run(self.out, run)
+            result |= dict(seconds=time.time() - began, cpu_seconds=time.process_time() - spent)
+            result |= dataclasses.asdict(run)
+        write(folder / "result.json", json.dumps(result, indent=1))
+        return run.name
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--form", choices=FORMS, default="full")
+    parser.add_argument("--out", type=Path, help="(default: runs/study-FORM)")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    args = parser.parse_args()
+    form, out = FORMS[args.form], args.out or ROOT / f"runs/study-{args.form}"
+    out.mkdir(parents=True, exist_ok=True)
+    write_lists(out, form)
+    # Most runs are of the same shapes: compiled once, read by all.
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(out / "compiled")}
+    os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    # One thread a run: two side by side use two cores better than one run does.
+    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+    os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
+    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+        do = functools.partial(do_runs, pool, out, began=time.time())
+        results = do(pretraining(form, (MAIN,)))
+        rates = form.rates or choose_rates(do(tuning(form)))
+        print("rates:", rates, flush=True)
+        results += do(final_runs(form, rates))
+        for mask in form.masks[1:]:
+            results += do(pretraining(form, (mask,)))
+            results += do(finetuning(form, rates, mask))
+    print(json.dumps([(r["arm"], r["train"], r["seed"], r.get("top1")) for r in results]))
+
+
+def do_runs(pool, out: Path, runs: list[Run], *, began: float) -> list[dict]:
+    """Do what is not done yet, some at once, and return every result in the order of `runs`."""
+    files = [out / "runs" / run.name / "result.json" for run in runs]
+    todo = [run for run, file in zip(runs, files, strict=True) if not file.exists()]
+    for count, name in enumerate(pool.imap_unordered(Worker(out), todo), 1):
+        print(f"{(time.time() - began) / 60:6.1f} min  {count} of {len(todo)}  {name}", flush=True)
+    return [json.loads(file.read_text()) for file in files]
+
+
+def write_lists(out: Path, form: Form) -> None:
+    """Write train, val, fit and tune (parts of train), and so many clips of each class."""
+    for name in ("train", "val"):
+        rows = [line.rsplit(" ", 1) for line in (DATA / f"{name}.csv").read_text().splitlines()]
+        rows = [(DATA / path, int(label)) for path, label in rows if label.isdecimal()]
+        lists = {name: rows}
+        if name == "train":
+            ranks = [
+                sum(label == other for _, other in rows[:i]) for i, (_, label) in enumerate(rows)
+            ]
+            ranked = list(zip(rows, ranks, strict=True))
+            lists["fit"] = [row for row, rank in ranked if rank < FIT]
+            lists["tune"] = [row for row, rank in ranked if rank >= FIT]
+            lists |= {str(n): [row for row, rank in ranked if rank < n] for n in form.labels}
+        for part, chosen in lists.items():
+            write(out / f"{part}.csv", "".join(f"{path} {label}\n" for path, label in chosen))
+
+
+def pretraining(form: Form, masks: tuple[str, ...]) -> list[Run]:
+    """The pre-training of every mask and seed, on all training clips without their labels."""
+    return [
+        Run(f"pretrain {mask}", seed, form.pretrain_steps, 2e-3, "train", "val", mask=mask)
+        for mask in masks
+        for seed in range(form.seeds)
+    ]
+
+
+def tuning(form: Form) -> list[Run]:
+    """Every arm at every rate, on a part of the training clips."""
+    start = pretraining(form, (MAIN,))[0].name
+    return [
+        Run(arm, 0, steps, rate, "fit", "tune", start=start if arm == PRETRAINED else "")
+        for arm, steps in arms(form).items()
+        for rate in RATES
+    ]
+
+
+def choose_rates(results: list[dict]) -> dict[str, float]:
+    """Return the rate with the highest accuracy on the tuning clips, for each arm."""
+    best = {}
+    for result in results:
+        best.setdefault(result["arm"], result)
+        if result["top1"] > best[result["arm"]]["top1"]:
+            best[result["arm"]] = result
+    return {arm: result["rate"] for arm, result in best.items()}
+
+
+def final_runs(form: Form, rates: dict[str, float]) -> list[Run]:
+    """The arms of the main mask, and fewer labels."""
+    seeds = range(form.seeds)
+    runs = finetuning(form, rates, MAIN)
+    for arm in (SCRATCH, LONG):
+        runs += [Run(arm, seed, arms(form)[arm], rates[arm], "train", "val") for seed in seeds]
+    for few in form.labels:
+        for run in [run for run in runs if run.train == "train" and run.arm != LONG]:
+            runs.append(dataclasses.replace(run, train=str(few)))
+    return runs
+
+
+def finetuning(form: Form, rates: dict[str, float], mask: str) -> list[Run]:
+    """The fine-tuning after each pre-training with one mask."""
+    steps, rate = form.finetune_steps, rates[PRETRAINED]
+    return [
+        Run(f"pre-trained {mask}", start.seed, steps, rate, "train", "val", start=start.name)
+        for start in pretraining(form, (mask,))
+    ]
+
+
+def arms(form: Form) -> dict[str, int]:
+    """Return the steps of each arm; LONG spends the FLOPs of both stages."""
+    from videomae_jax.tasks import classify, pretrain
+
+    first = pretrain.build_task(pretrain_config("tube .75")).train_flops
+    second = classify.build_task(finetune_config()).train_flops
+    steps = form.finetune_steps
+    return {
+        SCRATCH: steps,
+        LONG: steps + round(form.pretrain_steps * first / second),
+        PRETRAINED: steps,
+    }
+
+
+def pretrain_config(mask: str):
+    """Return the pre-training recipe at 8 x 32 x 32."""
+    from videomae_jax.config import load_config
+
+    config = load_config(f"{ROOT}/configs/pretrain.py:tiny,custom")
+    config.mask.kind, config.mask.ratio = MASKS[mask]
+    config.normalized_targets = False  # flat backgrounds: see configs/demo.py
+    config.min_lr = 1e-5
+    return shared(config)
+
+
+def finetune_config():
+    """Return the fine-tuning recipe at 8 x 32 x 32, with crops and flips only: it is short."""
+    from videomae_jax.config import load_config
+
+    config = load_config(f"{ROOT}/configs/finetune.py:tiny,custom")
+    config.model.classes = 12
+    config.clip.update(source_height=40, source_width=40)
+    config.augment.update(operations=0, erase=0.0, mixup=0.0, cutmix=0.0, min_area=0.5)
+    config.repeats = 1
+    config.min_lr = 1e-6
+    return shared(config)
+
+
+def shared(config):
+    """Set what both stages have in common."""
+    config.clip.update(frames=8, stride=2, height=32, width=32)
+    config.batch_size, config.base_lr = BATCH, 0.0
+    config.data.update(threads=1, memory_gb=2.0)
+    config.log_every, config.keep_checkpoints = 50, 1
+    return config
+
+
+def train_run(out: Path, run: Run) -> dict:
+    """Train, and score what was trained on the held-out list."""
+    from videomae_jax.interop.files import load_checkpoint
+    from videomae_jax.tasks import classify, pretrain
+    from videomae_jax.training.loop import train
+    from videomae_jax.training.monitor import read_metrics
+
+    kind = pretrain if run.mask else classify
+    config = pretrain_config(run.mask) if run.mask else finetune_config()
+    config.name, config.seed, config.steps, config.lr = run.name, run.seed, run.steps, run.rate
+    config.warmup_steps = run.steps // 10
+    config.eval_every, config.save_every = run.steps, run.steps // 2
+    config.data.train = str(out / f"{run.train}.csv")
+    config.data.eval = str(out / f"{run.held_out}.csv")
+    config.init_from = str(out / "runs" / run.start / "work") if run.start else ""
+    workdir = str(out / "runs" / run.name / "work")
+    train(
+        config.lock(),
+        kind,
+        workdir=workdir,
+        load_weights=lambda path: load_checkpoint(path).params,
+    )
+    if run.mask:
+        return {"r2": read_metrics(workdir)[-1]["eval/r2"]}
+    return score(workdir, config.data.eval)
+
+
+def score(workdir: str, videos: str) -> dict[str, float]:
+    """Return the top-1 over three clips of each video: as it is, frozen, and out of order."""
+    import jax
+
+    from videomae_jax.data.bad import BadVideos
+    from videomae_jax.data.sources import read_videos
+    from videomae_jax.interop.files import load_checkpoint
+    from videomae_jax.tasks import classify
+    from videomae_jax.tasks.scores import top
+    from videomae_jax.training.sharding import make_mesh
+    from videomae_jax.training.views import predict_views
+
+    params, config, *_ = load_checkpoint(workdir)
+    videos = read_videos(videos)
+    sample = classify.view_sample(config, segments=3, crops=1)
+    shares = {}
+    for name, change in {"top1": None, "frozen": freeze, "shuffled": shuffle}.items():
+        found = predict_views(
+            functools.partial(classify.view_probabilities, classify.build_model(config)),
+            params,
+            videos,
+            sample=Changed(sample, change) if change else sample,
+            batch_size=16,
+            mesh=make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:1]),
+            threads=1,
+            bad=BadVideos(videos, max_share=0.0),
+        )
+        shares[name] = top(found.probabilities, videos.labels[found.ids], k=1).value
+    return shares
+
+
+class Changed:
+    """The views of a sampler after a change to their frames."""
+
+    def __init__(self, sample, change):
+        self.sample, self.change, self.shape = sample, change, sample.shape
+
+    def __call__(self, videos, index, rng):
+        return self.change(self.sample(videos, index, rng), rng)
+
+
+def freeze(views, rng):
+    """Repeat the middle frame of each view: no motion is left."""
+    middle = views.shape[1] // 2
+    return views[:, [middle] * views.shape[1]]
+
+
+def shuffle(views, rng):
+    """Show the frames out of order: what stands in each is left, how it moves is not."""
+    return views[:, rng.permutation(views.shape[1])]
+
+
+def write(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(file)
+
+
+if __name__ == "__main__":
+    main()
