@@ -10,12 +10,17 @@ and the same command goes on from there. Writes DIR/results.csv, study.md and st
 
 import argparse
 import contextlib
+import csv
 import dataclasses
 import functools
 import json
+import math
 import multiprocessing
 import os
+import platform
+import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +36,7 @@ MAIN = "tube .75"
 SCRATCH, LONG, PRETRAINED = "scratch", "scratch, equal compute", "pre-trained"
 RATES = (7e-4, 2e-3)
 BATCH = 32
+SCORES = ("top1", "frozen", "shuffled")
 FIT = 25  # of the 34 training clips of a class, where the other 9 choose the rate
 
 
@@ -47,7 +53,7 @@ class Form:
 
 
 FORMS = {
-    "full": Form(1400, 200, 3, tuple(MASKS), (4, 12), None),
+    "full": Form(1400, 600, 3, tuple(MASKS), (4, 12), None),
     "short": Form(800, 200, 3, (MAIN,), (), {SCRATCH: 1e-3, LONG: 1e-3, PRETRAINED: 1e-3}),
 }
 
@@ -107,13 +113,15 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
         do = functools.partial(do_runs, pool, out, began=time.time())
         results = do(pretraining(form, (MAIN,)))
-        rates = form.rates or choose_rates(do(tuning(form)))
+        tuned = [] if form.rates else do(tuning(form))
+        rates = form.rates or choose_rates(tuned)
         print("rates:", rates, flush=True)
         results += do(final_runs(form, rates))
         for mask in form.masks[1:]:
             results += do(pretraining(form, (mask,)))
             results += do(finetuning(form, rates, mask))
-    print(json.dumps([(r["arm"], r["train"], r["seed"], r.get("top1")) for r in results]))
+    write_report(out, args.form, tuned + results)
+    print((out / "study.md").read_text())
 
 
 def do_runs(pool, out: Path, runs: list[Run], *, began: float) -> list[dict]:
@@ -317,6 +325,106 @@ def freeze(views, rng):
 def shuffle(views, rng):
     """Show the frames out of order: what stands in each is left, how it moves is not."""
     return views[:, rng.permutation(views.shape[1])]
+
+
+def write_report(out: Path, form: str, results: list[dict]) -> None:
+    """Write results.csv, study.md and study.png from the results of every run."""
+    columns = ("arm", "train", "held_out", "seed", "steps", "rate", "r2", *SCORES)
+    columns += ("seconds", "cpu_seconds")
+    with open(out / "results.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, columns, extrasaction="ignore")
+        table.writeheader()
+        table.writerows(results)
+    finals = [result for result in results if result["held_out"] == "val" and "top1" in result]
+    rows = {}
+    for result in finals:
+        rows.setdefault((result["arm"], result["train"]), []).append(result)
+    write(out / "study.md", "\n".join(report_lines(form, rows, results)) + "\n")
+    draw(out / "study.png", rows)
+
+
+def report_lines(form: str, rows: dict[tuple, list[dict]], results: list[dict]) -> Iterator[str]:
+    """Yield the lines of the report, tables and the verdict."""
+    import flax
+    import jax
+
+    yield f"`make study FORM={form}`: {len(results)} runs, "
+    cpu = sum(result["cpu_seconds"] for result in results) / 3600
+    yield f"{cpu:.1f} CPU hours; {platform.machine()}, {os.cpu_count()} cores, "
+    yield f"Python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}, "
+    yield f"{time.strftime('%Y-%m-%d')}. Top-1 on 144 validation clips, three views of each, in %: "
+    yield "mean ± standard deviation over seeds (each seed)."
+    yield ""
+    yield "| arm | labels per class | steps x rate | top-1 | frozen frames | shuffled | CPU min |"
+    yield "|---|---|---|---|---|---|---|"
+    for (arm, train), group in rows.items():
+        labels = 34 if train == "train" else int(train)
+        minutes = statistics.mean(result["cpu_seconds"] for result in group) / 60
+        yield (
+            f"| {arm} | {labels} | {group[0]['steps']} x {group[0]['rate']:g} | "
+            + " | ".join(spread([result.get(score) for result in group]) for score in SCORES)
+            + f" | {minutes:.1f} |"
+        )
+    yield ""
+    yield verdict(rows)
+
+
+def spread(values: list[float | None]) -> str:
+    """Return "mean ± deviation (each)" in %."""
+    if None in values:
+        return "-"
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    each = ", ".join(f"{100 * value:.1f}" for value in values)
+    return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f} ({each})"
+
+
+def verdict(rows: dict[tuple, list[dict]]) -> str:
+    """Say whether pre-training beats both scratch arms by more than the seeds differ."""
+    ours = [result["top1"] for result in rows[f"{PRETRAINED} {MAIN}", "train"]]
+    parts = []
+    for arm in (SCRATCH, LONG):
+        other = [result["top1"] for result in rows[arm, "train"]]
+        gain = statistics.mean(ours) - statistics.mean(other)
+        noise = math.hypot(statistics.stdev(ours), statistics.stdev(other))
+        word = "more" if gain > noise else "not more"
+        parts.append(
+            f"{100 * gain:+.1f} points over {arm}, {word} than the spread of the seeds "
+            f"({100 * noise:.1f})"
+        )
+    return f"Pre-training ({MAIN}): {'; '.join(parts)}."
+
+
+def draw(file: Path, rows: dict[tuple, list[dict]]) -> None:
+    """Draw every arm with its seeds, what motion is worth to it, and the curve over labels."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    full = {arm: group for (arm, train), group in rows.items() if train == "train"}
+    for offset, (score, colour) in enumerate(zip(SCORES, ("C0", "C7", "C1"), strict=True)):
+        for place, group in enumerate(full.values()):
+            values = [100 * result[score] for result in group if result.get(score) is not None]
+            if not values:
+                continue
+            x = place + 0.26 * (offset - 1)
+            left.bar(x, statistics.mean(values), 0.24, color=colour, alpha=0.6)
+            left.plot([x] * len(values), values, ".", color="black", markersize=4)
+    left.set_xticks(range(len(full)), [arm.replace(", ", ",\n") for arm in full], fontsize=7)
+    left.tick_params(axis="x", rotation=30)
+    for axes in (left, right):
+        axes.axhline(100 / 12, color="black", linestyle=":", linewidth=1)
+        axes.set_ylabel("top-1, %")
+    left.set_title("blue: as they are, grey: frozen frames, orange: shuffled; dots: seeds", size=9)
+    for arm in (SCRATCH, f"{PRETRAINED} {MAIN}"):
+        points = [(34 if t == "train" else int(t), g) for (a, t), g in rows.items() if a == arm]
+        points.sort(key=lambda point: point[0])
+        means = [100 * statistics.mean(r["top1"] for r in group) for _, group in points]
+        right.plot([count for count, _ in points], means, "o-", label=arm)
+        for count, group in points:
+            right.plot([count] * len(group), [100 * r["top1"] for r in group], "k.", markersize=3)
+    right.set(xlabel="labelled clips of each class", xscale="log", title="dotted: chance")
+    right.legend()
+    figure.savefig(file, dpi=110)
 
 
 def write(file: Path, text: str) -> None:
