@@ -25,6 +25,7 @@ SMALL = [
     "--config.batch_size=8",
     "--config.warmup_steps=2",
     "--config.log_every=1",
+    "--config.knn.k=0",
 ]
 
 
