@@ -15,8 +15,7 @@ VIDEO ?= $(if $(DATA),,data/mocap_studio/val/walk/walk_003.mp4)
 
 demo: $(BIN)/.installed
 	$(BIN)/videomae train --config=configs/demo.py --workdir="$(WORKDIR)" \
-	  $(if $(DATA),--config.data.train="$(DATA)" --config.data.eval= --config.data.holdout=0.1 \
-	  --config.knn.k=0)
+	  $(if $(DATA),--config.data.train="$(DATA)" --config.data.eval= --config.data.holdout=0.1)
 	for ending in gif png; do $(BIN)/videomae visualize $(VIDEO) --checkpoint "$(WORKDIR)" \
 	  --out "$(WORKDIR)/reconstruction.$$ending" || exit; done
 

@@ -27,7 +27,6 @@ def get_config() -> ConfigDict:
     config.mask.ratio = 0.5
     # Rendered backgrounds are flat, and normalizing a flat patch magnifies its coding noise.
     config.normalized_targets = False
-    config.knn.k = 5
 
     # Many small steps: what takes long to learn is where a token's neighbours are.
     config.batch_size = 8

@@ -25,7 +25,6 @@ SMALL = [
     "--config.batch_size=8",
     "--config.warmup_steps=2",
     "--config.log_every=1",
-    "--config.knn.k=0",
 ]
 
 
