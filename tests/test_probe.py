@@ -105,6 +105,7 @@ def test_the_best_rate_is_the_first_of_the_best():
     found = probe.summarize(sums, rates=(0.1, 1.0, 10.0))
     assert (found["top1"], found["best_rate"], found["loss"]) == (0.75, 1.0, 1.0)
     assert list(found)[0] == "loss" and found["top1_x0.1"] == 0.5
+    assert probe.summarize({"count": 4.0, "error": 12.0}, rates=(0.1, 1.0)) == {"loss": 1.5}
 
 
 def test_a_query_attends_as_keys_and_values_of_every_token_would():
