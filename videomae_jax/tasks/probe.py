@@ -121,7 +121,8 @@ def build_task(config: ConfigDict) -> Task:
 def summarize(sums: dict[str, jax.Array], *, rates: tuple[float, ...]) -> dict[str, jax.Array]:
     """Divide scalar sums into the loss and top1 of the best head, its rate, and every top1.
 
-    In training, which has no sums by head, into the mean loss of all heads alone. best_rate and the keys "top1_x3" are multiples of the run's rate. The best head has the
+    In training, which has no sums by head, into the mean loss of all heads alone.
+    best_rate and the keys "top1_x3" are multiples of the run's rate. The best head has the
     highest top1, the first of them in the order of `rates`: among several, chosen on the very
     clips, it is a little flattered.
     """
