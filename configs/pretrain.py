@@ -88,6 +88,11 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 decoder_ratio=the["decoder_ratio"],  # share the decoder skips; 0 skips none
             ),
             normalized_targets=True,
+            # At each evaluation, with labelled videos: held-out ones told by their neighbours.
+            knn=dict(
+                k=0,  # neighbours; 0 for no such thing
+                videos=2000,  # of the training videos, at most, as neighbours
+            ),
             layer_decay=1.0,  # of the rate, from each block to the one below; 1 is the same for all
             ema_decay=0.0,  # of a moving average of the weights, evaluated too; 0 keeps none
             data=dict(

@@ -78,11 +78,11 @@ def test_every_example_counts_once_on_any_number_of_devices(checkpoint, manifest
     assert sorted(bad.reasons) == [videos.paths[6], videos.paths[7]]
     # By hand: each view alone, then the mean.
     sample = classify.view_sample(config, segments=2, crops=3)
-    for index, ours in zip(found.ids, found.probabilities, strict=True):
+    for index, ours in zip(found.ids, found.values, strict=True):
         views = sample(videos, index, None)
         alone = classify.view_probabilities(model, params, views[:, None])
         np.testing.assert_allclose(ours, alone.mean(axis=0), atol=1e-6)
-    assert len({tuple(row.round(5)) for row in found.probabilities}) == 8
+    assert len({tuple(row.round(5)) for row in found.values}) == 8
 
 
 def test_the_command_says_the_number_its_interval_and_the_protocol(

@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"nothing to measure: {bad}")
 
     labels = videos.labels[found.ids]
-    top1, top5 = (scores.top(found.probabilities, labels, k=k) for k in (1, 5))
+    top1, top5 = (scores.top(found.values, labels, k=k) for k in (1, 5))
     clip = config.clip
     frames = f"{clip.frames}x{clip.stride}" if clip.sampling == "dense" else f"{clip.frames} sparse"
     side = f"{clip.height}" if clip.height == clip.width else f"{clip.height}x{clip.width}"
@@ -94,7 +94,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"top-1 {top1}, top-5 {top5}, {protocol}")
     if len(bad):
         print(bad)
-    counts = scores.confusion(found.probabilities, labels)
+    counts = scores.confusion(found.values, labels)
     names = tuple(config.data.class_names) or tuple(map(str, range(classes)))
     table = [
         (name, int(row.sum()), float(row[index] / row.sum()) if row.sum() else None)

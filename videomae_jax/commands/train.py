@@ -22,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     from videomae_jax.config import load_config
     from videomae_jax.interop.files import load_checkpoint
-    from videomae_jax.tasks import classify, pretrain
+    from videomae_jax.tasks import classify, pretrain, probe
     from videomae_jax.training.loop import train
 
-    tasks = {"pretrain": pretrain, "classify": classify}
+    tasks = {"pretrain": pretrain, "classify": classify, "probe": probe}
     config = load_config(args.config, args.overrides)
 
     def load_weights(path):

@@ -98,6 +98,11 @@ def split_videos(videos: Videos, *, holdout: float, seed: int) -> tuple[Videos, 
     return _pick(videos, sorted(ranked[size:])), _pick(videos, sorted(ranked[:size]))
 
 
+def thin_videos(videos: Videos, *, most: int) -> Videos:
+    """Return at most `most` of the videos, evenly spaced, so that every class has its share."""
+    return _pick(videos, list(range(0, len(videos), -(-len(videos) // most))))
+
+
 def number_labels(videos: Videos, class_names: tuple[str, ...]) -> Videos:
     """Number the classes of videos that name them by their place in `class_names`.
 

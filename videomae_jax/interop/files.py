@@ -96,6 +96,11 @@ def _load(path: str, *, heads, frames, image_size, inflation) -> Checkpoint:
 
         params, config = load_params(path)
         _refuse_inflation(path, inflation)
+        if config.task == "probe":
+            raise UserError(
+                f"{path} holds probes of the encoder of {config.init_from}: give that one; what "
+                f"the probes found is in {path}/metrics.jsonl"
+            )
         labels = tuple(config.data.class_names) if config.task == "classify" else ()
         return Checkpoint(params, config, labels, "")
 

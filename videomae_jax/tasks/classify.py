@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +27,7 @@ SAMPLING = ("dense", "sparse")
 def build_model(config: ConfigDict) -> VideoClassifier:
     """Make the model of `config.model`, run as `config.run` says on this machine's devices."""
     model = config.model
-    if model.classes < 2:
-        raise UserError(
-            f"model.classes is {model.classes}: give training data with labels of 2 or more "
-            "classes, or --config.model.classes"
-        )
+    check_classes(model)
     for name in ("drop_path", "head_dropout"):
         if not 0 <= config[name] < 1:
             raise UserError(f"{name} is {config[name]}: use 0 (never) to below 1")
@@ -130,17 +127,6 @@ def build_task(config: ConfigDict) -> Task:
         targets = smooth_targets(batch["label"], classes=model.classes, smoothing=0.0)
         return class_sums(logits, targets, batch["label"])
 
-    def samples():
-        # PyAV is only needed where videos are read.
-        from videomae_jax.data.clips import DenseSample, SparseSample
-
-        make = functools.partial(SparseSample, frames=clip.frames, channels=len(model.mean))
-        if clip.sampling == "dense":
-            make = functools.partial(DenseSample, **make.keywords, stride=clip.stride)
-        source = dict(height=clip.source_height, width=clip.source_width)
-        target = dict(height=clip.height, width=clip.width)
-        return make(**source, train=True), make(**target, train=False)
-
     frames = f"stride {clip.stride}" if clip.sampling == "dense" else "one of each part"
     return Task(
         init=init,
@@ -148,7 +134,7 @@ def build_task(config: ConfigDict) -> Task:
         eval_sums=eval_sums,
         summarize=summarize,
         pictures=lambda params, batch: {},
-        samples=samples,
+        samples=functools.partial(clip_samples, config),
         check_clips=lambda clips: check_group(change, clips=clips),
         train_flops=train_flops,
         facts={
@@ -164,6 +150,20 @@ def build_task(config: ConfigDict) -> Task:
             "FLOPs": f"{forward_flops / 1e9:.4g} G forward, {train_flops / 1e9:.4g} G train a clip",
         },
     )
+
+
+def clip_samples(config: ConfigDict) -> tuple[Callable, Callable]:
+    """Return the samplers of training and evaluation clips, as `config.clip` says."""
+    # PyAV is only needed where videos are read.
+    from videomae_jax.data.clips import DenseSample, SparseSample
+
+    clip = config.clip
+    make = functools.partial(SparseSample, frames=clip.frames, channels=len(config.model.mean))
+    if clip.sampling == "dense":
+        make = functools.partial(DenseSample, **make.keywords, stride=clip.stride)
+    source = dict(height=clip.source_height, width=clip.source_width)
+    target = dict(height=clip.height, width=clip.width)
+    return make(**source, train=True), make(**target, train=False)
 
 
 def view_sample(config: ConfigDict, *, segments: int, crops: int):
@@ -188,6 +188,15 @@ def view_probabilities(model: VideoClassifier, params: Params, video: jax.Array)
     patches = patchify(video.reshape(-1, *video.shape[2:]), model.patch)
     probabilities = jax.nn.softmax(model.apply({"params": params}, patches, grid))
     return probabilities.reshape(*video.shape[:2], -1).mean(axis=1)
+
+
+def check_classes(model: ConfigDict) -> None:
+    """Raise UserError for less than two classes."""
+    if model.classes < 2:
+        raise UserError(
+            f"model.classes is {model.classes}: give training data with labels of 2 or more "
+            "classes, or --config.model.classes"
+        )
 
 
 def check_clip(clip: ConfigDict) -> None:

@@ -1,5 +1,8 @@
 """What a trained model is used for. The mask is an input, so nothing random happens here."""
 
+from collections.abc import Callable
+from types import ModuleType
+
 import jax
 from ml_collections import ConfigDict
 
@@ -21,7 +24,19 @@ def build_network(config: ConfigDict, *, dtype: str = "auto", attention: str = "
     """
     config = config.copy_and_resolve_references()
     config.run.update(dtype=dtype, attention=attention, remat="none")
-    return (classify if config.task == "classify" else pretrain).build_model(config)
+    return _task(config).build_model(config)
+
+
+def untrained_params(config: ConfigDict) -> Params:
+    """Return random weights such as a run of a checkpoint's config begins with, to compare."""
+    config = config.copy_and_resolve_references()
+    config.run.update(dtype="auto", attention="auto")
+    return _task(config).build_task(config).init(jax.random.key(config.seed))
+
+
+def clip_sample(config: ConfigDict) -> Callable:
+    """Return the sampler of the one clip of a video that evaluation in training looks at."""
+    return _task(config).clip_samples(config)[1]
 
 
 def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax.Array]:
@@ -73,3 +88,7 @@ def predict(
     )
     loss = sums["error"].sum() / sums["count"].sum()
     return prediction.reshape(video.shape[0], grid[0], masked, -1), loss
+
+
+def _task(config: ConfigDict) -> ModuleType:
+    return classify if config.task == "classify" else pretrain

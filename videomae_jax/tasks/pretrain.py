@@ -2,19 +2,22 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from videomae_jax.data.sources import Videos
+from videomae_jax.data.sources import Videos, number_labels
+from videomae_jax.errors import UserError
 from videomae_jax.models import flops
 from videomae_jax.models.mae import VideoMAE, reconstruction_sums
 from videomae_jax.models.masking import TubeMask, draw_mask, mask_counts
 from videomae_jax.models.tokens import patch_grid, patchify
 from videomae_jax.models.vit import Size
 from videomae_jax.tasks.encoder import encoder_fields
+from videomae_jax.tasks.knn import check_neighbours
 from videomae_jax.tasks.reconstruct import reconstruct
 from videomae_jax.tasks.task import Task
 
@@ -34,8 +37,26 @@ def build_model(config: ConfigDict) -> VideoMAE:
 def prepare(
     config: ConfigDict, train: Videos, held_out: Videos | None
 ) -> tuple[ConfigDict, Videos, Videos | None]:
-    """Return all as it is: what the videos are called does not matter here."""
-    return config, train, held_out
+    """Return all as it is, but with labels numbered alike where `config.knn` needs them.
+
+    Raises UserError for missing labels, or a bank of less than k, where it does.
+    """
+    if not config.knn.k:
+        return config, train, held_out
+    if not held_out:
+        raise UserError(
+            "knn.k is set, but no videos are held out to be told: give --config.data.eval or "
+            "--config.data.holdout"
+        )
+    for videos in (train, held_out):
+        if videos.labels is None:
+            raise UserError(
+                f"knn.k is {config.knn.k}, but {videos.name} has no labels: give `path label` "
+                "lines or a folder with a sub-folder per class, or --config.knn.k=0 for no knn"
+            )
+    check_neighbours((config.knn.k,), bank=min(config.knn.videos, len(train)))
+    names = train.class_names or ()
+    return config, number_labels(train, names), number_labels(held_out, names)
 
 
 def build_task(config: ConfigDict) -> Task:
@@ -113,14 +134,6 @@ def build_task(config: ConfigDict) -> Task:
         video, ids = batch["video"][:PICTURES], batch["id"][:PICTURES]
         return {"reconstruction": summary_image(np.asarray(video), rebuild(params, video, ids))}
 
-    def samples():
-        # PyAV is only needed where videos are read.
-        from videomae_jax.data.clips import PretrainSample
-
-        shape = dict(height=clip.height, width=clip.width, channels=channels)
-        make = functools.partial(PretrainSample, frames=clip.frames, stride=clip.stride, **shape)
-        return make(train=True), make(train=False)
-
     pixels = math.prod(model.patch)
     zero = f" (a model that predicts zero: {pixels - 1}/{pixels})"
     return Task(
@@ -129,9 +142,10 @@ def build_task(config: ConfigDict) -> Task:
         eval_sums=eval_sums,
         summarize=summarize,
         pictures=pictures,
-        samples=samples,
+        samples=functools.partial(clip_samples, config),
         check_clips=lambda clips: None,
         train_flops=train_flops,
+        knn=config.knn if config.knn.k else None,
         facts={
             "clip": f"{clip.frames} frames, stride {clip.stride}, {clip.height} x {clip.width}, "
             f"{channels} channels; patch {' x '.join(map(str, model.patch))}; {tokens} tokens",
@@ -142,6 +156,17 @@ def build_task(config: ConfigDict) -> Task:
             "FLOPs": f"{forward_flops / 1e9:.4g} G forward, {train_flops / 1e9:.4g} G train a clip",
         },
     )
+
+
+def clip_samples(config: ConfigDict) -> tuple[Callable, Callable]:
+    """Return the samplers of training and evaluation clips, as `config.clip` says."""
+    # PyAV is only needed where videos are read.
+    from videomae_jax.data.clips import PretrainSample
+
+    clip = config.clip
+    shape = dict(height=clip.height, width=clip.width, channels=len(config.model.mean))
+    make = functools.partial(PretrainSample, frames=clip.frames, stride=clip.stride, **shape)
+    return make(train=True), make(train=False)
 
 
 def summarize(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:

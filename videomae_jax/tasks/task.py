@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 Params = Any
 # "video" uint8 [B, F, H, W, C], "id" int32 [B], maybe "label"; in training "row" int32 [B]
@@ -32,3 +33,4 @@ class Task(NamedTuple):
     check_clips: Callable[[int], None]  # UserError unless a device can train on so many at once
     train_flops: float  # of one clip, forward and backward
     facts: dict[str, str]  # lines of the start banner
+    knn: ConfigDict | None = None  # `config.knn`, if features are scored at each evaluation

@@ -26,6 +26,7 @@ from videomae_jax.tasks.task import Params, Task
 from videomae_jax.training import banner
 from videomae_jax.training.checkpoint import FOLDER, Checkpoints, check_space
 from videomae_jax.training.monitor import Monitor, read_metrics
+from videomae_jax.training.neighbours import OnlineKnn
 from videomae_jax.training.optim import make_optimizer, make_plan, warmup_cosine
 from videomae_jax.training.sharding import batch_devices, batch_sharding, make_mesh
 from videomae_jax.training.step import Steps, TrainState, jit_steps, put_params
@@ -90,6 +91,14 @@ def train(
         if config.data.train == "synthetic":
             train_sample = SyntheticSample(train_sample.shape)
             eval_sample = SyntheticSample(eval_sample.shape)
+        knn = task.knn and OnlineKnn(
+            config,
+            named_weights(steps.abstract_state),
+            train_videos,
+            eval_videos,
+            sample=eval_sample,
+            mesh=mesh,
+        )
         batches = clip_batches(
             train_videos,
             sample=train_sample,
@@ -158,6 +167,7 @@ def train(
                         sample=eval_sample,
                         mesh=mesh,
                         stop=stop,
+                        knn=knn,
                     )
                     if scores:
                         monitor.evaluated(step, *scores)
@@ -202,13 +212,14 @@ def evaluate(
     sample: Callable,
     mesh: Mesh,
     stop: StopSignal,
+    knn: OnlineKnn | None,
 ) -> tuple[dict[str, float], str, dict[str, np.ndarray]] | None:
     """Score every held-out video once: (metrics, how many could be read, pictures).
 
     The metrics of the averaged weights, where there are any, have "ema_" before their names.
     None when the run was asked to stop meanwhile: a notice of seconds is not spent on scores.
     """
-    weights = {"": state.params} | ({} if state.ema is None else {"ema_": state.ema})
+    weights = named_weights(state)
     bad = BadVideos(videos, max_share=1.0)
     batches = eval_batches(
         videos,
@@ -238,7 +249,17 @@ def evaluate(
         for name, sums in totals.items()
         for key, value in task.summarize(sums).items()
     }
+    if knn:
+        found = knn(weights, stopped=lambda: bool(stop.received))
+        if found is None:
+            return None
+        scores |= found
     return scores, note, pictures
+
+
+def named_weights(state: TrainState) -> dict[str, Params]:
+    """Return the weights that are evaluated, by what their metrics' names begin with."""
+    return {"": state.params} | ({} if state.ema is None else {"ema_": state.ema})
 
 
 def open_videos(config: ConfigDict) -> tuple[Videos, Videos | None]:
@@ -283,6 +304,7 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
 def check_same_model(changes: dict, *, workdir: str) -> None:
     """Raise UserError when a checkpoint's config names another model than the run's."""
     fixed = ("model.encoder", "model.decoder", "model.patch", "model.classes", "data.class_names")
+    fixed += ("model.head", "rates")  # of probes
     for key, (old, new) in changes.items():
         average = key == "ema_decay" and bool(old) != bool(new)
         if key == "task" or key.startswith(fixed) or average:

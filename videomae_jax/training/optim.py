@@ -72,7 +72,7 @@ def decay_mask(params: Any) -> Any:
 
     # By name: the depth axis of stacked blocks makes their biases look like matrices.
     def decays(path, _):
-        return path_name(path).rpartition("/")[2] in ("kernel", "qkv")
+        return path_name(path).rpartition("/")[2] in ("kernel", "qkv", "value")
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -92,7 +92,14 @@ def adamw(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW, and below the last block smaller steps where `config.layer_decay` says so."""
+    """AdamW, and below the last block smaller steps where `config.layer_decay` says so.
+
+    In a probe AdamW of the heads alone, which have rates of their own; the encoder stays.
+    """
+    if config.task == "probe":
+        heads = optax.chain(adamw(config), scale_by_head(tuple(config.rates)))
+        parts = {"encoder": optax.set_to_zero(), "heads": heads}
+        return optax.partition(parts, {name: name for name in parts})
     if not 0 < config.layer_decay <= 1:
         raise UserError(f"layer_decay is {config.layer_decay:g}: use above 0 to 1 (none)")
     if config.layer_decay == 1:
@@ -136,5 +143,15 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
 
     def scale(updates, _):
         return jax.tree.map(jnp.multiply, updates, layer_scales(updates, decay))
+
+    return optax.stateless(scale)
+
+
+def scale_by_head(rates: tuple[float, ...]) -> optax.GradientTransformation:
+    """Multiply the updates of stacked heads, [R, ...] each, by one factor per head."""
+
+    def scale(updates, _):
+        factors = jnp.asarray(rates, jnp.float32)
+        return jax.tree.map(lambda u: u * factors.reshape(-1, *[1] * (u.ndim - 1)), updates)
 
     return optax.stateless(scale)

@@ -39,6 +39,7 @@ RULES = (
     (r"fc_norm/(scale|bias)", P()),
     (r"(?<!decoder/)head/kernel", P("fsdp", None)),  # [D, classes]: of any number
     (r"(?<!decoder/)head/bias", P()),
+    (r"heads/(query|value|linear/kernel|linear/bias)", P()),  # of probes, [R, ...]
     (r"count|step|skipped", P()),
 )
 

@@ -1,4 +1,4 @@
-"""Pre-trained weights into a model to fine-tune, strictly."""
+"""Pre-trained weights into a model to fine-tune or to probe, strictly."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ import jax
 from videomae_jax.errors import UserError
 from videomae_jax.training.sharding import path_name
 
-# What a checkpoint has and a classifier has no use for, or learns anew.
+# What a checkpoint has and a classifier or probe has no use for, or learns anew.
 LEFT_OUT = (
     "encoder/norm/",
     "encoder_to_decoder/",
@@ -46,8 +46,9 @@ def transfer_encoder(pretrained: Any, fresh: Any) -> tuple[Any, LoadTable]:
     """Put the encoder of one parameter tree into another: (parameters, what happened).
 
     pretrained: of `mae.VideoMAE`, or of a classifier (its head is left out). fresh: of
-    `classifier.VideoClassifier`; its own values stay where the table says fresh. Leaves are
-    passed on as they are, so abstract trees of shapes can be checked before anything is read.
+    `classifier.VideoClassifier` or `probe.Probe`; its own values stay where the table says
+    fresh. Leaves are passed on as they are, so abstract trees of shapes can be checked before
+    anything is read.
     Raises UserError that names every encoder weight that is missing or has another shape.
     """
     found, wanted = _by_name(pretrained), _by_name(fresh)

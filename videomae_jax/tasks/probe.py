@@ -1,0 +1,145 @@
+"""The probing task: which class a clip is of, told from the tokens of a frozen encoder.
+
+One head per rate of `config.rates`, all trained at once: no choice of the rate decides what
+the features are worth. The heads meet the same clips and know nothing of each other.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from videomae_jax.data.sources import Videos
+from videomae_jax.errors import UserError
+from videomae_jax.models import flops
+from videomae_jax.models.probe import KINDS, Probe
+from videomae_jax.models.tokens import patch_grid, patchify
+from videomae_jax.tasks import classify
+from videomae_jax.tasks.augment import augment, smooth_targets
+from videomae_jax.tasks.encoder import encoder_fields
+from videomae_jax.tasks.task import Task
+
+
+def build_model(config: ConfigDict) -> Probe:
+    """Make the model of `config.model`, run as `config.run` says on this machine's devices."""
+    model = config.model
+    if model.head not in KINDS:
+        raise UserError(f"model.head {model.head!r} is unknown: use {' or '.join(KINDS)}")
+    classify.check_classes(model)
+    rates = tuple(config.rates)
+    if not rates or min(rates) <= 0 or len(set(map(_name, rates))) < len(rates):
+        raise UserError(f"rates is {rates}: give different numbers above 0, one per head")
+    return Probe(classes=model.classes, head=model.head, heads=len(rates), **encoder_fields(config))
+
+
+def prepare(
+    config: ConfigDict, train: Videos, held_out: Videos | None
+) -> tuple[ConfigDict, Videos, Videos | None]:
+    """Number the classes as `classify.prepare` does. Raises UserError without an encoder."""
+    if not config.init_from:
+        raise UserError(
+            "config.init_from is not set: a probe measures a trained encoder, give "
+            "--config.init_from=CHECKPOINT"
+        )
+    return classify.prepare(config, train, held_out)
+
+
+def build_task(config: ConfigDict) -> Task:
+    """Assemble the probing task from a locked config; its batches are those of `classify`."""
+    model, clip, change = build_model(config), config.clip, config.augment
+    grid = patch_grid((clip.frames, clip.height, clip.width), model.patch)
+    classify.check_clip(clip)
+    tokens, values = math.prod(grid), math.prod(model.patch) * len(model.mean)
+    forward_flops, _ = flops.finetune_flops(
+        model.encoder, tokens=tokens, values=values, classes=model.classes
+    )
+    augment_clip = functools.partial(
+        augment,
+        height=clip.height,
+        width=clip.width,
+        mean=model.mean,
+        std=model.std,
+        operations=0,
+        magnitude=0.0,
+        deviation=0.0,
+        min_area=change.min_area,
+        flip=change.flip,
+        erase=0.0,
+    )
+
+    def init(key):
+        return model.init(key, jnp.zeros([1, tokens, values], jnp.uint8), grid)["params"]
+
+    def clip_sums(params, batch, video):
+        logits = model.apply({"params": params}, patchify(video, model.patch), grid)
+        targets = smooth_targets(batch["label"], classes=model.classes, smoothing=0.0)
+        heads = jax.vmap(classify.class_sums, in_axes=(1, None, None))(
+            logits, targets, batch["label"]
+        )
+        named = {
+            f"{name}_x{_name(rate)}": heads[name][index]
+            for name in ("error", "top1")
+            for index, rate in enumerate(config.rates)
+        }
+        # The sum over the heads, so that each has the gradient it would have alone.
+        return {"error": heads["error"].sum(0), "count": heads["count"][0], **named}
+
+    def train_sums(params, batch, key):
+        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
+        video = jax.vmap(augment_clip)(keys, batch["video"])
+        sums = clip_sums(params, batch, video)
+        # Which head is the best of one small batch says nothing: the loss of all is enough.
+        return {name: sums[name].sum() for name in ("error", "count")}
+
+    def eval_sums(params, batch):
+        return clip_sums(params, batch, batch["video"])
+
+    return Task(
+        init=init,
+        train_sums=train_sums,
+        eval_sums=eval_sums,
+        summarize=functools.partial(summarize, rates=tuple(config.rates)),
+        pictures=lambda params, batch: {},
+        samples=functools.partial(classify.clip_samples, config),
+        check_clips=lambda clips: None,
+        train_flops=forward_flops,  # backward through the heads alone: next to nothing
+        facts={
+            "clip": f"{clip.frames} frames, {clip.height} x {clip.width}, {len(model.mean)} "
+            f"channels; patch {' x '.join(map(str, model.patch))}; {tokens} tokens; "
+            f"{model.classes} classes",
+            "augment": f"crops from {change.min_area:g} of the picture, "
+            f"flip {'on' if change.flip else 'off'}",
+            "heads": f"{model.heads} {model.head}, the encoder frozen; the rate x "
+            + ", ".join(map(_name, config.rates)),
+            "FLOPs": f"{forward_flops / 1e9:.4g} G forward a clip",
+        },
+    )
+
+
+def summarize(sums: dict[str, jax.Array], *, rates: tuple[float, ...]) -> dict[str, jax.Array]:
+    """Divide scalar sums into the loss and top1 of the best head, its rate, and every top1.
+
+    In training, which has no sums by head, into the mean loss of all heads alone.
+    best_rate and the keys "top1_x3" are multiples of the run's rate. The best head has the
+    highest top1, the first of them in the order of `rates`: among several, chosen on the very
+    clips, it is a little flattered.
+    """
+    count = sums["count"]
+    if sums.keys() == {"error", "count"}:
+        return {"loss": sums["error"] / count / len(rates)}
+    top1 = jnp.stack([sums[f"top1_x{_name(rate)}"] / count for rate in rates])
+    losses = jnp.stack([sums[f"error_x{_name(rate)}"] / count for rate in rates])
+    best = jnp.argmax(top1)
+    every = {f"top1_x{_name(rate)}": value for rate, value in zip(rates, top1, strict=True)}
+    return {
+        "loss": losses[best],
+        "top1": top1[best],
+        "best_rate": jnp.asarray(rates)[best],
+        **every,
+    }
+
+
+def _name(rate: float) -> str:
+    return f"{rate:g}"
