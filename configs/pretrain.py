@@ -124,7 +124,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             mesh=dict(data=-1, fsdp=1, tensor=1),  # devices along each axis; -1 is the rest
             run=dict(
                 dtype="auto",  # of the computation: bfloat16 on accelerators, else float32
-                attention="auto",  # xla, cudnn
+                attention="auto",  # xla, chunked, splash, cudnn
                 scan=model.encoder.depth > 12,  # loop over blocks: deep models compile sooner
                 remat="none",  # or dots, full: recompute activations to save memory
             ),

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from videomae_jax.config import load_config
-from videomae_jax.errors import UserError
-from videomae_jax.models.attention import attend, choose_implementation
 from videomae_jax.models.flops import pretrain_flops
 from videomae_jax.models.vit import SIZES
 from videomae_jax.tasks import pretrain
@@ -124,20 +122,3 @@ def test_positions_can_be_interpolated_from_another_grid():
 
     assert loss() == loss("--config.model.position_grid=(8,4,4)")
     assert loss() != loss("--config.model.position_grid=(8,28,28)")
-
-
-def test_attention_is_softmax_of_scaled_products():
-    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 5, 3, 4))
-    scores = np.einsum("bnhd,bmhd->bhnm", q, k) / 2
-    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-    expected = np.einsum("bhnm,bmhd->bnhd", weights, v)
-    got = attend(*map(jnp.float32, (q, k, v)), implementation="xla")
-    np.testing.assert_allclose(got, expected, atol=1e-5)
-
-
-def test_cudnn_is_for_gpus_and_half_precision():
-    assert choose_implementation("auto", platform="gpu", dtype=jnp.bfloat16) == "cudnn"
-    assert choose_implementation("auto", platform="gpu", dtype=jnp.float32) == "xla"
-    assert choose_implementation("auto", platform="tpu", dtype=jnp.bfloat16) == "xla"
-    with pytest.raises(UserError, match="needs a GPU and bfloat16, not cpu and float32"):
-        choose_implementation("cudnn", platform="cpu", dtype=jnp.float32)

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from videomae_jax.models.masking import TubeMask, gather_tubes, mask_to_bool
 from videomae_jax.models.tokens import Triple, normalize_pixels, pixel_targets, positions
-from videomae_jax.models.vit import Execution, Size, apply_blocks, layer_norm, xavier
+from videomae_jax.models.vit import Dense, Execution, Size, apply_blocks, layer_norm, xavier
 
 
 def _one_over_root(fan_in: int):
@@ -53,9 +53,7 @@ class Encoder(nn.Module):
         """
         init = _one_over_root(patches.shape[-1])
         # A dense layer on flattened pixels is the reference's strided Conv3d.
-        embed = nn.Dense(
-            self.size.width, dtype=self.run.dtype, kernel_init=init, bias_init=init, name="embed"
-        )
+        embed = Dense(self.size.width, self.run.dtype, init, init, name="embed")
         x = embed(patches) + places.astype(self.run.dtype)
         x = apply_blocks(x, self.size, self.run, drop_path=self.drop_path, keys=keys)
         return layer_norm("norm", self.run.dtype)(x) if self.final_norm else x
@@ -73,7 +71,7 @@ class Decoder(nn.Module):
         """[B, N, Dd], masked tokens last -> float32 [B, masked, P]."""
         x = apply_blocks(x, self.size, self.run)[:, -masked:]
         x = layer_norm("norm", self.run.dtype)(x)
-        head = nn.Dense(self.outputs, dtype=self.run.dtype, kernel_init=xavier, name="head")
+        head = Dense(self.outputs, self.run.dtype, xavier, name="head")
         return head(x).astype(jnp.float32)
 
 
@@ -100,11 +98,8 @@ class VideoMAE(nn.Module):
         self.video_encoder = Encoder(self.encoder, self.run, name="encoder")
         self.video_decoder = Decoder(self.decoder, self.run, outputs, name="decoder")
         self.mask_token = self.param("mask_token", _mask_token, (width,))
-        self.encoder_to_decoder = nn.Dense(
-            width,
-            use_bias=False,
-            dtype=self.run.dtype,
-            kernel_init=_one_over_root(self.encoder.width),
+        self.encoder_to_decoder = Dense(
+            width, self.run.dtype, _one_over_root(self.encoder.width), bias_init=None
         )
 
     def __call__(

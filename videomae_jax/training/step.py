@@ -76,24 +76,22 @@ def train_step(
     metrics = task.summarize(sums)
     norm = optax.tree.norm(grads)
     lr = schedule(state.step)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-    ema = state.ema
-    if ema is not None:
-        ema = jax.tree.map(lambda a, p: ema_decay * a + (1 - ema_decay) * p, ema, params)
-
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
 
-    def keep(new, old):
-        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    def move(state):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            ema = jax.tree.map(lambda a, p: ema_decay * a + (1 - ema_decay) * p, ema, params)
+        zero = jnp.zeros_like(state.skipped)
+        return TrainState(state.step + 1, params, opt_state, zero, ema)
 
-    state = TrainState(
-        step=state.step + 1,
-        params=keep(params, state.params),
-        opt_state=keep(opt_state, state.opt_state),
-        skipped=jnp.where(finite, 0, state.skipped + 1),
-        ema=keep(ema, state.ema),
-    )
+    def skip(state):
+        return state._replace(step=state.step + 1, skipped=state.skipped + 1)
+
+    # A branch, not a choice between old and new values: that would keep a copy of the state.
+    state = jax.lax.cond(finite, move, skip, state)
     return state, {**metrics, "lr": lr, "grad_norm": norm, "skipped": state.skipped}
 
 
