@@ -34,6 +34,7 @@ MASKS = {
 MAIN = "tube .75"
 # The arms whose rate is tuned; the other masks take that of the main one.
 SCRATCH, LONG, PRETRAINED = "scratch", "scratch, equal compute", "pre-trained"
+UNTRAINED = "kNN, untrained encoder"
 RATES = (7e-4, 2e-3)
 BATCH = 32
 SCORES = ("top1", "frozen", "shuffled")
@@ -60,8 +61,9 @@ FORMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training run; `start` is the pre-training that its encoder comes from, "" for none."""
+    """One run; `start` is the pre-training that its encoder comes from, "" for none."""
 
+    kind: str  # pretrain, finetune, probe, knn
     arm: str
     seed: int
     steps: int
@@ -73,7 +75,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        rate = f", rate {self.rate:g}" if self.held_out == "tune" else ""
+        rate = f", rate {self.rate:g}" if self.held_out == "tune" and self.rate else ""
         return f"{self.arm}, {self.train}, seed {self.seed}{rate}"
 
 
@@ -88,7 +90,7 @@ class Worker:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log):
             began, spent = time.time(), time.process_time()
-            result = train_run(self.out, run)
+            result = WORK[run.kind](self.out, run)
             result |= dict(seconds=time.time() - began, cpu_seconds=time.process_time() - spent)
             result |= dataclasses.asdict(run)
         write(folder / "result.json", json.dumps(result, indent=1))
@@ -120,6 +122,7 @@ def main() -> None:
         for mask in form.masks[1:]:
             results += do(pretraining(form, (mask,)))
             results += do(finetuning(form, rates, mask))
+        results += do_probes(do, form)
     write_report(out, args.form, tuned + results)
     print((out / "study.md").read_text())
 
@@ -154,7 +157,7 @@ def write_lists(out: Path, form: Form) -> None:
 def pretraining(form: Form, masks: tuple[str, ...]) -> list[Run]:
     """The pre-training of every mask and seed, on all training clips without their labels."""
     return [
-        Run(f"pretrain {mask}", seed, form.pretrain_steps, 2e-3, "train", "val", mask=mask)
+        Run("pretrain", f"pretrain {mask}", seed, form.pretrain_steps, 2e-3, "train", "val", mask)
         for mask in masks
         for seed in range(form.seeds)
     ]
@@ -164,7 +167,7 @@ def tuning(form: Form) -> list[Run]:
     """Every arm at every rate, on a part of the training clips."""
     start = pretraining(form, (MAIN,))[0].name
     return [
-        Run(arm, 0, steps, rate, "fit", "tune", start=start if arm == PRETRAINED else "")
+        Run("finetune", arm, 0, steps, rate, "fit", "tune", "", start * (arm == PRETRAINED))
         for arm, steps in arms(form).items()
         for rate in RATES
     ]
@@ -185,7 +188,8 @@ def final_runs(form: Form, rates: dict[str, float]) -> list[Run]:
     seeds = range(form.seeds)
     runs = finetuning(form, rates, MAIN)
     for arm in (SCRATCH, LONG):
-        runs += [Run(arm, seed, arms(form)[arm], rates[arm], "train", "val") for seed in seeds]
+        steps, rate = arms(form)[arm], rates[arm]
+        runs += [Run("finetune", arm, seed, steps, rate, "train", "val") for seed in seeds]
     for few in form.labels:
         for run in [run for run in runs if run.train == "train" and run.arm != LONG]:
             runs.append(dataclasses.replace(run, train=str(few)))
@@ -196,9 +200,50 @@ def finetuning(form: Form, rates: dict[str, float], mask: str) -> list[Run]:
     """The fine-tuning after each pre-training with one mask."""
     steps, rate = form.finetune_steps, rates[PRETRAINED]
     return [
-        Run(f"pre-trained {mask}", start.seed, steps, rate, "train", "val", start=start.name)
+        Run(
+            "finetune",
+            f"pre-trained {mask}",
+            start.seed,
+            steps,
+            rate,
+            "train",
+            "val",
+            "",
+            start.name,
+        )
         for start in pretraining(form, (mask,))
     ]
+
+
+def do_probes(do, form: Form) -> list[dict]:
+    """Probe the frozen encoders: linear, its rate chosen on the tuning clips, and kNN."""
+    starts = pretraining(form, form.masks)
+    steps = form.finetune_steps
+    (tuned,) = do([Run("probe", "linear probe", 0, steps, 0.0, "fit", "tune", "", starts[0].name)])
+    runs = [
+        Run(
+            "probe",
+            f"linear probe {start.mask}",
+            start.seed,
+            steps,
+            0.0,
+            "train",
+            "val",
+            "",
+            start.name,
+        )
+        for start in starts
+        if start.mask == MAIN
+    ]
+    results = do(runs)
+    for result in results:
+        result |= dict(rate=tuned["best_rate"], top1=result[f"top1_x{tuned['best_rate']:g}"])
+    knn = [
+        Run("knn", f"kNN {start.mask}", start.seed, 0, 0.0, "train", "val", "", start.name)
+        for start in starts
+    ]
+    knn.append(Run("knn", UNTRAINED, 0, 0, 0.0, "train", "val", "", starts[0].name))
+    return results + do(knn)
 
 
 def arms(form: Form) -> dict[str, int]:
@@ -239,6 +284,17 @@ def finetune_config():
     return shared(config)
 
 
+def probe_config():
+    """Return the linear probe's recipe at 8 x 32 x 32."""
+    from videomae_jax.config import load_config
+
+    config = load_config(f"{ROOT}/configs/probe.py:linear,tiny,custom")
+    config.model.classes = 12
+    config.clip.update(source_height=40, source_width=40)
+    config.augment.min_area = 0.5
+    return shared(config)
+
+
 def shared(config):
     """Set what both stages have in common."""
     config.clip.update(frames=8, stride=2, height=32, width=32)
@@ -251,13 +307,17 @@ def shared(config):
 def train_run(out: Path, run: Run) -> dict:
     """Train, and score what was trained on the held-out list."""
     from videomae_jax.interop.files import load_checkpoint
-    from videomae_jax.tasks import classify, pretrain
+    from videomae_jax.tasks import classify, pretrain, probe
     from videomae_jax.training.loop import train
     from videomae_jax.training.monitor import read_metrics
 
-    kind = pretrain if run.mask else classify
-    config = pretrain_config(run.mask) if run.mask else finetune_config()
-    config.name, config.seed, config.steps, config.lr = run.name, run.seed, run.steps, run.rate
+    kind = {"pretrain": pretrain, "finetune": classify, "probe": probe}[run.kind]
+    if run.kind == "pretrain":
+        config = pretrain_config(run.mask)
+    else:
+        config = finetune_config() if run.kind == "finetune" else probe_config()
+    config.name, config.seed, config.steps = run.name, run.seed, run.steps
+    config.lr = run.rate or config.lr  # a probe tries several at once
     config.warmup_steps = run.steps // 10
     config.eval_every, config.save_every = run.steps, run.steps // 2
     config.data.train = str(out / f"{run.train}.csv")
@@ -270,9 +330,26 @@ def train_run(out: Path, run: Run) -> dict:
         workdir=workdir,
         load_weights=lambda path: load_checkpoint(path).params,
     )
-    if run.mask:
-        return {"r2": read_metrics(workdir)[-1]["eval/r2"]}
-    return score(workdir, config.data.eval)
+    if run.kind == "finetune":
+        return score(workdir, config.data.eval)
+    last = read_metrics(workdir)[-1]
+    return {key.removeprefix("eval/"): value for key, value in last.items() if "eval/" in key}
+
+
+def knn_run(out: Path, run: Run) -> dict:
+    """Score the 20 nearest neighbours with `videomae knn`."""
+    from videomae_jax import cli
+
+    file = out / "runs" / run.name / "knn.json"
+    cli.main(
+        ["knn", f"--checkpoint={out / 'runs' / run.start / 'work'}", f"--train={out}/train.csv"]
+        + [f"--eval={out}/val.csv", "--k=20", f"--json={file}"]
+        + ["--untrained"] * (run.arm == UNTRAINED)
+    )
+    return {"top1": json.loads(file.read_text())["top1"]["20"]["value"]}
+
+
+WORK = {"pretrain": train_run, "finetune": train_run, "probe": train_run, "knn": knn_run}
 
 
 def score(workdir: str, videos: str) -> dict[str, float]:
@@ -302,7 +379,7 @@ def score(workdir: str, videos: str) -> dict[str, float]:
             threads=1,
             bad=BadVideos(videos, max_share=0.0),
         )
-        shares[name] = top(found.probabilities, videos.labels[found.ids], k=1).value
+        shares[name] = top(found.values, videos.labels[found.ids], k=1).value
     return shares
 
 
