@@ -32,7 +32,7 @@ class Videos:
 
     `paths` are absolute. `labels` are int32 [count] or None; `class_names` are
     those of labels 0, 1, ..., where the source gave names. `name` is the source.
-    `memory` keeps decoded videos, None decodes anew for every clip.
+    `memory` keeps decoded videos, None decodes anew for every clip. `decoder` reads them.
     """
 
     paths: tuple[str, ...]
@@ -40,6 +40,7 @@ class Videos:
     class_names: tuple[str, ...] | None
     name: str
     memory: FrameMemory | None = None
+    decoder: str = "pyav"
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -52,7 +53,7 @@ class Videos:
         from videomae_jax.data.decode import read_clip
 
         read = self.memory.read_clip if self.memory else read_clip
-        return read(self.paths[index], choose, channels=channels)
+        return read(self.paths[index], choose, channels=channels, decoder=self.decoder)
 
 
 def read_videos(path: str | os.PathLike) -> Videos:
