@@ -77,6 +77,40 @@ def read_clip(
 
 
 @dataclass(frozen=True)
+class VideoFacts:
+    """What a file says of itself: the exact number of frames, and frames per second.
+
+    `steady` is False where frames are displayed for unequal times; `rate` is the mean, 0 where
+    the file gives no times. `codec` and `pixels` are FFmpeg's names.
+    """
+
+    frames: int
+    rate: float
+    steady: bool
+    codec: str
+    pixels: str
+
+
+def read_facts(source: str | bytes) -> VideoFacts:
+    """Read everything but the pictures. Raises UnreadableVideo as `read_clip` does."""
+    with _opened(source) as (container, stream):
+        timeline = _scan(container, stream)
+        rate, steady = float(stream.average_rate or 0), True
+        if timeline.times and timeline.count > 1:
+            gaps = np.diff(timeline.times)
+            rate = float(1 / (gaps.mean() * stream.time_base))
+            # Containers round times, to a millisecond for example.
+            steady = bool(np.ptp(gaps) <= max(1, 0.1 * gaps.mean()))
+        return VideoFacts(
+            frames=timeline.count,
+            rate=rate,
+            steady=steady,
+            codec=stream.codec_context.name,
+            pixels=stream.codec_context.pix_fmt or "",
+        )
+
+
+@dataclass(frozen=True)
 class Timeline:
     """The frames of a stream in the order of display.
 

@@ -7,7 +7,7 @@ import argparse
 
 from videomae_jax.commands import add_commands
 
-COMMANDS = ("list",)
+COMMANDS = ("list", "check")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
