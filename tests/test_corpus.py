@@ -98,7 +98,7 @@ def test_the_check_names_each_and_leaves_a_clean_list(corpus, tmp_path, capsys):
     with open(tmp_path / "again/bad.csv", newline="", encoding="utf-8") as lines:
         rows = {Path(row["path"]).name: row["reason"] for row in csv.DictReader(lines)}
     assert rows == {
-        "one_frame.mp4": "1 frames, fewer than 16",
+        "one_frame.mp4": "1 frame, fewer than 16",
         "fewer_than_a_clip.mp4": "5 frames, fewer than 16",
     }
 

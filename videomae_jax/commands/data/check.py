@@ -64,28 +64,29 @@ def main(args: argparse.Namespace) -> None:
     rows = [(videos.paths[place], *bad[place]) for place in sorted(bad)]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("path", "kind", "reason"), *rows])
-    write_lines(out / "bad.csv", text.getvalue().splitlines())
-    pairs = [(paths[a], paths[b]) for a, b in look_alikes if b < count]
-    summary = summarize(videos, surveys[:count], clean, bad, pairs)
+    write_lines(out / "bad.csv", [text.getvalue().rstrip("\n")])
+    surveys, others = surveys[:count], surveys[count:]
+    remarks = remark(surveys, [pair for pair in look_alikes if max(pair) < count])
+    summary = summarize(videos, surveys, clean, bad, remarks)
     if other:
-        summary["unreadable in the other split"] = sum(bool(s.reason) for s in surveys[count:])
-    write_lines(out / "report.html", [report(videos, surveys[:count], summary, rows, pairs)])
+        summary["unreadable in the other split"] = sum(bool(s.reason) for s in others)
+    write_lines(out / "report.html", [report(videos, surveys, summary, rows, remarks)])
     if args.json:
         result = dict(
             manifest=str(source),
             against=args.against,
-            **summary,
+            summary=summary,
             bad=[dict(path=path, kind=kind, reason=reason) for path, kind, reason in rows],
-            look_alikes=pairs,
+            remarks=[dict(path=path, kind=kind, remark=text) for path, kind, text in remarks],
+            files=[describe(survey) for survey in surveys if not survey.reason],
         )
         write_lines(args.json, [json.dumps(result, indent=1, ensure_ascii=False)])
 
     print(f"{len(clean):,} of {count:,} videos are clean: {out / 'clean.csv'}")
     for kind, number in summary["left out"].items():
         print(f"  {number:9,} {kind}")
-    for name in ("look-alikes", "odd sizes", "uneven frame rates"):
-        if summary[name]:
-            print(f"  {summary[name]:9,} {name}, kept")
+    for kind, number in summary["remarks"].items():
+        print(f"  {number:9,} {kind} (not left out for it)")
     if rows:
         print(f"reasons: {out / 'bad.csv'}")
     print(f"report: {out / 'report.html'}")
@@ -99,11 +100,13 @@ def left_out(videos, surveys, copies: dict[int, int], *, min_frames: int) -> dic
         if survey.reason:
             bad[place] = "unreadable", survey.reason
         elif survey.facts.frames < min_frames:
-            bad[place] = "too short", f"{survey.facts.frames} frames, fewer than {min_frames}"
+            frames = survey.facts.frames
+            bad[place] = "too short", f"{frames} frame{'s' * (frames > 1)}, fewer than {min_frames}"
         elif first is not None:
-            labels = videos.labels
-            doubt = labels is not None and labels[place] != labels[first]
-            bad[place] = "copy", f"of {videos.paths[first]}" + ", which has another label" * doubt
+            reason = f"of {videos.paths[first]}"
+            if videos.labels is not None and videos.labels[place] != videos.labels[first]:
+                reason += ", which has another label"
+            bad[place] = "copy", reason
     return bad
 
 
@@ -117,7 +120,29 @@ def leaks(surveys, count: int, look_alikes: list[tuple[int, int]]) -> dict:
     return bad
 
 
-def summarize(videos, surveys, clean, bad: dict, pairs: list) -> dict:
+def remark(surveys, look_alikes: list[tuple[int, int]]) -> list[tuple[str, str, str]]:
+    """Return (path, kind, remark) of what is worth a look but no reason to leave a video out."""
+    odd, uneven = [], []
+    for survey in surveys:
+        if survey.width % 2 or survey.height % 2:
+            odd.append((survey.path, "odd size", f"{survey.width} x {survey.height}"))
+        if survey.facts and not survey.facts.steady:
+            rate = f"frames for unequal times, {survey.facts.rate:.4g} per second in the mean"
+            uneven.append((survey.path, "uneven frame rate", rate))
+    alike = [(surveys[b].path, "look-alike", f"of {surveys[a].path}") for a, b in look_alikes]
+    return alike + odd + uneven
+
+
+def describe(survey) -> dict:
+    """Return what is known of a readable video, for JSON."""
+    import dataclasses
+
+    facts = dataclasses.asdict(survey.facts)
+    sizes = dict(width=survey.width, height=survey.height, bytes=survey.size)
+    return dict(path=survey.path, **sizes, **facts, digest=survey.digest)
+
+
+def summarize(videos, surveys, clean, bad: dict, remarks: list) -> dict:
     """Count what was found, as words and numbers that JSON can hold.
 
     "frames" are the fewest, the median and the most of a video; "classes" counts clean ones.
@@ -136,11 +161,9 @@ def summarize(videos, surveys, clean, bad: dict, pairs: list) -> dict:
         "videos": len(videos),
         "clean": len(clean),
         "left out": dict(Counter(kind for kind, _ in bad.values()).most_common()),
-        "look-alikes": len(pairs),
-        "odd sizes": sum(bool(s.width % 2 or s.height % 2) for s in read),
-        "uneven frame rates": sum(not s.facts.steady for s in read),
-        "hours": round(sum(seconds) / 3600, 3),
-        "gigabytes": round(sum(survey.size for survey in surveys) / 1e9, 3),
+        "remarks": dict(Counter(kind for _, kind, _ in remarks)),
+        "hours": float(f"{sum(seconds) / 3600:.3g}"),
+        "gigabytes": float(f"{sum(survey.size for survey in surveys) / 1e9:.3g}"),
         "frames": spread(s.facts.frames for s in read),
         "classes": classes,
     }
@@ -152,7 +175,7 @@ def spread(values) -> tuple[int, int, int]:
     return values[0], values[len(values) // 2], values[-1]
 
 
-def report(videos, surveys, summary: dict, rows: list, pairs: list) -> str:
+def report(videos, surveys, summary: dict, rows: list, remarks: list) -> str:
     """Return the page that shows it all."""
     from collections import Counter
     from pathlib import Path
@@ -161,7 +184,7 @@ def report(videos, surveys, summary: dict, rows: list, pairs: list) -> str:
 
     read = [survey for survey in surveys if not survey.reason]
     sizes = Counter(f"{s.width} x {s.height}" for s in read)
-    rates = Counter(f"{s.facts.rate:.4g}" if s.facts.steady else "uneven" for s in read)
+    rates = Counter(f"{s.facts.rate:.3g}" if s.facts.steady else "uneven" for s in read)
     kinds = Counter(f"{s.facts.codec}, {s.facts.pixels}" for s in read)
     figures = [
         bars("seconds", histogram([s.facts.frames / s.facts.rate for s in read if s.facts.rate])),
@@ -193,9 +216,7 @@ def report(videos, surveys, summary: dict, rows: list, pairs: list) -> str:
         facts = survey.facts
         return "\n".join([*lines, f"{survey.width}x{survey.height}, {facts.frames} frames"])
 
-    found = [*summary["left out"].items()]
-    kept = ("look-alikes", "odd sizes", "uneven frame rates")
-    found += [(f"{name}, kept", summary[name]) for name in kept if summary[name]]
+    found = [*summary["left out"].items(), *summary["remarks"].items()]
     pictures = [(s.picture, caption(place)) for place, s in enumerate(surveys) if s.picture]
     return page(
         f"Videos of {videos.name}",
@@ -206,8 +227,8 @@ def report(videos, surveys, summary: dict, rows: list, pairs: list) -> str:
             ("Distributions", charts(figures) if read else ""),
             ("Left out", table(("video", "kind", "reason"), rows, limit=ROWS, more="bad.csv")),
             (
-                "Look-alikes",
-                table(("video", "looks like"), pairs, limit=ROWS, more="the --json file"),
+                "Worth a look, and not left out for it",
+                table(("video", "kind", "remark"), remarks, limit=ROWS, more="the --json file"),
             ),
         ],
     )
@@ -225,9 +246,9 @@ def histogram(values: list[float], *, bins: int = 12) -> list[tuple[str, int]]:
     import numpy as np
 
     if len(set(values)) < 2:
-        return [(f"{value:.4g}", len(values)) for value in set(values)]
+        return [(f"{value:.3g}", len(values)) for value in set(values)]
     counts, edges = np.histogram(values, bins=bins)
     return [
-        (f"{a:.4g} to {b:.4g}", int(count))
+        (f"{a:.3g} to {b:.3g}", int(count))
         for a, b, count in zip(edges, edges[1:], counts, strict=False)
     ]
