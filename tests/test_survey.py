@@ -129,6 +129,16 @@ def test_the_check_sorts_videos_by_what_is_wrong(checked):
     assert len(result["files"]) == 7 and result["files"][0]["frames"] == 48
 
 
+def test_a_folder_that_cannot_be_made_is_named_before_the_work(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    command = ["data", "check", CLIPS / "val/walk", "--out", tmp_path / "file/out"]
+    with pytest.raises(SystemExit) as caught:
+        cli.main(list(map(str, command)))
+    said = capsys.readouterr().err
+    assert caught.value.code == 1 and said.count("\n") == 1
+    assert "cannot make the folder" in said and "give --out" in said
+
+
 def test_the_report_stands_alone_and_shows_the_pictures(checked):
     folder, _, html = checked
     seen = []

@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         print(f"videomae: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell says it, without the traceback
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import hashlib
 import io
 import multiprocessing
 import os
+import signal
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -79,7 +80,9 @@ def survey_videos(
     workers = min(workers or os.cpu_count() or 1, len(paths))
     # Not forked: the caller may have threads, which a fork would cut off in the middle.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    # Ctrl-C reaches every process; the one that asked for this ends the others.
+    ignore = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    with ProcessPoolExecutor(workers, mp_context=context, **ignore) as pool:
         yield from pool.map(survey_video, paths, pictures, chunksize=4)
 
 

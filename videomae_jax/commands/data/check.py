@@ -38,11 +38,16 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.data.lists import write_lines, write_manifest
     from videomae_jax.data.sources import pick_videos, read_videos
     from videomae_jax.data.survey import find_copies, find_look_alikes, survey_videos
+    from videomae_jax.errors import UserError
 
     source = Path(args.manifest).expanduser().absolute()
     out = Path(args.out) if args.out else source.with_name(f"{source.stem}_check")
     videos = read_videos(source)
     other = read_videos(args.against) if args.against else None
+    try:  # now, not after hours
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out} ({error.strerror}): give --out") from None
     count = len(videos)
     paths = [*videos.paths, *(other.paths if other else ())]
     shown = set(range(0, count, -(-count // PICTURES)))
