@@ -28,6 +28,8 @@ ONLY_IN = {
     "orbax": {"training/checkpoint.py"},
     "flax": {"models"},
     "av": {"data/decode.py", "pictures.py"},
+    "decord": {"data/decoders.py"},
+    "torchcodec": {"data/decoders.py"},
     "safetensors": {"interop/safetensors_reader.py"},
     "torch": set(),
     "transformers": set(),

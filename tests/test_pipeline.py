@@ -388,7 +388,9 @@ def test_what_does_not_fit_in_memory_is_decoded_each_time(good, monkeypatch, bud
     memory = FrameMemory(budget=budget)
     for _ in range(2):
         for path in good.paths:
-            clip = memory.read_clip(path, lambda count: np.array([count - 1, 2]), channels=3)
+            clip = memory.read_clip(
+                path, lambda count: np.array([count - 1, 2]), channels=3, decoder="pyav"
+            )
             assert [number(picture) for picture in clip] == [11 + int(path[-6:-4]), 2]
     assert sum(kept.nbytes for kept in memory._kept.values()) <= budget
     assert len(memory._kept) < len(good)

@@ -22,7 +22,7 @@ class FrameMemory:
         self._lock = threading.Lock()
 
     def read_clip(
-        self, path: str, choose: Callable[[int], np.ndarray], *, channels: int
+        self, path: str, choose: Callable[[int], np.ndarray], *, channels: int, decoder: str
     ) -> np.ndarray:
         """Return the chosen frames, uint8 [F, H, W, channels]. Raises UnreadableVideo."""
         # PyAV is only needed where videos are read.
@@ -38,7 +38,7 @@ class FrameMemory:
             whole &= count <= MAX_FRAMES
             return np.arange(count) if whole else choose(count)
 
-        frames = read_clip(path, choose_whole, channels=channels)
+        frames = read_clip(path, choose_whole, channels=channels, decoder=decoder)
         if not whole:
             return frames
         with self._lock:

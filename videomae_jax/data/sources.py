@@ -32,7 +32,7 @@ class Videos:
 
     `paths` are absolute. `labels` are int32 [count] or None; `class_names` are
     those of labels 0, 1, ..., where the source gave names. `name` is the source.
-    `memory` keeps decoded videos, None decodes anew for every clip.
+    `memory` keeps decoded videos, None decodes anew for every clip. `decoder` reads them.
     """
 
     paths: tuple[str, ...]
@@ -40,6 +40,7 @@ class Videos:
     class_names: tuple[str, ...] | None
     name: str
     memory: FrameMemory | None = None
+    decoder: str = "pyav"
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -52,7 +53,7 @@ class Videos:
         from videomae_jax.data.decode import read_clip
 
         read = self.memory.read_clip if self.memory else read_clip
-        return read(self.paths[index], choose, channels=channels)
+        return read(self.paths[index], choose, channels=channels, decoder=self.decoder)
 
 
 def read_videos(path: str | os.PathLike) -> Videos:
@@ -95,12 +96,12 @@ def split_videos(videos: Videos, *, holdout: float, seed: int) -> tuple[Videos, 
 
     size = min(max(1, round(holdout * len(videos))), len(videos) - 1)
     ranked = sorted(range(len(videos)), key=draw)
-    return _pick(videos, sorted(ranked[size:])), _pick(videos, sorted(ranked[:size]))
+    return pick_videos(videos, sorted(ranked[size:])), pick_videos(videos, sorted(ranked[:size]))
 
 
 def thin_videos(videos: Videos, *, most: int) -> Videos:
     """Return at most `most` of the videos, evenly spaced, so that every class has its share."""
-    return _pick(videos, list(range(0, len(videos), -(-len(videos) // most))))
+    return pick_videos(videos, list(range(0, len(videos), -(-len(videos) // most))))
 
 
 def number_labels(videos: Videos, class_names: tuple[str, ...]) -> Videos:
@@ -136,7 +137,8 @@ def _did_you_mean(name: str, names: tuple[str, ...]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _pick(videos: Videos, indices: list[int]) -> Videos:
+def pick_videos(videos: Videos, indices: list[int]) -> Videos:
+    """The videos at some places, in that order."""
     return replace(
         videos,
         paths=tuple(videos.paths[index] for index in indices),
@@ -144,16 +146,21 @@ def _pick(videos: Videos, indices: list[int]) -> Videos:
     )
 
 
-def _read_folder(folder: Path) -> Videos:
+def find_videos(folder: str | os.PathLike) -> list[str]:
+    """Every file with a video suffix below a folder, as sorted paths relative to it."""
     endings = tuple(f".{suffix}" for suffix in SUFFIXES)
-    found = sorted(
+    return sorted(
         os.path.relpath(os.path.join(parent, file), folder)
         for parent, _, files in os.walk(folder, followlinks=True)
         for file in files
         if file.lower().endswith(endings)
     )
+
+
+def _read_folder(folder: Path) -> Videos:
+    found = find_videos(folder)
     if not found:
-        raise UserError(f"no videos in {folder}: looked for {' '.join(endings)}")
+        raise UserError(f"no videos in {folder}: looked for {' '.join(SUFFIXES)}")
     parts = [Path(file).parts for file in found]
     names = sorted({part[0] for part in parts})
     labelled = len(names) > 1 and all(len(part) == 2 for part in parts)

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from videomae_jax.data.bad import BadVideos
+from videomae_jax.data.decoders import open_decoder
 from videomae_jax.data.feed import Feed
 from videomae_jax.data.memory import FrameMemory
 from videomae_jax.data.pipeline import clip_batches, eval_batches
@@ -270,13 +271,14 @@ def open_videos(config: ConfigDict) -> tuple[Videos, Videos | None]:
             "config.data.train is not set: give --config.data.train=MANIFEST_OR_FOLDER "
             "(or synthetic)"
         )
+    open_decoder(data.decoder)
     memory = FrameMemory(budget=int(data.memory_gb * 1e9)) if data.memory_gb else None
     if data.train == "synthetic":
         videos = synthetic_videos()
     else:
-        videos = replace(read_videos(data.train), memory=memory)
+        videos = replace(read_videos(data.train), memory=memory, decoder=data.decoder)
     if data.eval:
-        return videos, replace(read_videos(data.eval), memory=memory)
+        return videos, replace(read_videos(data.eval), memory=memory, decoder=data.decoder)
     if data.holdout:
         return split_videos(videos, holdout=data.holdout, seed=config.seed)
     return videos, None
