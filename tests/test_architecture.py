@@ -28,6 +28,7 @@ ONLY_IN = {
     "orbax": {"training/checkpoint.py"},
     "flax": {"models"},
     "av": {"data/decode.py", "pictures.py"},
+    "pyarrow": {"data/tables.py"},
     "safetensors": {"interop/safetensors_reader.py"},
     "torch": set(),
     "transformers": set(),

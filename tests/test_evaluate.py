@@ -143,10 +143,12 @@ def test_views_are_segments_by_crops_of_one_reading(tmp_path):
 
 
 def test_windows_cover_a_video_to_its_end():
-    windows = sampling.window_indices(20, frames=4, stride=2)
+    windows = sampling.window_indices(20, frames=4, stride=2, hop=8)
     assert windows.tolist() == [[0, 2, 4, 6], [8, 10, 12, 14], [12, 14, 16, 18]]
-    assert sampling.window_indices(16, frames=4, stride=2).shape == (2, 4)
-    assert sampling.window_indices(5, frames=4, stride=2).tolist() == [[0, 2, 4, 4]]
+    starts = sampling.window_indices(21, frames=4, stride=2, hop=3)[:, 0]
+    assert starts.tolist() == [0, 3, 6, 9, 12, 13]
+    assert sampling.window_indices(16, frames=4, stride=2, hop=8).shape == (2, 4)
+    assert sampling.window_indices(5, frames=4, stride=2, hop=8).tolist() == [[0, 2, 4, 4]]
 
 
 def test_predict_names_the_classes_of_long_and_short_videos(checkpoint, tmp_path, capsys):

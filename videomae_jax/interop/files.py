@@ -67,13 +67,15 @@ def load_checkpoint(
     inflate: str | None = None,
     tubelet: int | None = None,
     channels: int | None = None,
+    ema: bool = False,
 ) -> Checkpoint:
     """Read a work directory, one of its steps, or anybody's file or folder of weights.
 
     The first keywords say what the file and a config beside it do not; they win over the
     config. inflate, tubelet: how an image model becomes a video encoder, see
     `images.video_from_image`. channels: change the embedding to so many, see
-    `images.change_channels`. Raises UserError when anything is damaged, missing, unexpected or
+    `images.change_channels`. ema: the moving average of the weights, which only a run of ours
+    that kept one has. Raises UserError when anything is damaged, missing, unexpected or
     in doubt.
     """
     checkpoint = _load(
@@ -82,11 +84,12 @@ def load_checkpoint(
         frames=frames,
         image_size=image_size,
         inflation=(inflate, tubelet),
+        item="ema" if ema else "params",
     )
     return checkpoint if channels is None else _with_channels(checkpoint, channels)
 
 
-def _load(path: str, *, heads, frames, image_size, inflation) -> Checkpoint:
+def _load(path: str, *, heads, frames, image_size, inflation, item: str) -> Checkpoint:
     source = Path(path)
     if not source.exists():
         raise UserError(f"{path} does not exist: give a work directory, a file or a folder")
@@ -94,7 +97,7 @@ def _load(path: str, *, heads, frames, image_size, inflation) -> Checkpoint:
         # Not at the top: orbax takes seconds to import, and files need none of it.
         from videomae_jax.training.checkpoint import load_params
 
-        params, config = load_params(path)
+        params, config = load_params(path, item=item)
         _refuse_inflation(path, inflation)
         if config.task == "probe":
             raise UserError(
@@ -103,6 +106,8 @@ def _load(path: str, *, heads, frames, image_size, inflation) -> Checkpoint:
             )
         labels = tuple(config.data.class_names) if config.task == "classify" else ()
         return Checkpoint(params, config, labels, "")
+    if item != "params":
+        raise UserError(f"{path} has no {item}: leave out --{item}, a run of ours may keep one")
 
     if source.is_dir():
         file = next(source / name for name in WEIGHTS if (source / name).is_file())
