@@ -19,8 +19,9 @@ from videomae_jax.data.bad import BadVideos
 from videomae_jax.data.clips import ViewSample
 from videomae_jax.data.sources import read_videos
 from videomae_jax.tasks import classify, scores
-from videomae_jax.training.checkpoint import save_params
+from videomae_jax.training.checkpoint import Checkpoints, save_params
 from videomae_jax.training.sharding import make_mesh
+from videomae_jax.training.step import TrainState
 from videomae_jax.training.views import predict_views
 
 KINDS = ("jump", "roll", "walk")
@@ -161,6 +162,8 @@ def test_predict_names_the_classes_of_long_and_short_videos(checkpoint, tmp_path
     said = capsys.readouterr().out
     first, second = json.loads(file.read_text())
     assert f"{long}  (7 windows)" in said and len(second["windows"]) == 1
+    seconds = [(window["start"], window["end"]) for window in first["windows"]]
+    np.testing.assert_allclose(seconds[1], (16 / 30, 29 / 30), atol=1e-6)
     assert first["windows"][-1]["last_frame"] == 96 and first["windows"][5]["first_frame"] == 80
     assert len(first["top"]) == 2 and {row["name"] for row in first["top"]} <= set(KINDS)
     assert first["top"][0]["probability"] >= first["top"][1]["probability"]
@@ -193,6 +196,25 @@ def test_ranks_break_ties_in_class_order():
     assert scores.top(probabilities, labels, k=1).value == pytest.approx(1 / 3)
     assert scores.top(probabilities, labels, k=2).value == pytest.approx(2 / 3)
     assert scores.confusion(probabilities, labels).tolist() == [[0, 0, 0], [1, 0, 0], [1, 0, 1]]
+
+
+def test_averaged_weights_are_used_where_asked_for(checkpoint, tmp_path, capsys):
+    _, params, config = checkpoint
+    average = jax.tree.map(np.copy, params)
+    average["head"]["bias"] = average["head"]["bias"] + np.array([0, 0, 99], np.float32)
+    config = config.copy_and_resolve_references()
+    state = TrainState(np.int32(1), params, {}, np.int32(0), average)
+    checkpoints = Checkpoints(str(tmp_path), keep=1)
+    checkpoints.save(1, jax.tree.map(jax.numpy.asarray, state), config)
+    checkpoints.close()
+    clip = write_video(tmp_path / "a.mp4", count=40)
+    command = ["predict", clip, "--checkpoint", str(tmp_path), "--top=1", "--ema"]
+    cli.main(command)
+    assert "100.0%  walk" in capsys.readouterr().out
+    cli.main(command[:-1])
+    assert "100.0%  walk" not in capsys.readouterr().out
+    file = [str(DATA / "finetune_tiny_deepspeed.pth"), "--num-heads=3", "--ema"]
+    assert "has no ema: leave out --ema" in fails(capsys, *command[:3], *file)
 
 
 def test_predict_takes_a_file_of_the_released_kind(tmp_path, capsys):

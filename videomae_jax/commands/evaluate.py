@@ -44,14 +44,10 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.interop.files import load_checkpoint
     from videomae_jax.tasks import scores
     from videomae_jax.tasks.classify import build_model, view_probabilities, view_sample
-    from videomae_jax.training.checkpoint import load_params
     from videomae_jax.training.sharding import make_mesh
     from videomae_jax.training.views import predict_views
 
-    if args.ema:
-        params, config = load_params(args.checkpoint, item="ema")
-    else:
-        params, config, *_ = load_checkpoint(args.checkpoint, num_heads=args.num_heads)
+    params, config, *_ = load_checkpoint(args.checkpoint, num_heads=args.num_heads, ema=args.ema)
     if config.task != "classify":
         raise UserError(
             f"{args.checkpoint} was trained to {config.task}, it knows no classes: fine-tune it"
