@@ -3,13 +3,17 @@
 import csv
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 from golden import DATA
 from test_finetune import rows
-from test_loop import CLIPS, fails
+from test_loop import CLIPS, ROOT, fails
 from videos import write_video
 
 from videomae_jax import cli
@@ -32,6 +36,16 @@ TINY = [
     "--config.model.classes=3",
     f"--config.data.class_names={KINDS}",
 ]
+
+
+RUN = """
+import sys, jax
+jax.config.update("jax_num_cpu_devices", 8)
+from videomae_jax import cli
+from videomae_jax.data import parts
+parts.SECONDS = 0.0  # a file for each batch
+cli.main(sys.argv[1:])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +122,63 @@ def test_the_command_says_the_number_its_interval_and_the_protocol(
     assert [row["count"] for row in result["classes"]] == [3, 2, 3]
     assert (out / "confusion.png").read_bytes().startswith(b"\x89PNG")
     assert len(result["unreadable"]) == 2
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_a_stopped_evaluation_goes_on_to_the_same_numbers(
+    checkpoint, tmp_path, number, capsys, monkeypatch
+):
+    folder, *_ = checkpoint
+    (tmp_path / "list.csv").write_text(rows("val", KINDS, range(8)) + "\nbad.mp4 roll")
+    (tmp_path / "bad.mp4").write_text("")
+
+    def command(name):
+        options = ["--manifest", tmp_path / "list.csv", "--views=2x1", "--batch-size=8"]
+        places = ["--out", tmp_path / name, "--json", tmp_path / f"{name}.json"]
+        return [*map(str, ["evaluate", "--checkpoint", folder, *options, *places])]
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, *command("a")], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    scores_folder, deadline = tmp_path / "a/scores", time.monotonic() + 200
+    while not list(scores_folder.glob("[0-9]*.npz")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    said, _ = process.communicate()
+    assert process.returncode == (42 if number == signal.SIGTERM else -9)
+    assert ("the same command goes on" in said) == (number == signal.SIGTERM)
+    assert not (tmp_path / "a.json").exists()
+    saved = len(list(scores_folder.glob("[0-9]*.npz")))
+    assert 1 <= saved < 4
+
+    read = []
+    original = ViewSample.__call__
+    monkeypatch.setattr(
+        ViewSample, "__call__", lambda self, *a: read.append(a[1]) or original(self, *a)
+    )
+    cli.main(command("a"))
+    assert f"{8 * saved} videos were scored before" in capsys.readouterr().out
+    assert sorted(read) == list(range(8 * saved, 25))
+    cli.main(command("b"))
+    results = [json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab"]
+    assert results[0] == results[1] and results[0]["top1"]["count"] == 24
+    scored = [
+        np.concatenate([x["probabilities"] for x in map(np.load, sorted(part.glob("[0-9]*.npz")))])
+        for part in (scores_folder, tmp_path / "b/scores")
+    ]
+    np.testing.assert_array_equal(*scored)
+    # What is finished is only read again.
+    read.clear()
+    cli.main(command("a"))
+    assert not read and json.loads((tmp_path / "a.json").read_text()) == results[0]
+
+    said = fails(capsys, *command("a"), "--views=1x1")
+    assert "holds results of views 2x1, this command has 1x1: use another --out" in said
+    (tmp_path / "list.csv").write_text(rows("val", KINDS, range(9)))
+    assert "holds results of videos" in fails(capsys, *command("a"))
 
 
 def test_mistakes_are_one_line(checkpoint, manifest, tmp_path, capsys):

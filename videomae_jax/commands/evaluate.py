@@ -3,6 +3,9 @@
 videomae evaluate --checkpoint WORKDIR --manifest VIDEOS [--views 5x3] [--out DIR]
 
 Views are clips over time x crops along the long side; the mean of their probabilities counts.
+With --out the same command goes on where it was stopped; Ctrl-C and SIGTERM save and exit with
+42. Scores of another model, other videos, views, batch or devices are refused, not thrown away:
+they may have taken hours.
 """
 
 import argparse
@@ -27,25 +30,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="write the result here")
     parser.add_argument(
-        "--out", metavar="DIR", help="write the confusion matrix and unreadable videos here"
+        "--out",
+        metavar="DIR",
+        help="write scores, confusion matrix and unreadable videos here, and go on from the scores",
     )
 
 
 def main(args: argparse.Namespace) -> None:
     import functools
     import json
+    import sys
+    from contextlib import closing
     from pathlib import Path
 
     import jax
 
+    from videomae_jax.commands.train import EXIT_STOPPED
     from videomae_jax.data.bad import BadVideos
+    from videomae_jax.data.parts import Parts, fingerprint
     from videomae_jax.data.sources import number_labels, read_videos
     from videomae_jax.errors import UserError
     from videomae_jax.interop.files import load_checkpoint
     from videomae_jax.tasks import scores
     from videomae_jax.tasks.classify import build_model, view_probabilities, view_sample
+    from videomae_jax.training.loop import stop_signals
+    from videomae_jax.training.progress import Progress
     from videomae_jax.training.sharding import make_mesh
-    from videomae_jax.training.views import predict_views
+    from videomae_jax.training.views import Predictions, join_views, predict_batches
 
     params, config, *_ = load_checkpoint(args.checkpoint, num_heads=args.num_heads, ema=args.ema)
     if config.task != "classify":
@@ -60,21 +71,65 @@ def main(args: argparse.Namespace) -> None:
             f"{videos.name} has label {videos.labels.max()}, the model knows {classes} classes: "
             f"use labels 0 to {classes - 1}"
         )
+    batch_size = args.batch_size or jax.device_count()
     out = args.out and Path(args.out)
-    if out:
+    # Several processes have all scores each: one cannot say where the others stopped.
+    parts = None
+    if out and jax.process_count() == 1:
+        settings = {
+            "model": fingerprint([params, config.model.to_json(), config.clip.to_json()]),
+            "videos": fingerprint([list(videos.paths), videos.labels]),
+            "views": f"{segments}x{crops}",
+            "batch-size": batch_size,
+            "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+        }
+        parts = Parts(out / "scores", settings)
+    (begun,) = (parts and parts.position) or (0,)
+    if out and not begun:
         out.mkdir(parents=True, exist_ok=True)
         (out / "unreadable.csv").unlink(missing_ok=True)
     bad = BadVideos(videos, max_share=1.0, file=out and out / "unreadable.csv")
-    found = predict_views(
+    total = -(-len(videos) // batch_size)
+    found = [
+        Predictions(rows["video"], rows["probabilities"])
+        for rows in (parts.read("video", "probabilities") if parts else ())
+    ]
+    if begun:
+        print(f"{out / 'scores'}: {sum(len(f.ids) for f in found):,} videos were scored before")
+    batches = predict_batches(
         functools.partial(view_probabilities, build_model(config)),
         params,
         videos,
         sample=view_sample(config, segments=segments, crops=crops),
-        batch_size=args.batch_size or jax.device_count(),
+        batch_size=batch_size,
         mesh=make_mesh(dict(data=-1, fsdp=1, tensor=1)),
         threads=config.data.threads or None,
         bad=bad,
+        start_batch=begun,
     )
+    progress = Progress(total, begun=begun)
+    with closing(batches), stop_signals() as stop:
+        for batch, predictions in enumerate(batches, begun + 1):
+            found.append(predictions)
+            if parts:
+                rows = {"video": predictions.ids, "probabilities": predictions.values}
+                parts.add(rows, position=(batch,))
+            done = min(batch * batch_size, len(videos))
+            progress.show(
+                batch,
+                count=done - begun * batch_size,
+                unit="videos",
+                of=f"video {done:,} of {len(videos):,}",
+            )
+            if stop.received:
+                break
+        progress.close()
+        if parts:
+            parts.flush()
+    if stop.received:
+        print(f"{stop.received}: {stopped_line(parts)}")
+        sys.exit(EXIT_STOPPED)
+    found = join_views(found)
     if not len(found.ids):
         raise UserError(f"nothing to measure: {bad}")
 
@@ -114,6 +169,13 @@ def main(args: argparse.Namespace) -> None:
         Path(args.json).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     if out:
         write_confusion(out, counts, names)
+
+
+def stopped_line(parts) -> str:
+    """What a stopped command leaves."""
+    if parts is None:
+        return "nothing is saved without --out"
+    return f"saved {parts.folder}; the same command goes on from there"
 
 
 def parse_views(text: str) -> tuple[int, int]:
