@@ -22,6 +22,10 @@ from videomae_jax.data import sampling
 from videomae_jax.data.bad import BadVideos
 from videomae_jax.data.clips import ViewSample
 from videomae_jax.data.sources import read_videos
+from videomae_jax.errors import UserError
+from videomae_jax.interop.convert import find_tensors
+from videomae_jax.interop.files import load_checkpoint
+from videomae_jax.interop.torch_reader import read_torch, write_torch
 from videomae_jax.tasks import classify, scores
 from videomae_jax.training.checkpoint import Checkpoints, save_params
 from videomae_jax.training.sharding import make_mesh
@@ -106,10 +110,10 @@ def test_the_command_says_the_number_its_interval_and_the_protocol(
     folder, *_ = checkpoint
     out, file = tmp_path / "out", tmp_path / "result.json"
     command = ["evaluate", "--checkpoint", folder, "--manifest", manifest, "--out", out]
-    cli.main([*map(str, command), "--json", str(file), "--views", "2x3"])
+    cli.main([*map(str, command), "--json", str(file), "--views", "2x1"])
     said = capsys.readouterr().out
     result = json.loads(file.read_text())
-    assert "2x3 views, 4x4 frames, 16 px, softmax mean, 8 of 10 videos" in said
+    assert "2x1 views, 4x4 frames, 16 px, softmax mean, 8 of 10 videos" in said
     assert "2 of 10 videos unreadable" in said and "unreadable.csv" in said
     assert "gone.mp4" in (out / "unreadable.csv").read_text()
     with open(out / "confusion.csv") as lines:
@@ -196,6 +200,48 @@ def test_mistakes_are_one_line(checkpoint, manifest, tmp_path, capsys):
     other.write_text("bad.mp4 0\n")
     (tmp_path / "bad.mp4").write_text("")
     assert "nothing to measure: 1 of 1" in fails(capsys, *command, other)
+
+
+def test_views_that_videos_do_not_allow(checkpoint, tmp_path, capsys):
+    folder, *_ = checkpoint
+    # 48 frames, every fourth: 12, and 9 places for 4 of them. Square, as the clip is.
+    (tmp_path / "square.csv").write_text(rows("val", KINDS, [0]))
+    command = ["evaluate", "--checkpoint", folder, "--manifest", tmp_path / "square.csv"]
+    said = fails(capsys, *command, "--views=50x3")
+    assert "clips 50, but there are only 9 different ones and crops 3, but there are only 1" in said
+    assert said.endswith("use --views 9x1")
+    assert "use --views 5x1" in fails(capsys, *command, "--views=5x3")
+    # The recipe's are no mistake of the user.
+    cli.main(list(map(str, command)))
+    said = capsys.readouterr().out
+    assert "views 5x3 of the recipe" in said and "5x1 views, 4x4 frames" in said
+
+
+def test_short_videos_are_counted(checkpoint, tmp_path, capsys):
+    folder, *_ = checkpoint
+    for name, count in (("a", 12), ("b", 13), ("c", 40)):
+        write_video(tmp_path / f"{name}.mp4", count=count, width=96, height=64)
+    (tmp_path / "list.csv").write_text("a.mp4 jump\nb.mp4 roll\nc.mp4 walk\n")
+    command = ["evaluate", "--checkpoint", folder, "--manifest", tmp_path / "list.csv"]
+    cli.main([*map(str, command), "--views=3x3"])
+    said = capsys.readouterr().out
+    assert "1 videos are shorter than a clip of 13 frames: frames are repeated" in said
+    assert "2 videos are too short for 3 different clips" in said
+    (tmp_path / "list.csv").write_text("a.mp4\nb.mp4\n")
+    assert "has no labels" in fails(capsys, *command)
+
+
+def test_checkpoints_of_other_kinds_are_refused(tmp_path, capsys):
+    tensors, _ = find_tensors(read_torch(DATA / "pretrain_tiny.pth"), source="x")
+    rest = {key: x for key, x in tensors.items() if not key.startswith("encoder.")}
+    write_torch(tmp_path / "x.pth", {"model": rest})
+    command = ["evaluate", "--manifest", CLIPS / "val.csv", "--checkpoint"]
+    heads = ["--num-heads=3"]
+    with pytest.raises(UserError, match="missing     every block of the encoder"):
+        load_checkpoint(str(tmp_path / "x.pth"), decoder_num_heads=2)
+    assert "missing     every block of the encoder" in fails_late(
+        capsys, [*command, tmp_path / "x.pth", *heads]
+    )
 
 
 def test_views_are_segments_by_crops_of_one_reading(tmp_path):

@@ -63,7 +63,6 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(
             f"{args.checkpoint} was trained to {config.task}, it knows no classes: fine-tune it"
         )
-    segments, crops = parse_views(args.views or config.views)
     videos = number_labels(read_videos(args.manifest), tuple(config.data.class_names))
     classes = config.model.classes
     if videos.labels.max() >= classes:
@@ -71,6 +70,8 @@ def main(args: argparse.Namespace) -> None:
             f"{videos.name} has label {videos.labels.max()}, the model knows {classes} classes: "
             f"use labels 0 to {classes - 1}"
         )
+    segments, crops = choose_views(args.views, config, videos)
+    sample = view_sample(config, segments=segments, crops=crops)
     batch_size = args.batch_size or jax.device_count()
     out = args.out and Path(args.out)
     # Several processes have all scores each: one cannot say where the others stopped.
@@ -90,17 +91,17 @@ def main(args: argparse.Namespace) -> None:
         (out / "unreadable.csv").unlink(missing_ok=True)
     bad = BadVideos(videos, max_share=1.0, file=out and out / "unreadable.csv")
     total = -(-len(videos) // batch_size)
-    found = [
-        Predictions(rows["video"], rows["probabilities"])
-        for rows in (parts.read("video", "probabilities") if parts else ())
-    ]
+    found = []
+    for rows in parts.read("video", "probabilities", "frames") if parts else ():
+        found.append(Predictions(rows["video"], rows["probabilities"]))
+        sample.counts.update(zip(rows["video"].tolist(), rows["frames"].tolist(), strict=True))
     if begun:
         print(f"{out / 'scores'}: {sum(len(f.ids) for f in found):,} videos were scored before")
     batches = predict_batches(
         functools.partial(view_probabilities, build_model(config)),
         params,
         videos,
-        sample=view_sample(config, segments=segments, crops=crops),
+        sample=sample,
         batch_size=batch_size,
         mesh=make_mesh(dict(data=-1, fsdp=1, tensor=1)),
         threads=config.data.threads or None,
@@ -112,7 +113,12 @@ def main(args: argparse.Namespace) -> None:
         for batch, predictions in enumerate(batches, begun + 1):
             found.append(predictions)
             if parts:
-                rows = {"video": predictions.ids, "probabilities": predictions.values}
+                frames = [sample.counts[number] for number in predictions.ids]
+                rows = {
+                    "video": predictions.ids,
+                    "probabilities": predictions.values,
+                    "frames": np.array(frames, np.int64),
+                }
                 parts.add(rows, position=(batch,))
             done = min(batch * batch_size, len(videos))
             progress.show(
@@ -145,6 +151,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"top-1 {top1}, top-5 {top5}, {protocol}")
     if len(bad):
         print(bad)
+    for line in length_lines(sample):
+        print(line)
     counts = scores.confusion(found.values, labels)
     names = tuple(config.data.class_names) or tuple(map(str, range(classes)))
     table = [
@@ -169,6 +177,49 @@ def main(args: argparse.Namespace) -> None:
         Path(args.json).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     if out:
         write_confusion(out, counts, names)
+
+
+def choose_views(given: str | None, config, videos) -> tuple[int, int]:
+    """Return clips x crops: as given, else of the recipe, as far as they differ.
+
+    Raises UserError for more than the videos allow: the same views would be averaged.
+    """
+    from videomae_jax.data.clips import distinct_views
+    from videomae_jax.errors import UserError
+    from videomae_jax.tasks.classify import view_sample
+
+    segments, crops = parse_views(given or config.views)
+    sample = view_sample(config, segments=segments, crops=crops)
+    most = distinct_views(sample, videos)
+    if most == (0, 0) or most == (segments, crops):
+        return segments, crops
+    reasons = [
+        f"{name} {wanted}, but there are only {there} different ones"
+        for name, wanted, there in zip(("clips", "crops"), (segments, crops), most, strict=True)
+        if there < wanted
+    ]
+    text = f"{' and '.join(reasons)} in videos of this length and shape"
+    if given:
+        raise UserError(f"--views {given}: {text}: use --views {most[0]}x{most[1]}")
+    print(f"views {config.views} of the recipe: {text}; {most[0]}x{most[1]} are used")
+    return most
+
+
+def length_lines(sample) -> list[str]:
+    """Say how many of the videos that were read are too short for a clip, or for all of them."""
+    import numpy as np
+
+    lengths = list(sample.counts.values())
+    short = sum(count < sample.span for count in lengths)
+    same = sum(len(np.unique(sample.indices(count), axis=0)) < sample.segments for count in lengths)
+    lines = []
+    if short:
+        lines.append(
+            f"{short} videos are shorter than a clip of {sample.span} frames: frames are repeated"
+        )
+    if same:
+        lines.append(f"{same} videos are too short for {sample.segments} different clips")
+    return lines
 
 
 def stopped_line(parts) -> str:
