@@ -25,7 +25,7 @@ from videomae_jax.interop.safetensors_reader import (
     read_safetensors,
     write_safetensors,
 )
-from videomae_jax.interop.torch_reader import read_torch, write_torch
+from videomae_jax.interop.torch_reader import MappedTensor, map_torch, write_torch
 from videomae_jax.interop.transformers_folder import (
     Beside,
     is_model_folder,
@@ -214,18 +214,24 @@ def _read_tensors(file: Path) -> tuple[Mapping[str, Any], list[str]]:
     if file.name.endswith(".bin.index.json"):
         tensors = {}
         for part in indexed_files(file):
-            held = find_tensors(read_torch(part), source=str(part))[0]
+            held = _read_pth(part)[0]
             if twice := sorted(tensors.keys() & held.keys()):
                 raise UserError(f"{part} holds a second {', '.join(twice)}")
             tensors |= held
         return tensors, []
     if file.name.endswith((".safetensors", ".safetensors.index.json")):
         return read_safetensors(file), []
-    tree = read_torch(file)
-    tensors, where = find_tensors(tree, source=str(file))
+    tensors, where, tree = _read_pth(file)
     aside = [key for key in tree if key != where.partition(".")[0]] if where else []
     notes = [f"the model is under {where!r}"] if where else []
     return tensors, notes + ([f"not read: {', '.join(map(str, aside))[:200]}"] if aside else [])
+
+
+def _read_pth(file: Path) -> tuple[dict[str, MappedTensor], str, Any]:
+    """Return the tensors of a model, the key they are under, and all the file holds."""
+    tree, data = map_torch(file)
+    views, where = find_tensors(tree, source=str(file))
+    return {name: MappedTensor(view, data) for name, view in views.items()}, where, tree
 
 
 def _config(facts: ModelFacts, beside: Beside) -> ConfigDict:
