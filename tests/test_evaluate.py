@@ -204,12 +204,13 @@ def test_mistakes_are_one_line(checkpoint, manifest, tmp_path, capsys):
 
 def test_views_that_videos_do_not_allow(checkpoint, tmp_path, capsys):
     folder, *_ = checkpoint
-    # 48 frames, every fourth: 12, and 9 places for 4 of them. Square, as the clip is.
+    # 48 frames, every fourth: 12, and 9 places for 4 of them, of which 50 clips, by the
+    # rounding of the reference, take 8. Square, as the clip is.
     (tmp_path / "square.csv").write_text(rows("val", KINDS, [0]))
     command = ["evaluate", "--checkpoint", folder, "--manifest", tmp_path / "square.csv"]
     said = fails(capsys, *command, "--views=50x3")
-    assert "clips 50, but there are only 9 different ones and crops 3, but there are only 1" in said
-    assert said.endswith("use --views 9x1")
+    assert "clips 50, but there are only 8 different ones and crops 3, but there are only 1" in said
+    assert said.endswith("use --views 8x1")
     assert "use --views 5x1" in fails(capsys, *command, "--views=5x3")
     # The recipe's are no mistake of the user.
     cli.main(list(map(str, command)))
