@@ -44,6 +44,7 @@ def main(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     import jax
+    import numpy as np
 
     from videomae_jax.commands.train import EXIT_STOPPED
     from videomae_jax.data.bad import BadVideos
