@@ -30,6 +30,7 @@ ONLY_IN = {
     "av": {"data/decode.py", "pictures.py"},
     "decord": {"data/decoders.py"},
     "torchcodec": {"data/decoders.py"},
+    "pyarrow": {"data/tables.py"},
     "safetensors": {"interop/safetensors_reader.py"},
     "torch": set(),
     "transformers": set(),

@@ -4,6 +4,8 @@ import argparse
 import functools
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +21,13 @@ from videomae_jax.commands import convert
 from videomae_jax.errors import UserError
 from videomae_jax.interop.convert import choose_heads, from_native, to_native
 from videomae_jax.interop.files import FORMATS, load_checkpoint, save_checkpoint
+from videomae_jax.interop.safetensors_reader import write_safetensors
 from videomae_jax.interop.torch_reader import write_torch
+from videomae_jax.models.classifier import VideoClassifier, init_classifier
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.masking import TubeMask
 from videomae_jax.models.tokens import sincos_positions
-from videomae_jax.models.vit import Size
+from videomae_jax.models.vit import SIZES, Size
 from videomae_jax.training import checkpoint as native
 
 PATCH = (2, 16, 16)
@@ -379,3 +383,44 @@ def test_through_a_native_folder(tmp_path, task):
     again = load_checkpoint(str(tmp_path / "x.pth"), **HEADS)
     assert same(again.params, golden_params(task))
     shutil.rmtree(tmp_path / "run")
+
+
+# What reading takes, of a file of 87 MB: what comes out of it and a few of its tensors.
+
+PROBE = """
+import sys
+from videomae_jax.interop.files import load_checkpoint
+
+def status(name):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+
+load_checkpoint(sys.argv[1], num_heads=3, decoder_num_heads=2)  # what it imports
+before = status("VmRSS")
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak begins anew
+load_checkpoint(sys.argv[2])
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.parametrize("form", ["pth", "safetensors"])
+def test_reading_takes_less_than_twice_the_file(tmp_path, form):
+    generator, size = np.random.default_rng(0), SIZES["s"]
+    model = VideoClassifier(size.encoder, (2, 16, 16), (0.5,) * 3, (0.5,) * 3, classes=400)
+    shapes = jax.eval_shape(lambda: init_classifier(model, jax.random.key(0), (1, 1, 1)))
+    params = jax.tree.map(lambda x: generator.standard_normal(x.shape, np.float32), shapes)
+    tensors = from_native(params, "mcg", patch=model.patch)
+    path = tmp_path / f"x.{form}"
+    if form == "pth":
+        write_torch(path, {"model": tensors})
+    else:
+        write_safetensors(path, tensors)
+    assert path.stat().st_size > 64e6
+    command = [sys.executable, "-c", PROBE, DATA / "pretrain_tiny.pth", path]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    share = int(done.stdout) / path.stat().st_size
+    print(f"\n{form}: {share:.2f} of {path.stat().st_size / 1e6:.0f} MB")
+    # The parameters alone are 1.0.
+    assert 0.9 < share < 1.5

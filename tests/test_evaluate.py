@@ -3,13 +3,17 @@
 import csv
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 from golden import DATA
 from test_finetune import rows
-from test_loop import CLIPS, fails
+from test_loop import CLIPS, ROOT, fails
 from videos import write_video
 
 from videomae_jax import cli
@@ -18,9 +22,14 @@ from videomae_jax.data import sampling
 from videomae_jax.data.bad import BadVideos
 from videomae_jax.data.clips import ViewSample
 from videomae_jax.data.sources import read_videos
+from videomae_jax.errors import UserError
+from videomae_jax.interop.convert import find_tensors
+from videomae_jax.interop.files import load_checkpoint
+from videomae_jax.interop.torch_reader import read_torch, write_torch
 from videomae_jax.tasks import classify, scores
-from videomae_jax.training.checkpoint import save_params
+from videomae_jax.training.checkpoint import Checkpoints, save_params
 from videomae_jax.training.sharding import make_mesh
+from videomae_jax.training.step import TrainState
 from videomae_jax.training.views import predict_views
 
 KINDS = ("jump", "roll", "walk")
@@ -31,6 +40,16 @@ TINY = [
     "--config.model.classes=3",
     f"--config.data.class_names={KINDS}",
 ]
+
+
+RUN = """
+import sys, jax
+jax.config.update("jax_num_cpu_devices", 8)
+from videomae_jax import cli
+from videomae_jax.data import parts
+parts.SECONDS = 0.0  # a file for each batch
+cli.main(sys.argv[1:])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +110,10 @@ def test_the_command_says_the_number_its_interval_and_the_protocol(
     folder, *_ = checkpoint
     out, file = tmp_path / "out", tmp_path / "result.json"
     command = ["evaluate", "--checkpoint", folder, "--manifest", manifest, "--out", out]
-    cli.main([*map(str, command), "--json", str(file), "--views", "2x3"])
+    cli.main([*map(str, command), "--json", str(file), "--views", "2x1"])
     said = capsys.readouterr().out
     result = json.loads(file.read_text())
-    assert "2x3 views, 4x4 frames, 16 px, softmax mean, 8 of 10 videos" in said
+    assert "2x1 views, 4x4 frames, 16 px, softmax mean, 8 of 10 videos" in said
     assert "2 of 10 videos unreadable" in said and "unreadable.csv" in said
     assert "gone.mp4" in (out / "unreadable.csv").read_text()
     with open(out / "confusion.csv") as lines:
@@ -107,6 +126,63 @@ def test_the_command_says_the_number_its_interval_and_the_protocol(
     assert [row["count"] for row in result["classes"]] == [3, 2, 3]
     assert (out / "confusion.png").read_bytes().startswith(b"\x89PNG")
     assert len(result["unreadable"]) == 2
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_a_stopped_evaluation_goes_on_to_the_same_numbers(
+    checkpoint, tmp_path, number, capsys, monkeypatch
+):
+    folder, *_ = checkpoint
+    (tmp_path / "list.csv").write_text(rows("val", KINDS, range(8)) + "\nbad.mp4 roll")
+    (tmp_path / "bad.mp4").write_text("")
+
+    def command(name):
+        options = ["--manifest", tmp_path / "list.csv", "--views=2x1", "--batch-size=8"]
+        places = ["--out", tmp_path / name, "--json", tmp_path / f"{name}.json"]
+        return [*map(str, ["evaluate", "--checkpoint", folder, *options, *places])]
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, *command("a")], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    scores_folder, deadline = tmp_path / "a/scores", time.monotonic() + 200
+    while not list(scores_folder.glob("[0-9]*.npz")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    said, _ = process.communicate()
+    assert process.returncode == (42 if number == signal.SIGTERM else -9)
+    assert ("the same command goes on" in said) == (number == signal.SIGTERM)
+    assert not (tmp_path / "a.json").exists()
+    saved = len(list(scores_folder.glob("[0-9]*.npz")))
+    assert 1 <= saved < 4
+
+    read = []
+    original = ViewSample.__call__
+    monkeypatch.setattr(
+        ViewSample, "__call__", lambda self, *a: read.append(a[1]) or original(self, *a)
+    )
+    cli.main(command("a"))
+    assert f"{8 * saved} videos were scored before" in capsys.readouterr().out
+    assert sorted(read) == list(range(8 * saved, 25))
+    cli.main(command("b"))
+    results = [json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab"]
+    assert results[0] == results[1] and results[0]["top1"]["count"] == 24
+    scored = [
+        np.concatenate([x["probabilities"] for x in map(np.load, sorted(part.glob("[0-9]*.npz")))])
+        for part in (scores_folder, tmp_path / "b/scores")
+    ]
+    np.testing.assert_array_equal(*scored)
+    # What is finished is only read again.
+    read.clear()
+    cli.main(command("a"))
+    assert not read and json.loads((tmp_path / "a.json").read_text()) == results[0]
+
+    said = fails(capsys, *command("a"), "--views=1x1")
+    assert "holds results of views 2x1, this command has 1x1: use another --out" in said
+    (tmp_path / "list.csv").write_text(rows("val", KINDS, range(9)))
+    assert "holds results of videos" in fails(capsys, *command("a"))
 
 
 def test_mistakes_are_one_line(checkpoint, manifest, tmp_path, capsys):
@@ -126,6 +202,49 @@ def test_mistakes_are_one_line(checkpoint, manifest, tmp_path, capsys):
     assert "nothing to measure: 1 of 1" in fails(capsys, *command, other)
 
 
+def test_views_that_videos_do_not_allow(checkpoint, tmp_path, capsys):
+    folder, *_ = checkpoint
+    # 48 frames, every fourth: 12, and 9 places for 4 of them, of which 50 clips, by the
+    # rounding of the reference, take 8. Square, as the clip is.
+    (tmp_path / "square.csv").write_text(rows("val", KINDS, [0]))
+    command = ["evaluate", "--checkpoint", folder, "--manifest", tmp_path / "square.csv"]
+    said = fails(capsys, *command, "--views=50x3")
+    assert "clips 50, but there are only 8 different ones and crops 3, but there are only 1" in said
+    assert said.endswith("use --views 8x1")
+    assert "use --views 5x1" in fails(capsys, *command, "--views=5x3")
+    # The recipe's are no mistake of the user.
+    cli.main(list(map(str, command)))
+    said = capsys.readouterr().out
+    assert "views 5x3 of the recipe" in said and "5x1 views, 4x4 frames" in said
+
+
+def test_short_videos_are_counted(checkpoint, tmp_path, capsys):
+    folder, *_ = checkpoint
+    for name, count in (("a", 12), ("b", 13), ("c", 40)):
+        write_video(tmp_path / f"{name}.mp4", count=count, width=96, height=64)
+    (tmp_path / "list.csv").write_text("a.mp4 jump\nb.mp4 roll\nc.mp4 walk\n")
+    command = ["evaluate", "--checkpoint", folder, "--manifest", tmp_path / "list.csv"]
+    cli.main([*map(str, command), "--views=3x3"])
+    said = capsys.readouterr().out
+    assert "1 videos are shorter than a clip of 13 frames: frames are repeated" in said
+    assert "2 videos are too short for 3 different clips" in said
+    (tmp_path / "list.csv").write_text("a.mp4\nb.mp4\n")
+    assert "has no labels" in fails(capsys, *command)
+
+
+def test_checkpoints_of_other_kinds_are_refused(tmp_path, capsys):
+    tensors, _ = find_tensors(read_torch(DATA / "pretrain_tiny.pth"), source="x")
+    rest = {key: x for key, x in tensors.items() if not key.startswith("encoder.")}
+    write_torch(tmp_path / "x.pth", {"model": rest})
+    command = ["evaluate", "--manifest", CLIPS / "val.csv", "--checkpoint"]
+    heads = ["--num-heads=3"]
+    with pytest.raises(UserError, match="missing     every block of the encoder"):
+        load_checkpoint(str(tmp_path / "x.pth"), decoder_num_heads=2)
+    assert "missing     every block of the encoder" in fails_late(
+        capsys, [*command, tmp_path / "x.pth", *heads]
+    )
+
+
 def test_views_are_segments_by_crops_of_one_reading(tmp_path):
     write_video(tmp_path / "a.mp4", count=40, width=128, height=64)
     sample = ViewSample(frames=4, stride=2, height=64, width=64, channels=3, segments=3, crops=3)
@@ -143,10 +262,12 @@ def test_views_are_segments_by_crops_of_one_reading(tmp_path):
 
 
 def test_windows_cover_a_video_to_its_end():
-    windows = sampling.window_indices(20, frames=4, stride=2)
+    windows = sampling.window_indices(20, frames=4, stride=2, hop=8)
     assert windows.tolist() == [[0, 2, 4, 6], [8, 10, 12, 14], [12, 14, 16, 18]]
-    assert sampling.window_indices(16, frames=4, stride=2).shape == (2, 4)
-    assert sampling.window_indices(5, frames=4, stride=2).tolist() == [[0, 2, 4, 4]]
+    starts = sampling.window_indices(21, frames=4, stride=2, hop=3)[:, 0]
+    assert starts.tolist() == [0, 3, 6, 9, 12, 13]
+    assert sampling.window_indices(16, frames=4, stride=2, hop=8).shape == (2, 4)
+    assert sampling.window_indices(5, frames=4, stride=2, hop=8).tolist() == [[0, 2, 4, 4]]
 
 
 def test_predict_names_the_classes_of_long_and_short_videos(checkpoint, tmp_path, capsys):
@@ -159,6 +280,8 @@ def test_predict_names_the_classes_of_long_and_short_videos(checkpoint, tmp_path
     said = capsys.readouterr().out
     first, second = json.loads(file.read_text())
     assert f"{long}  (7 windows)" in said and len(second["windows"]) == 1
+    seconds = [(window["start"], window["end"]) for window in first["windows"]]
+    np.testing.assert_allclose(seconds[1], (16 / 30, 29 / 30), atol=1e-6)
     assert first["windows"][-1]["last_frame"] == 96 and first["windows"][5]["first_frame"] == 80
     assert len(first["top"]) == 2 and {row["name"] for row in first["top"]} <= set(KINDS)
     assert first["top"][0]["probability"] >= first["top"][1]["probability"]
@@ -191,6 +314,25 @@ def test_ranks_break_ties_in_class_order():
     assert scores.top(probabilities, labels, k=1).value == pytest.approx(1 / 3)
     assert scores.top(probabilities, labels, k=2).value == pytest.approx(2 / 3)
     assert scores.confusion(probabilities, labels).tolist() == [[0, 0, 0], [1, 0, 0], [1, 0, 1]]
+
+
+def test_averaged_weights_are_used_where_asked_for(checkpoint, tmp_path, capsys):
+    _, params, config = checkpoint
+    average = jax.tree.map(np.copy, params)
+    average["head"]["bias"] = average["head"]["bias"] + np.array([0, 0, 99], np.float32)
+    config = config.copy_and_resolve_references()
+    state = TrainState(np.int32(1), params, {}, np.int32(0), average)
+    checkpoints = Checkpoints(str(tmp_path), keep=1)
+    checkpoints.save(1, jax.tree.map(jax.numpy.asarray, state), config)
+    checkpoints.close()
+    clip = write_video(tmp_path / "a.mp4", count=40)
+    command = ["predict", clip, "--checkpoint", str(tmp_path), "--top=1", "--ema"]
+    cli.main(command)
+    assert "100.0%  walk" in capsys.readouterr().out
+    cli.main(command[:-1])
+    assert "100.0%  walk" not in capsys.readouterr().out
+    file = [str(DATA / "finetune_tiny_deepspeed.pth"), "--num-heads=3", "--ema"]
+    assert "has no ema: leave out --ema" in fails(capsys, *command[:3], *file)
 
 
 def test_predict_takes_a_file_of_the_released_kind(tmp_path, capsys):

@@ -10,6 +10,7 @@ from videomae_jax.config import load_config
 from videomae_jax.data.sources import Videos
 from videomae_jax.errors import UserError
 from videomae_jax.tasks import classify
+from videomae_jax.tasks.encoder import positions_line
 from videomae_jax.training.checkpoint import load_params
 from videomae_jax.training.monitor import read_metrics
 from videomae_jax.training.optim import make_optimizer
@@ -121,8 +122,46 @@ def test_the_loss_falls_and_the_table_of_weights_is_printed(pretrained, tmp_path
     said = capsys.readouterr().out
     assert "15 matched, 0 missing, 0 reshaped" in said and "fresh       fc_norm/bias" in said
     assert "32 clips a step, 2 of each video" in said
+    assert "positions  sin-cos, 2 x 2 x 2, made afresh for this size" in said
     values = [row["loss"] for row in read_metrics(tmp_path / "run")]
     assert np.mean(values[-5:]) < 0.7 * np.mean(values[:5])
+
+
+@pytest.mark.slow
+def test_every_augmentation_in_a_run_that_resumes_bit_for_bit(pretrained, manifests, tmp_path):
+    every = [
+        f"--config.init_from={pretrained}",
+        *manifests,
+        "--config.augment.operations=4",
+        "--config.augment.min_area=0.08",
+        "--config.drop_path=0.1",
+        "--config.head_dropout=0.1",
+        "--config.save_every=2",
+    ]
+    config = load_config(TINY[0].removeprefix("--config="), [*TINY[1:], *every[3:]])
+    change = config.augment
+    assert change.mixup and change.cutmix and change.erase and change.flip
+    cli.main(arguments(tmp_path / "straight", *every, steps=4))
+    (tmp_path / "resumed/checkpoints").mkdir(parents=True)
+    source, target = (tmp_path / name / "checkpoints/2" for name in ("straight", "resumed"))
+    source.rename(target)
+    cli.main(arguments(tmp_path / "resumed", *every, steps=4))
+    values = [row["loss"] for row in read_metrics(tmp_path / "straight") if "loss" in row]
+    assert len(values) == 4 and np.isfinite(values).all()
+    straight, resumed = losses(tmp_path / "straight"), losses(tmp_path / "resumed")
+    assert resumed == {step: straight[step] for step in (3, 4)}
+    for item in ("params", "ema"):
+        ours, theirs = (
+            load_params(str(tmp_path / name), item=item)[0] for name in ("straight", "resumed")
+        )
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_the_positions_of_another_size_are_named():
+    assert positions_line((2, 3, 4), None) == "sin-cos, 2 x 3 x 4, made afresh for this size"
+    assert positions_line((2, 3, 4), (8, 14, 14)) == (
+        "sin-cos, 2 x 3 x 4, interpolated from 8 x 14 x 14"
+    )
 
 
 def test_weights_that_do_not_fit_end_the_run_in_one_line(pretrained, finetuned, tmp_path, capsys):
@@ -141,6 +180,8 @@ def test_weights_that_do_not_fit_end_the_run_in_one_line(pretrained, finetuned, 
     (tmp_path / "train.csv").write_text(rows("train", KINDS, range(4)))
     said = fails(capsys, *arguments(finetuned, data, "--config.ema_decay=0"))
     assert "ema_decay=0.5, the config says 0.0" in said
+    said = fails(capsys, *arguments(finetuned, data, "--config.layer_decay=1"))
+    assert "layer_decay=0.75, the config says 1.0" in said
 
 
 def videos(labels, names=None, name="list"):

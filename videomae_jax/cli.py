@@ -12,6 +12,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "predict",
+    "extract",
     "knn",
     "visualize",
     "convert",

@@ -3,6 +3,9 @@
 videomae evaluate --checkpoint WORKDIR --manifest VIDEOS [--views 5x3] [--out DIR]
 
 Views are clips over time x crops along the long side; the mean of their probabilities counts.
+With --out the same command goes on where it was stopped; Ctrl-C and SIGTERM save and exit with
+42. Scores of another model, other videos, views, batch or devices are refused, not thrown away:
+they may have taken hours.
 """
 
 import argparse
@@ -27,36 +30,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="write the result here")
     parser.add_argument(
-        "--out", metavar="DIR", help="write the confusion matrix and unreadable videos here"
+        "--out",
+        metavar="DIR",
+        help="write scores, confusion matrix and unreadable videos here, and go on from the scores",
     )
 
 
 def main(args: argparse.Namespace) -> None:
     import functools
     import json
+    import sys
+    from contextlib import closing
     from pathlib import Path
 
     import jax
+    import numpy as np
 
+    from videomae_jax.commands.train import EXIT_STOPPED
     from videomae_jax.data.bad import BadVideos
+    from videomae_jax.data.parts import Parts, fingerprint
     from videomae_jax.data.sources import number_labels, read_videos
     from videomae_jax.errors import UserError
     from videomae_jax.interop.files import load_checkpoint
     from videomae_jax.tasks import scores
     from videomae_jax.tasks.classify import build_model, view_probabilities, view_sample
-    from videomae_jax.training.checkpoint import load_params
+    from videomae_jax.training.loop import stop_signals
+    from videomae_jax.training.progress import Progress
     from videomae_jax.training.sharding import make_mesh
-    from videomae_jax.training.views import predict_views
+    from videomae_jax.training.views import Predictions, join_views, predict_batches
 
-    if args.ema:
-        params, config = load_params(args.checkpoint, item="ema")
-    else:
-        params, config, *_ = load_checkpoint(args.checkpoint, num_heads=args.num_heads)
+    params, config, *_ = load_checkpoint(args.checkpoint, num_heads=args.num_heads, ema=args.ema)
     if config.task != "classify":
         raise UserError(
             f"{args.checkpoint} was trained to {config.task}, it knows no classes: fine-tune it"
         )
-    segments, crops = parse_views(args.views or config.views)
     videos = number_labels(read_videos(args.manifest), tuple(config.data.class_names))
     classes = config.model.classes
     if videos.labels.max() >= classes:
@@ -64,21 +71,72 @@ def main(args: argparse.Namespace) -> None:
             f"{videos.name} has label {videos.labels.max()}, the model knows {classes} classes: "
             f"use labels 0 to {classes - 1}"
         )
+    segments, crops = choose_views(args.views, config, videos)
+    sample = view_sample(config, segments=segments, crops=crops)
+    batch_size = args.batch_size or jax.device_count()
     out = args.out and Path(args.out)
-    if out:
+    # Several processes have all scores each: one cannot say where the others stopped.
+    parts = None
+    if out and jax.process_count() == 1:
+        settings = {
+            "model": fingerprint([params, config.model.to_json(), config.clip.to_json()]),
+            "videos": fingerprint([list(videos.paths), videos.labels]),
+            "views": f"{segments}x{crops}",
+            "batch-size": batch_size,
+            "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+        }
+        parts = Parts(out / "scores", settings)
+    (begun,) = (parts and parts.position) or (0,)
+    if out and not begun:
         out.mkdir(parents=True, exist_ok=True)
         (out / "unreadable.csv").unlink(missing_ok=True)
     bad = BadVideos(videos, max_share=1.0, file=out and out / "unreadable.csv")
-    found = predict_views(
+    total = -(-len(videos) // batch_size)
+    found = []
+    for rows in parts.read("video", "probabilities", "frames") if parts else ():
+        found.append(Predictions(rows["video"], rows["probabilities"]))
+        sample.counts.update(zip(rows["video"].tolist(), rows["frames"].tolist(), strict=True))
+    if begun:
+        print(f"{out / 'scores'}: {sum(len(f.ids) for f in found):,} videos were scored before")
+    batches = predict_batches(
         functools.partial(view_probabilities, build_model(config)),
         params,
         videos,
-        sample=view_sample(config, segments=segments, crops=crops),
-        batch_size=args.batch_size or jax.device_count(),
+        sample=sample,
+        batch_size=batch_size,
         mesh=make_mesh(dict(data=-1, fsdp=1, tensor=1)),
         threads=config.data.threads or None,
         bad=bad,
+        start_batch=begun,
     )
+    progress = Progress(total, begun=begun)
+    with closing(batches), stop_signals() as stop:
+        for batch, predictions in enumerate(batches, begun + 1):
+            found.append(predictions)
+            if parts:
+                frames = [sample.counts[number] for number in predictions.ids]
+                rows = {
+                    "video": predictions.ids,
+                    "probabilities": predictions.values,
+                    "frames": np.array(frames, np.int64),
+                }
+                parts.add(rows, position=(batch,))
+            done = min(batch * batch_size, len(videos))
+            progress.show(
+                batch,
+                count=done - begun * batch_size,
+                unit="videos",
+                of=f"video {done:,} of {len(videos):,}",
+            )
+            if stop.received:
+                break
+        progress.close()
+        if parts:
+            parts.flush()
+    if stop.received:
+        print(f"{stop.received}: {stopped_line(parts)}")
+        sys.exit(EXIT_STOPPED)
+    found = join_views(found)
     if not len(found.ids):
         raise UserError(f"nothing to measure: {bad}")
 
@@ -94,6 +152,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"top-1 {top1}, top-5 {top5}, {protocol}")
     if len(bad):
         print(bad)
+    for line in length_lines(sample):
+        print(line)
     counts = scores.confusion(found.values, labels)
     names = tuple(config.data.class_names) or tuple(map(str, range(classes)))
     table = [
@@ -118,6 +178,56 @@ def main(args: argparse.Namespace) -> None:
         Path(args.json).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     if out:
         write_confusion(out, counts, names)
+
+
+def choose_views(given: str | None, config, videos) -> tuple[int, int]:
+    """Return clips x crops: as given, else of the recipe, as far as they differ.
+
+    Raises UserError for more than the videos allow: the same views would be averaged.
+    """
+    from videomae_jax.data.clips import distinct_views
+    from videomae_jax.errors import UserError
+    from videomae_jax.tasks.classify import view_sample
+
+    segments, crops = parse_views(given or config.views)
+    sample = view_sample(config, segments=segments, crops=crops)
+    most = distinct_views(sample, videos)
+    if most == (0, 0) or most == (segments, crops):
+        return segments, crops
+    reasons = [
+        f"{name} {wanted}, but there are only {there} different ones"
+        for name, wanted, there in zip(("clips", "crops"), (segments, crops), most, strict=True)
+        if there < wanted
+    ]
+    text = f"{' and '.join(reasons)} in videos of this length and shape"
+    if given:
+        raise UserError(f"--views {given}: {text}: use --views {most[0]}x{most[1]}")
+    print(f"views {config.views} of the recipe: {text}; {most[0]}x{most[1]} are used")
+    return most
+
+
+def length_lines(sample) -> list[str]:
+    """Say how many of the videos that were read are too short for a clip, or for all of them."""
+    import numpy as np
+
+    lengths = list(sample.counts.values())
+    short = sum(count < sample.span for count in lengths)
+    same = sum(len(np.unique(sample.indices(count), axis=0)) < sample.segments for count in lengths)
+    lines = []
+    if short:
+        lines.append(
+            f"{short} videos are shorter than a clip of {sample.span} frames: frames are repeated"
+        )
+    if same:
+        lines.append(f"{same} videos are too short for {sample.segments} different clips")
+    return lines
+
+
+def stopped_line(parts) -> str:
+    """What a stopped command leaves."""
+    if parts is None:
+        return "nothing is saved without --out"
+    return f"saved {parts.folder}; the same command goes on from there"
 
 
 def parse_views(text: str) -> tuple[int, int]:

@@ -8,7 +8,7 @@ A window slides over the whole video; the mean of its probabilities ranks the cl
 import argparse
 import sys
 
-WINDOWS = 4  # at once, on the host and on the device
+WINDOWS = 4  # at once, on each device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a fine-tuned model: a work directory, or whatever `videomae convert` reads",
     )
     parser.add_argument("--num-heads", type=int, metavar="N", help="for sizes not published")
+    parser.add_argument("--ema", action="store_true", help="use the moving average of the weights")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="(default: %(default)s)")
     parser.add_argument(
         "--json", metavar="FILE", help="write the classes of each video and of its windows here"
@@ -27,91 +28,104 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    import functools
     import json
+    import os
+    from contextlib import closing
     from pathlib import Path
 
     import jax
+    import numpy as np
 
-    from videomae_jax.data.decode import UnreadableVideo
+    from videomae_jax.data.bad import BadVideos
+    from videomae_jax.data.sources import Videos
+    from videomae_jax.data.windows import WindowSample, read_windows
     from videomae_jax.errors import UserError
     from videomae_jax.interop.files import load_checkpoint
-    from videomae_jax.tasks.classify import build_model, view_probabilities
+    from videomae_jax.tasks.infer import build_network
+    from videomae_jax.training.features import window_outputs
+    from videomae_jax.training.progress import Progress
+    from videomae_jax.training.sharding import make_mesh
 
-    checkpoint = load_checkpoint(args.checkpoint, num_heads=args.num_heads)
-    params, config = jax.device_put(checkpoint.params), checkpoint.config
+    params, config, *_ = load_checkpoint(args.checkpoint, num_heads=args.num_heads, ema=args.ema)
     if config.task != "classify":
         raise UserError(
             f"{args.checkpoint} was trained to {config.task}, it knows no classes: fine-tune it"
         )
-    classes = config.model.classes
+    classes, clip = config.model.classes, config.clip
     if not 1 <= args.top <= classes:
         raise UserError(f"--top {args.top}: use 1 to {classes}, the number of classes")
     names = tuple(config.data.class_names) or tuple(map(str, range(classes)))
-    predict = functools.partial(
-        jax.jit(functools.partial(view_probabilities, build_model(config))), params
+    dense = clip.sampling == "dense"  # else a clip is the whole video
+    sample = WindowSample(
+        frames=clip.frames,
+        stride=clip.stride if dense else None,
+        hop=clip.frames * clip.stride if dense else None,
+        height=clip.height,
+        width=clip.width,
+        channels=len(config.model.mean),
     )
 
     def best(probabilities):
         order = (-probabilities).argsort(kind="stable")[: args.top]
         return [dict(name=names[i], probability=float(probabilities[i])) for i in order]
 
-    results, failed = [], 0
-    for path in args.videos:
-        try:
-            frames, probabilities = predict_windows(predict, path, config)
-        except UnreadableVideo as error:
-            print(f"cannot read {path}: {error}", file=sys.stderr)
-            results.append(dict(video=path, error=str(error)))
-            failed += 1
-            continue
-        top = best(probabilities.mean(axis=0))
-        windows = [
-            dict(first_frame=int(places[0]), last_frame=int(places[-1]), top=best(row))
-            for places, row in zip(frames, probabilities, strict=True)
-        ]
-        results.append(dict(video=path, top=top, windows=windows))
-        print(f"{path}  ({len(windows)} windows)")
+    def describe(path, found):
+        top = best(np.mean([probabilities for _, probabilities in found], axis=0))
+        print(f"{path}  ({len(found)} windows)")
         for row in top:
             print(f"  {row['probability']:6.1%}  {row['name']}")
+        windows = [
+            dict(
+                first_frame=int(window.frames[0]),
+                last_frame=int(window.frames[-1]),
+                start=window.seconds[0],
+                end=window.seconds[1],
+                top=best(probabilities),
+            )
+            for window, probabilities in found
+        ]
+        return dict(video=path, top=top, windows=windows)
+
+    videos = Videos(tuple(args.videos), None, None, "the videos given")
+    bad = BadVideos(videos, max_share=1.0)
+    mesh = make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.local_devices())
+    reader = read_windows(
+        videos,
+        list(range(len(videos))),
+        sample=sample,
+        first=0,
+        bad=bad,
+        threads=len(os.sched_getaffinity(0)),
+    )
+    results, found, progress = {}, {}, Progress(len(videos))
+    with closing(reader) as windows:
+        batches = window_outputs(
+            build_network(config),
+            params,
+            windows,
+            name="logits",
+            batch_size=WINDOWS * mesh.size,
+            mesh=mesh,
+        )
+        done = 0
+        for rows, logits in batches:
+            for (number, window), row in zip(rows, jax.nn.softmax(logits), strict=True):
+                found.setdefault(number, []).append((window, np.asarray(row)))
+                done += 1
+                if window.number + 1 == window.count:
+                    progress.close()
+                    results[number] = describe(videos.paths[number], found.pop(number))
+            of = f"video {number + 1:,} of {len(videos):,}"
+            share = number + (window.number + 1) / window.count
+            progress.show(share, count=done, unit="windows", of=of)
+    progress.close()
+    for number, path in enumerate(videos.paths):
+        if path in bad.reasons:
+            print(f"cannot read {path}: {bad.reasons[path]}", file=sys.stderr)
+            results[number] = dict(video=path, error=bad.reasons[path])
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    if failed:
-        raise UserError(f"{failed} of {len(args.videos)} videos unreadable")
-
-
-def predict_windows(predict, path: str, config):
-    """Return the frames of each window, int64 [n, F], and its probabilities [n, classes].
-
-    predict: uint8 [B, V, F, H, W, C] -> [B, classes]. Pictures are cropped as in evaluation.
-    """
-    import numpy as np
-
-    from videomae_jax.data import sampling
-    from videomae_jax.data.clips import resize_crop
-    from videomae_jax.data.decode import read_clip
-
-    clip = config.clip
-    size = dict(height=clip.height, width=clip.width)
-    windows, rows = None, []
-
-    def choose(count):
-        nonlocal windows
-        if windows is None and clip.sampling == "sparse":  # a clip is the whole video
-            windows = sampling.sparse_views(count, frames=clip.frames)
-        elif windows is None:
-            windows = sampling.window_indices(count, frames=clip.frames, stride=clip.stride)
-        # The last ones may be fewer: repeated, so that all have one shape.
-        wanted = np.arange(len(rows), len(rows) + WINDOWS).clip(max=len(windows) - 1)
-        return windows[wanted].ravel()
-
-    while windows is None or len(rows) < len(windows):
-        frames = read_clip(path, choose, channels=len(config.model.mean))
-        box = sampling.center_crop_box(
-            frames.shape[2], frames.shape[1], target_width=clip.width, target_height=clip.height
-        )
-        video = resize_crop(frames, box=box, **size)
-        video = video.reshape(WINDOWS, 1, clip.frames, *video.shape[1:])
-        rows += [*np.asarray(predict(video))][: len(windows) - len(rows)]
-    return windows, np.stack(rows)
+        ordered = [results[number] for number in range(len(videos))]
+        Path(args.json).write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
+    if bad.reasons:
+        raise UserError(f"{len(bad)} of {len(videos)} videos unreadable")

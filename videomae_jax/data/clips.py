@@ -1,11 +1,12 @@
 """One clip of one video: which frames, which crop, which size."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
 from videomae_jax.data import sampling
+from videomae_jax.data.decode import UnreadableVideo
 from videomae_jax.data.sources import Videos
 
 
@@ -120,7 +121,7 @@ class ViewSample:
     """All test clips of one video at once: `sample(videos, index, rng) -> uint8 [V, F, H, W, C]`.
 
     V = segments * crops: each segment in time in each crop. `stride` None is sparse sampling.
-    Raises UnreadableVideo.
+    `counts` collects the number of frames of each video that is read. Raises UnreadableVideo.
     """
 
     frames: int
@@ -130,6 +131,7 @@ class ViewSample:
     channels: int
     segments: int
     crops: int
+    counts: dict[int, int] = field(default_factory=dict, compare=False)
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -138,10 +140,12 @@ class ViewSample:
         return views, self.frames, self.height, self.width, self.channels
 
     def __call__(self, videos: Videos, index: int, rng: np.random.Generator) -> np.ndarray:
+        def choose(count):
+            self.counts[index] = count
+            return self.indices(count).ravel()
+
         # One pass over the file for all views.
-        clip = videos.read_clip(
-            index, lambda count: self.indices(count).ravel(), channels=self.channels
-        )
+        clip = videos.read_clip(index, choose, channels=self.channels)
         boxes = sampling.view_boxes(
             clip.shape[2],
             clip.shape[1],
@@ -155,6 +159,11 @@ class ViewSample:
         crops = crops.reshape(self.crops, self.segments, *self.shape[1:])
         return np.ascontiguousarray(crops.swapaxes(0, 1).reshape(self.shape))
 
+    @property
+    def span(self) -> int:
+        """Frames from the first to the last of a clip; shorter videos repeat some."""
+        return self.frames if self.stride is None else (self.frames - 1) * self.stride + 1
+
     def indices(self, count: int) -> np.ndarray:
         """Which frames of `count`: int64 [segments, F]."""
         if self.stride is None:
@@ -162,6 +171,30 @@ class ViewSample:
         return sampling.dense_views(
             count, segments=self.segments, frames=self.frames, stride=self.stride
         )
+
+
+def distinct_views(sample: ViewSample, videos: Videos, *, most: int = 16) -> tuple[int, int]:
+    """Return how many different (segments, crops) videos allow, at most those of the sample.
+
+    The largest numbers of `most` videos, evenly out of all; (0, 0) when none of them is read.
+    """
+    found = [(0, 0)]
+    for index in range(0, len(videos), -(-len(videos) // most)):
+        segments = 0
+
+        def choose(count):
+            nonlocal segments
+            segments = len(np.unique(sample.indices(count), axis=0))
+            return np.zeros(1, np.int64)
+
+        try:
+            clip = videos.read_clip(index, choose, channels=sample.channels)
+        except UnreadableVideo:
+            continue  # evaluation lists it
+        size = dict(target_width=sample.width, target_height=sample.height, crops=sample.crops)
+        boxes = sampling.view_boxes(clip.shape[2], clip.shape[1], **size)
+        found.append((segments, len(set(boxes))))
+    return tuple(map(max, zip(*found, strict=True)))
 
 
 def _shape_box(

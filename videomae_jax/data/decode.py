@@ -76,6 +76,35 @@ def read_clip(
     return np.stack([pictures[index] for index in indices.tolist()])
 
 
+@contextmanager
+def open_frames(source: str | bytes, *, channels: int = 3) -> Iterator[tuple]:
+    """Open a video to be read once from beginning to end: (seconds, read).
+
+    seconds: float64 [count + 1], when each frame appears and when the last one ends, counted
+    from the first: the presentation times of the stream, or by its average rate where frames
+    have none of their own (NaN where it has no rate either). `read(wanted)` yields the
+    pictures of increasing frame numbers, uint8 [H, W, channels]; one is held at a time. Both
+    raise as `read_clip` does.
+    """
+    if channels not in PIXEL_FORMATS:
+        raise UserError(f"a clip has 1 channel (grey) or 3 (RGB), not {channels}: use 3")
+    with _opened(source) as (container, stream):
+        timeline = _scan(container, stream)
+
+        def read(wanted: list[int]) -> Iterator[np.ndarray]:
+            size = None
+            for _, frame in _frames(container, stream, timeline, wanted):
+                picture = _picture(frame, channels)
+                size = size or picture.shape[:2]
+                if picture.shape[:2] != size:
+                    raise UnreadableVideo(
+                        f"the picture size changes from {size} to {picture.shape[:2]}"
+                    )
+                yield picture
+
+        yield _seconds(stream, timeline), read
+
+
 @dataclass(frozen=True)
 class VideoFacts:
     """What a file says of itself: the exact number of frames, and frames per second.
@@ -194,6 +223,19 @@ def _scan(container, stream) -> Timeline:
     return timeline
 
 
+def _seconds(stream, timeline: Timeline) -> np.ndarray:
+    """When each frame appears and the last one ends, float64 [count + 1], from the first on."""
+    if timeline.times is None:
+        rate = float(stream.average_rate or stream.guessed_rate or "nan")
+        return np.arange(timeline.count + 1) / rate
+    seconds = (np.array(timeline.times) - timeline.times[0]) * float(stream.time_base)
+    if timeline.count > 1:
+        last = np.median(np.diff(seconds))
+    else:
+        last = 1 / float(stream.average_rate or stream.guessed_rate or "nan")
+    return np.append(seconds, seconds[-1] + last)
+
+
 def _frames(container, stream, timeline: Timeline, wanted: list[int]) -> Iterator[tuple]:
     """Each wanted frame, in increasing order, as (index, frame)."""
     here = None  # the frame decoded last
@@ -218,16 +260,15 @@ def _frames(container, stream, timeline: Timeline, wanted: list[int]) -> Iterato
         yield index, frame
 
 
-def _counted(container, stream, timeline: Timeline, wanted: list[int]) -> list[tuple]:
+def _counted(container, stream, timeline: Timeline, wanted: list[int]) -> Iterator[tuple]:
     """The same by decoding everything and counting: slow, and the last word."""
-    found, count = [], 0
+    count, chosen = 0, set(wanted)
     for frame in _decode_all(container, stream):
-        if count in wanted:
-            found.append((count, frame))
+        if count in chosen:
+            yield count, frame
         count += 1
     if count != timeline.count:
         raise UnreadableVideo(f"only {count} of {timeline.count} frames decode")
-    return found
 
 
 def _packets(container, stream) -> Iterator[av.Packet]:

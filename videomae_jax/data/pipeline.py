@@ -100,6 +100,7 @@ def eval_batches(
     batch_size: int,
     seed: int,
     bad: BadVideos,
+    start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     threads: int | None = None,
@@ -109,7 +110,8 @@ def eval_batches(
     The keys of `clip_batches` and valid, bool [b]. An unreadable video is never
     replaced: its clip is zeros, valid is False, and `bad` counts it; there is no
     share of them that raises. The rows that fill up the last batch are zeros with
-    id -1, label -1 and valid False. All processes get the same number of batches.
+    id -1, label -1 and valid False. All processes get the same number of batches;
+    those before `start_step` are left out.
     """
     rows = _rows(batch_size, process_count)
     count = len(videos)
@@ -134,7 +136,7 @@ def eval_batches(
                 "valid": read,
             }
 
-    numbers = tf.data.Dataset.range(steps * rows).map(locate)
+    numbers = tf.data.Dataset.range(start_step * rows, steps * rows).map(locate)
     batches = _load(numbers, load, shape=sample.shape, rows=rows, threads=threads)
     return finish()
 

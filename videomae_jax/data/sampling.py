@@ -121,13 +121,14 @@ def view_boxes(
     ]
 
 
-def window_indices(count: int, *, frames: int, stride: int) -> np.ndarray:
-    """Frames of clips side by side over the whole video, the last one at its end. int64 [n, F].
+def window_indices(count: int, *, frames: int, stride: int, hop: int) -> np.ndarray:
+    """Frames of clips `hop` apart over the whole video, the last one at its end. int64 [n, F].
 
-    A video shorter than a clip repeats its last frame.
+    A clip spans frames * stride; with that as hop they stand side by side. A video shorter
+    than a clip repeats its last frame.
     """
     span = frames * stride
-    starts = np.arange(0, max(1, count - span + 1), span)
+    starts = np.arange(0, max(1, count - span + 1), hop)
     if starts[-1] + span < count:
         starts = np.append(starts, count - span)
     return np.minimum(starts[:, None] + np.arange(frames) * stride, count - 1)

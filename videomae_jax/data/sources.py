@@ -57,7 +57,7 @@ class Videos:
 
 
 def read_videos(path: str | os.PathLike) -> Videos:
-    """Read a manifest file or a folder of videos.
+    """Read a manifest file, a folder of videos, or one video.
 
     A manifest has one `path` or `path label` a line, with a space, a comma or a
     tab between them, with or without a header; blank lines and lines that begin
@@ -72,6 +72,8 @@ def read_videos(path: str | os.PathLike) -> Videos:
     path = Path(path).expanduser().absolute()
     if path.is_dir():
         return _read_folder(path)
+    if path.is_file() and path.suffix[1:].lower() in SUFFIXES:
+        return Videos(paths=(str(path),), labels=None, class_names=None, name=str(path))
     if path.is_file():
         return _read_manifest(path)
     raise UserError(f"no such list or folder of videos: {path}{_nearest(path)}")

@@ -25,7 +25,7 @@ from videomae_jax.interop.safetensors_reader import (
     read_safetensors,
     write_safetensors,
 )
-from videomae_jax.interop.torch_reader import read_torch, write_torch
+from videomae_jax.interop.torch_reader import MappedTensor, map_torch, write_torch
 from videomae_jax.interop.transformers_folder import (
     Beside,
     is_model_folder,
@@ -67,13 +67,15 @@ def load_checkpoint(
     inflate: str | None = None,
     tubelet: int | None = None,
     channels: int | None = None,
+    ema: bool = False,
 ) -> Checkpoint:
     """Read a work directory, one of its steps, or anybody's file or folder of weights.
 
     The first keywords say what the file and a config beside it do not; they win over the
     config. inflate, tubelet: how an image model becomes a video encoder, see
     `images.video_from_image`. channels: change the embedding to so many, see
-    `images.change_channels`. Raises UserError when anything is damaged, missing, unexpected or
+    `images.change_channels`. ema: the moving average of the weights, which only a run of ours
+    that kept one has. Raises UserError when anything is damaged, missing, unexpected or
     in doubt.
     """
     checkpoint = _load(
@@ -82,11 +84,12 @@ def load_checkpoint(
         frames=frames,
         image_size=image_size,
         inflation=(inflate, tubelet),
+        item="ema" if ema else "params",
     )
     return checkpoint if channels is None else _with_channels(checkpoint, channels)
 
 
-def _load(path: str, *, heads, frames, image_size, inflation) -> Checkpoint:
+def _load(path: str, *, heads, frames, image_size, inflation, item: str) -> Checkpoint:
     source = Path(path)
     if not source.exists():
         raise UserError(f"{path} does not exist: give a work directory, a file or a folder")
@@ -94,7 +97,7 @@ def _load(path: str, *, heads, frames, image_size, inflation) -> Checkpoint:
         # Not at the top: orbax takes seconds to import, and files need none of it.
         from videomae_jax.training.checkpoint import load_params
 
-        params, config = load_params(path)
+        params, config = load_params(path, item=item)
         _refuse_inflation(path, inflation)
         if config.task == "probe":
             raise UserError(
@@ -103,6 +106,8 @@ def _load(path: str, *, heads, frames, image_size, inflation) -> Checkpoint:
             )
         labels = tuple(config.data.class_names) if config.task == "classify" else ()
         return Checkpoint(params, config, labels, "")
+    if item != "params":
+        raise UserError(f"{path} has no {item}: leave out --{item}, a run of ours may keep one")
 
     if source.is_dir():
         file = next(source / name for name in WEIGHTS if (source / name).is_file())
@@ -209,18 +214,24 @@ def _read_tensors(file: Path) -> tuple[Mapping[str, Any], list[str]]:
     if file.name.endswith(".bin.index.json"):
         tensors = {}
         for part in indexed_files(file):
-            held = find_tensors(read_torch(part), source=str(part))[0]
+            held = _read_pth(part)[0]
             if twice := sorted(tensors.keys() & held.keys()):
                 raise UserError(f"{part} holds a second {', '.join(twice)}")
             tensors |= held
         return tensors, []
     if file.name.endswith((".safetensors", ".safetensors.index.json")):
         return read_safetensors(file), []
-    tree = read_torch(file)
-    tensors, where = find_tensors(tree, source=str(file))
+    tensors, where, tree = _read_pth(file)
     aside = [key for key in tree if key != where.partition(".")[0]] if where else []
     notes = [f"the model is under {where!r}"] if where else []
     return tensors, notes + ([f"not read: {', '.join(map(str, aside))[:200]}"] if aside else [])
+
+
+def _read_pth(file: Path) -> tuple[dict[str, MappedTensor], str, Any]:
+    """Return the tensors of a model, the key they are under, and all the file holds."""
+    tree, data = map_torch(file)
+    views, where = find_tensors(tree, source=str(file))
+    return {name: MappedTensor(view, data) for name, view in views.items()}, where, tree
 
 
 def _config(facts: ModelFacts, beside: Beside) -> ConfigDict:

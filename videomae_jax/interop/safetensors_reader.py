@@ -21,10 +21,10 @@ MAX_JSON = 4 << 20  # bytes of an index or a config; a real one has some thousan
 
 
 class StoredTensor:
-    """A tensor of an open file, read each time `np.asarray` is called on it."""
+    """A tensor of a file, read each time `np.asarray` is called on it."""
 
     def __init__(self, path: Path, file, name: str):
-        self._path, self._file, self._name = path, file, name
+        self._path, self._name = path, name
         view = file.get_slice(name)
         self.shape, self.dtype = (
             tuple(view.get_shape()),
@@ -33,7 +33,9 @@ class StoredTensor:
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         try:
-            return np.asarray(self._file.get_tensor(self._name), dtype)
+            # Opened anew: an open file keeps all that was read of it in memory.
+            with safe_open(self._path, framework="np") as file:
+                return np.asarray(file.get_tensor(self._name), dtype)
         except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as problem:
             raise UserError(f"{self._path}: cannot read {self._name!r}: {problem}") from None
 
@@ -103,8 +105,8 @@ def _read_index(path: Path) -> dict[str, StoredTensor]:
 
 def _open(path: Path) -> dict[str, StoredTensor]:
     try:
-        file = safe_open(path, framework="np")
-        return {name: StoredTensor(path, file, name) for name in file.keys()}  # noqa: SIM118
+        with safe_open(path, framework="np") as file:
+            return {name: StoredTensor(path, file, name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as problem:
         raise UserError(f"{path} is not a sound safetensors file: {problem}") from None
     except OSError as problem:

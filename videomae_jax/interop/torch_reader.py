@@ -59,6 +59,23 @@ class Inert:
     """Stands for an object of a pickle that is neither built nor needed."""
 
 
+class MappedTensor:
+    """A tensor of a mapped file, copied each time `np.asarray` is called on it.
+
+    What was read of the file leaves the memory again; the views of `read_torch` would keep all
+    of it beside what is made of it.
+    """
+
+    def __init__(self, view: np.ndarray, data: mmap.mmap):
+        self._view, self._data = view, data
+        self.shape, self.dtype = view.shape, view.dtype
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        array = np.array(self._view, dtype)
+        self._data.madvise(mmap.MADV_DONTNEED)
+        return array
+
+
 class _Name(str):
     """A global that a pickle names, as opposed to a string it holds."""
 
@@ -77,13 +94,21 @@ def read_torch(path: str | Path) -> Any:
     The arrays are read-only views of the file, which stays mapped while they live. Raises
     UserError for a file that is damaged, not of the zip form, or names anything not allowed.
     """
+    return map_torch(path)[0]
+
+
+def map_torch(path: str | Path) -> tuple[Any, mmap.mmap]:
+    """Read a file as `read_torch` does; return the map that its arrays are views of beside it."""
     try:
         with open(path, "rb") as file:
             head = file.read(len(LEGACY))
             if not head.startswith(b"PK"):
                 raise _Refused(_not_a_zip(head))
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return _read_archive(memoryview(data))
+        tree = _read_archive(memoryview(data))
+        # The checksums have brought all of it into memory.
+        data.madvise(mmap.MADV_DONTNEED)
+        return tree, data
     except _Refused as problem:
         # What a file says may be long and have many lines; the report is one.
         raise UserError(f"{path}: {' '.join(str(problem).split())[:400]}") from None

@@ -15,7 +15,7 @@ from videomae_jax.models import flops
 from videomae_jax.models.classifier import VideoClassifier, init_classifier
 from videomae_jax.models.tokens import patch_grid, patchify
 from videomae_jax.tasks.augment import augment, mix_clips, smooth_targets
-from videomae_jax.tasks.encoder import encoder_fields
+from videomae_jax.tasks.encoder import encoder_fields, positions_line
 from videomae_jax.tasks.task import Params, Task
 
 # Named streams of randomness, folded into the step's key.
@@ -141,6 +141,7 @@ def build_task(config: ConfigDict) -> Task:
             "clip": f"{clip.frames} frames, {frames}, {clip.height} x {clip.width}, "
             f"{len(model.mean)} channels; patch {' x '.join(map(str, model.patch))}; "
             f"{tokens} tokens; {model.classes} classes",
+            "positions": positions_line(grid, model.position_grid),
             "augment": f"{change.operations} operations at magnitude {change.magnitude:g}, crops "
             f"from {change.min_area:g} of the picture, flip {'on' if change.flip else 'off'}, "
             f"erase {change.erase:g}",

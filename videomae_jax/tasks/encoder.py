@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from videomae_jax.errors import UserError
 from videomae_jax.models.attention import choose_implementation
+from videomae_jax.models.tokens import Triple
 from videomae_jax.models.vit import Execution, Size
 
 
@@ -30,6 +31,14 @@ def encoder_fields(config: ConfigDict) -> dict[str, Any]:
         position_grid=tuple(model.position_grid) or None,
         run=make_execution(config.run),
     )
+
+
+def positions_line(grid: Triple, source: Triple | None) -> str:
+    """Say which positions a clip of (T, rows, columns) patches has, as `tokens.positions`."""
+    text = " x ".join(map(str, grid))
+    if source is None or tuple(source) == grid:
+        return f"sin-cos, {text}, made afresh for this size"
+    return f"sin-cos, {text}, interpolated from {' x '.join(map(str, source))}"
 
 
 def make_execution(run: ConfigDict) -> Execution:

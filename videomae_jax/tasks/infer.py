@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import Encoder, VideoMAE, reconstruction_sums
 from videomae_jax.models.masking import mask_from_bool
-from videomae_jax.models.tokens import normalize_pixels, patch_grid, patchify, positions
+from videomae_jax.models.tokens import Triple, normalize_pixels, patch_grid, patchify, positions
 from videomae_jax.tasks import classify, pretrain
 from videomae_jax.tasks.task import Params
 
@@ -43,6 +43,7 @@ def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax
     """Return what a model makes of uint8 [B, F, H, W, C], all float32.
 
     "tokens" [B, N, D], all patches visible: after the encoder's final norm, where it has one.
+    "steps" [B, T, D]: the mean token of each time step.
     "features" [B, D]: the mean token, of a classifier normed as its head sees it. "logits"
     [B, classes]: of a classifier only. Under `jit`, what is not used is not computed.
     """
@@ -53,7 +54,12 @@ def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax
         def classify_tokens(classifier):
             tokens = classifier.tokens(patches, grid).astype("float32")
             features = classifier.fc_norm(tokens.mean(axis=1))
-            return {"tokens": tokens, "features": features, "logits": classifier.head(features)}
+            return {
+                "tokens": tokens,
+                "steps": step_means(tokens, grid),
+                "features": features,
+                "logits": classifier.head(features),
+            }
 
         return network.apply({"params": params}, method=classify_tokens)
 
@@ -62,7 +68,13 @@ def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax
     pixels = normalize_pixels(patches, network.mean, network.std)
     places = positions(grid, network.encoder.width, source=network.position_grid)[None]
     tokens = encoder.apply({"params": params["encoder"]}, pixels, places).astype("float32")
-    return {"tokens": tokens, "features": tokens.mean(axis=1)}
+    steps = step_means(tokens, grid)
+    return {"tokens": tokens, "steps": steps, "features": tokens.mean(axis=1)}
+
+
+def step_means(tokens: jax.Array, grid: Triple) -> jax.Array:
+    """Return the mean of the tokens [B, T * S, D] of each time step: [B, T, D]."""
+    return tokens.reshape(len(tokens), grid[0], -1, tokens.shape[-1]).mean(axis=2)
 
 
 def predict(

@@ -16,7 +16,7 @@ from videomae_jax.models.mae import VideoMAE, reconstruction_sums
 from videomae_jax.models.masking import TubeMask, draw_mask, mask_counts
 from videomae_jax.models.tokens import patch_grid, patchify
 from videomae_jax.models.vit import Size
-from videomae_jax.tasks.encoder import encoder_fields
+from videomae_jax.tasks.encoder import encoder_fields, positions_line
 from videomae_jax.tasks.knn import check_neighbours
 from videomae_jax.tasks.reconstruct import reconstruct
 from videomae_jax.tasks.task import Task
@@ -149,6 +149,7 @@ def build_task(config: ConfigDict) -> Task:
         facts={
             "clip": f"{clip.frames} frames, stride {clip.stride}, {clip.height} x {clip.width}, "
             f"{channels} channels; patch {' x '.join(map(str, model.patch))}; {tokens} tokens",
+            "positions": positions_line(grid, model.position_grid),
             "mask": f"{config.mask.kind}, ratio {config.mask.ratio}: "
             f"{round(visible_share * tokens)} tokens visible, {round(decoded * tokens)} predicted",
             "loss": "mean squared error of "

@@ -309,7 +309,9 @@ def check_same_model(changes: dict, *, workdir: str) -> None:
     fixed += ("model.head", "rates")  # of probes
     for key, (old, new) in changes.items():
         average = key == "ema_decay" and bool(old) != bool(new)
-        if key == "task" or key.startswith(fixed) or average:
+        # The optimizer's state has another structure.
+        layers = key == "layer_decay" and (old == 1) != (new == 1)
+        if key == "task" or key.startswith(fixed) or average or layers:
             raise UserError(
                 f"{workdir} holds a checkpoint with {key}={reprlib.repr(old)}, the config says "
                 f"{reprlib.repr(new)}: use another --workdir, or that config"

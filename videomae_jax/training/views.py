@@ -1,6 +1,7 @@
 """What a model makes of every video of a list, each once, whatever the devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,13 @@ class Predictions(NamedTuple):
 
 
 def predict_views(
+    predict: Callable[[Params, jax.Array], Any], params: Params, videos: Videos, **options: Any
+) -> Predictions:
+    """Show every video once to a model; see `predict_batches`."""
+    return join_views(predict_batches(predict, params, videos, **options))
+
+
+def predict_batches(
     predict: Callable[[Params, jax.Array], Any],
     params: Params,
     videos: Videos,
@@ -37,12 +45,13 @@ def predict_views(
     mesh: Mesh,
     threads: int | None,
     bad: BadVideos,
-) -> Predictions:
-    """Show every video once to a model; see `jit_views` and `collect_views`."""
+    start_batch: int = 0,
+) -> Iterator[Predictions]:
+    """Show every video once to a model, batch by batch; see `jit_views` and `view_batches`."""
     with jax.set_mesh(mesh):
         sharding = state_sharding(params, mesh)
         params = jax.tree.map(lambda x, s: jax.device_put(np.asarray(x), s), params, sharding)
-        return collect_views(
+        yield from view_batches(
             jit_views(predict, params, mesh),
             params,
             videos,
@@ -51,6 +60,7 @@ def predict_views(
             mesh=mesh,
             threads=threads,
             bad=bad,
+            start_batch=start_batch,
         )
 
 
@@ -73,7 +83,7 @@ def jit_views(
     )
 
 
-def collect_views(
+def view_batches(
     step: Callable[[Params, dict[str, jax.Array]], tuple],
     params: Params,
     videos: Videos,
@@ -83,13 +93,13 @@ def collect_views(
     mesh: Mesh,
     threads: int | None,
     bad: BadVideos,
-    stopped: Callable[[], bool] = lambda: False,
-) -> Predictions:
+    start_batch: int = 0,
+) -> Iterator[Predictions]:
     """Run a step of `jit_views` over every video once, all its views together.
 
     sample: (path, rng) -> uint8 of `sample.shape`, all views or one clip. batch_size: videos,
-    on all devices. Unreadable videos go to `bad`, none takes their place. Ends early, with
-    what it has, where `stopped()`.
+    on all devices. Unreadable videos go to `bad`, none takes their place. start_batch: the
+    first to compute; those after it are the same whatever it is.
     """
     if batch_size < 1 or batch_size % batch_devices(mesh):
         unit = batch_devices(mesh)
@@ -104,16 +114,29 @@ def collect_views(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         threads=threads,
+        start_step=start_batch,
     )
-    ids, rows = [], []
     with Feed(batches, sharding=batch_sharding(mesh)) as feed:
         for batch in feed:
             # By the id that travels with the clip: names may repeat, batches may be partial.
             numbers, valid, values = jax.device_get(
                 step(params, {key: batch[key] for key in ("video", "id", "valid")})
             )
-            ids.append(numbers[valid].astype(np.int64))
-            rows.append(jax.tree.map(lambda value: value[valid], values))  # noqa: B023
+            values = jax.tree.map(lambda value: value[valid], values)  # noqa: B023
+            yield Predictions(numbers[valid].astype(np.int64), values)
+
+
+def collect_views(*arguments: Any, stopped: Callable[[], bool], **options: Any) -> Predictions:
+    """Join the batches of `view_batches`; ends early, with what it has, where `stopped()`."""
+    found = []
+    with closing(view_batches(*arguments, **options)) as batches:
+        for predictions in batches:
+            found.append(predictions)
             if stopped():
                 break
-    return Predictions(np.concatenate(ids), jax.tree.map(lambda *x: np.concatenate(x), *rows))
+    return join_views(found)
+
+
+def join_views(batches: Iterable[Predictions]) -> Predictions:
+    """Put one batch or more together."""
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)

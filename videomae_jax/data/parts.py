@@ -1,0 +1,113 @@
+"""Results on disk as they come, so that a command that was killed goes on where it stopped."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from videomae_jax.errors import UserError
+
+# What a kill may cost, and what may wait in memory until it is written.
+SECONDS, BYTES = 30.0, 256e6
+SETTINGS = "settings.json"
+
+
+class Parts:
+    """Rows that a long computation yields, in order, in the files of a folder.
+
+    settings: what decides the rows, by the name the user knows it by. Raises UserError for a
+    folder begun with others, and where nothing can be written. `position` says how far the
+    rows go, whatever that is to the caller, and is () at the start. A file appears only
+    whole, every SECONDS or BYTES.
+    """
+
+    def __init__(self, folder: str | os.PathLike, settings: Mapping[str, str | int | float]):
+        self.folder = Path(folder)
+        self._waiting: list[dict[str, np.ndarray]] = []
+        self._written = time.monotonic()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._check(dict(settings))
+            files = self._files()
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder}: {error.strerror}") from None
+        self.position: tuple[int, ...] = ()
+        if files:
+            with np.load(files[-1]) as arrays:
+                self.position = tuple(arrays["position"].tolist())
+
+    def add(self, rows: dict[str, np.ndarray], *, position: tuple[int, ...]) -> None:
+        """Add rows, one array per column, all of one length."""
+        self._waiting.append(rows)
+        self.position = position
+        size = sum(column.nbytes for part in self._waiting for column in part.values())
+        if size >= BYTES or time.monotonic() - self._written >= SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if not self._waiting:
+            return
+        columns = {
+            name: np.concatenate([part[name] for part in self._waiting])
+            for name in self._waiting[0]
+        }
+        file = self.folder / f"{len(self._files()):06d}.npz"
+        self._write(file, lambda out: np.savez(out, position=np.array(self.position), **columns))
+        self._waiting, self._written = [], time.monotonic()
+
+    def read(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
+        """Yield some columns of the rows, file by file; flush before."""
+        for file in self._files():
+            with np.load(file) as arrays:
+                yield {name: arrays[name] for name in names}
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9]*.npz"))
+
+    def _check(self, settings: dict) -> None:
+        file = self.folder / SETTINGS
+        if not file.exists():
+            text = json.dumps(settings, indent=1)
+            self._write(file, lambda out: out.write(text.encode()))
+            return
+        before = json.loads(file.read_text())
+        for name in before.keys() | settings.keys():
+            if before.get(name) != settings.get(name):
+                raise UserError(
+                    f"{self.folder} holds results of {name} {before.get(name)}, this command has "
+                    f"{settings.get(name)}: use another --out, or remove that folder"
+                )
+
+    def _write(self, file: Path, write) -> None:
+        draft = file.with_name(f".{file.name}")
+        try:
+            with open(draft, "wb") as out:
+                write(out)
+                out.flush()
+                os.fsync(out.fileno())
+            draft.rename(file)
+        except OSError as error:
+            raise UserError(f"cannot write {file}: {error.strerror}") from None
+
+
+def fingerprint(tree: Any) -> str:
+    """Return 16 hexadecimal digits of all arrays and texts of a tree: equal for equal ones."""
+    digest = hashlib.blake2b(digest_size=8)
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, str):
+            digest.update(leaf.encode("utf-8", "surrogateescape") + b"\n")
+        else:
+            digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

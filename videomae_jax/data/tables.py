@@ -1,0 +1,101 @@
+"""Rows in parts -> one file for others: .npz, or .parquet with pyarrow.
+
+Neither is ever held in memory whole.
+"""
+
+import importlib.util
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from videomae_jax.errors import UserError
+
+Rows = dict[str, np.ndarray]
+ENDINGS = (".npz", ".parquet")
+
+
+def check_ending(path: str) -> None:
+    """Raise UserError for a kind of file that cannot be written here."""
+    ending = Path(path).suffix
+    if ending not in ENDINGS:
+        raise UserError(f"{path} does not end in {' or '.join(ENDINGS)}")
+    if ending == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise UserError(
+            f"{path} needs pyarrow: pip install 'videomae_jax[parquet]', or write an .npz"
+        )
+
+
+def write_table(
+    path: str,
+    read: Callable[..., Iterable[Rows]],
+    columns: Sequence[str],
+    *,
+    paths: Sequence[str],
+    facts: Mapping[str, str | int | float],
+) -> None:
+    """Join rows into one file, which appears only whole.
+
+    read: `read(*columns)` yields these columns of all rows, at least of one, part by part; it
+    is called once for each column of an .npz. paths: of the videos that the column "video"
+    numbers; an .npz has them once, as "paths", a .parquet in every row, as "path". facts: what
+    the rows are of, JSON under "facts", in a .parquet in the metadata of its schema.
+    """
+    file = Path(path)
+    draft = file.with_name(f".{file.name}")
+    write = {".npz": _write_npz, ".parquet": _write_parquet}[file.suffix]
+    try:
+        write(draft, read, columns, paths=np.array(paths), facts=json.dumps(facts))
+        draft.rename(file)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _write_npz(draft: Path, read, columns: Sequence[str], *, paths: np.ndarray, facts: str) -> None:
+    def put(name, shape, dtype, arrays):
+        header = dict(descr=np.lib.format.dtype_to_descr(dtype), fortran_order=False, shape=shape)
+        with archive.open(f"{name}.npy", "w", force_zip64=True) as out:
+            np.lib.format.write_array_header_2_0(out, header)
+            for array in arrays:
+                out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+    count = sum(len(part[columns[0]]) for part in read(columns[0]))
+    with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
+        for name in columns:
+            first = next(iter(read(name)))[name]
+            arrays = (part[name] for part in read(name))
+            put(name, (count, *first.shape[1:]), first.dtype, arrays)
+        for name, array in {"paths": paths, "facts": np.array(facts)}.items():
+            put(name, array.shape, array.dtype, [array])
+
+
+def _write_parquet(
+    draft: Path, read, columns: Sequence[str], *, paths: np.ndarray, facts: str
+) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    def column(array):
+        # A list of lists of the shape of a row.
+        flat = pa.array(array.reshape(-1))
+        for size in reversed(array.shape[1:]):
+            flat = pa.FixedSizeListArray.from_arrays(flat, size)
+        return flat
+
+    writer = None
+    try:
+        for rows in read(*columns):
+            table = pa.table({name: column(array) for name, array in rows.items()})
+            names = pa.array(paths[rows["video"]]).dictionary_encode()
+            table = table.add_column(1, "path", names)
+            if writer is None:
+                schema = table.schema.with_metadata({"facts": facts})
+                writer = parquet.ParquetWriter(draft, schema)
+            writer.write_table(table.cast(writer.schema))
+    finally:
+        if writer is not None:
+            writer.close()
