@@ -25,6 +25,7 @@ SMALL = [
     "--config.warmup_steps=2",
     "--config.log_every=1",
     "--config.data.eval=",
+    "--config.data.holdout=0",
     "--config.heartbeat_seconds=10",
 ]
 HEARTBEAT = 10
@@ -52,12 +53,13 @@ def training(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(workdir.parent / "compiled"))
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_NUM_CPU_DEVICES": str(devices),
         "PYTHONUNBUFFERED": "1",
         # The programs of the tests are few, and all compiled many times.
-        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
+        "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }

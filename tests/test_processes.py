@@ -44,6 +44,14 @@ def test_two_processes_compute_what_one_does(straight, folder, videos):
     np.testing.assert_allclose(values(straight), values(folder / "one"), rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("devices,axis", [(1, "tensor=2"), (2, "fsdp=4")])
+def test_two_processes_share_parameters(straight, folder, videos, devices, axis):
+    workdir = folder / axis
+    train(workdir, videos, STEPS, f"--config.mesh.{axis}", count=2, devices=devices)
+    np.testing.assert_allclose(values(workdir), values(straight), rtol=1e-5)
+
+
 def test_only_the_first_of_several_writes_the_log(straight):
     assert "step 1/12" in log(straight, 0).read_text()
     assert "step 1/12" not in log(straight, 1).read_text()
@@ -98,10 +106,10 @@ cli.main(sys.argv[1:])
 
 def test_a_stuck_loader_is_reported_and_ends_the_process(folder, videos):
     workdir = folder / "stuck"
-    more = [videos, STEPS, "--config.watchdog_seconds=5", "--config.data.threads=1"]
+    more = [videos, STEPS, "--config.watchdog_seconds=10", "--config.data.threads=1"]
     with training(workdir, *more, count=1, devices=1, program=HANGS) as running:
         assert codes(running) == [128 + signal.SIGALRM]
     said = log(workdir).read_text()
-    assert "Timeout (0:00:05)!" in said
+    assert "Timeout (0:00:10)!" in said
     # Who waits, and for whom.
     assert "in hang" in said and "in __next__" in said and "training/loop.py" in said

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What compiles, reads or writes a checkpoint or evaluates may take that many times as long as
-# a step.
-PATIENCE = 6
+# What compiles, reads or writes a checkpoint, or evaluates a batch may take at least so long, in
+# seconds.
+PATIENCE = 1800
 # Between the report and the end, in seconds.
 PAUSE = 2.0
 
@@ -26,13 +26,13 @@ class Watchdog:
 
     def feed(self) -> None:
         """Tell that there is progress."""
-        limit = self.seconds * self._patience
+        limit = max(self.seconds, self._patience)
         faulthandler.dump_traceback_later(limit, file=sys.__stderr__)
         signal.setitimer(signal.ITIMER_REAL, limit + PAUSE)
 
     def begin(self) -> None:
         """Expect steps from now on."""
-        self._patience = 1
+        self._patience = 0
         self.feed()
 
     @contextmanager
