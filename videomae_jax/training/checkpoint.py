@@ -5,7 +5,9 @@ them, rest (optimizer state and counters) and meta (the config and the digests a
 so that whoever wants the weights need not read three times as much.
 """
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +108,9 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, config: ConfigDict) -> None:
         """Start saving; returns once the state may be overwritten."""
+        if not self.folder.is_dir():
+            # Orbax would make another one, without the checkpoints that were in it.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
         items = _items(state)
         meta = {"config": json.loads(config.to_json()), "digests": digests(items)}
         args = {name: SAVE(item) for name, item in items.items()}

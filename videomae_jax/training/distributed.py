@@ -16,6 +16,8 @@ from videomae_jax.errors import UserError
 
 # How much longer than a heartbeat it may take to hear that a peer is dead, in seconds.
 GRACE = 15
+# What a collective says that did not hear from a peer in time: to be tried again.
+LOST = ("DEADLINE_EXCEEDED", "UNAVAILABLE", "ABORTED", "CANCELLED")
 
 
 @contextmanager
@@ -48,7 +50,7 @@ def connected(
         _say(f"videomae: process {jax.process_index()}: {str(error).splitlines()[0]}")
         _say("videomae: waiting for the heartbeat to tell whether another process died")
         time.sleep(heartbeat_seconds + GRACE)
-        _leave(1, traceback.format_exc())
+        _leave(134 if any(s in str(error) for s in LOST) else 1, traceback.format_exc())
     except BaseException:
         _leave(1, traceback.format_exc())
     jax.distributed.shutdown()
