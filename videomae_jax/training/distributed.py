@@ -66,6 +66,8 @@ def _connect(coordinator, processes, process_id, heartbeat_seconds) -> bool:
         raise UserError(f"--process-id {process_id} of {processes}: use 0 to {processes - 1}")
     # Its handler of SIGTERM would swallow those that come before ours stands.
     jax.config.update("jax_enable_preemption_service", False)
+    # On CPUs two programs in flight may meet their peers in different orders, and wait for ever.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(
             coordinator,
