@@ -18,7 +18,6 @@ from videomae_jax.training.checkpoint import load_params
 from videomae_jax.training.digest import digests
 
 STEPS = 60
-# The programs are compiled once, into a folder beside the work directories.
 HOW = dict(count=2, devices=1)
 
 

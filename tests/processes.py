@@ -53,16 +53,15 @@ def training(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(workdir.parent / "compiled"))
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_NUM_CPU_DEVICES": str(devices),
         "PYTHONUNBUFFERED": "1",
-        # The programs of the tests are few, and all compiled many times.
-        "JAX_COMPILATION_CACHE_DIR": cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
+    if count > 1:
+        # CPU programs of several processes do not work from the cache: each process would load
+        # what the first compiled for itself, and wait for peers that do not come.
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     command = [
         sys.executable,
         "-c",
