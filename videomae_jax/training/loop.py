@@ -283,7 +283,7 @@ def evaluate(
         for key, value in task.summarize(sums).items()
     }
     if knn:
-        found = knn(weights, stopped=lambda: bool(stop.received))
+        found = knn(weights, stopped=stopping)
         if found is None:
             return None
         scores |= found
