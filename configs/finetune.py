@@ -149,7 +149,11 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 clip_norm=0.0,  # of the global gradient; 0 does not clip
             ),
             max_skipped_steps=10,  # non-finite steps in a row before the run gives up
-            mesh=dict(data=-1, fsdp=1, tensor=1),  # devices along each axis; -1 is the rest
+            # Devices along each axis; -1 is the rest. slices: groups that a slower network
+            # joins, which only data crosses; -1 is what the devices say.
+            mesh=dict(slices=-1, data=-1, fsdp=1, tensor=1),
+            watchdog_seconds=600,  # without a step before a process ends itself
+            heartbeat_seconds=100,  # of silence before a process counts as dead
             run=dict(
                 dtype="auto",  # of the computation: bfloat16 on accelerators, else float32
                 attention="auto",  # xla, chunked, splash, cudnn

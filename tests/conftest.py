@@ -6,6 +6,8 @@ import os
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# JAX runs before a test calls `videomae train`, and could no longer be connected to others.
+os.environ["JAX_NUM_PROCESSES"] = "1"
 
 import jax  # noqa: E402
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,14 @@ from videomae_jax.data.synthetic import synthetic_batches
 from videomae_jax.errors import UserError
 from videomae_jax.tasks import pretrain
 from videomae_jax.training.optim import Plan, adamw, decay_mask, make_plan, warmup_cosine
-from videomae_jax.training.sharding import batch_sharding, make_mesh, path_name, state_sharding
+from videomae_jax.training.sharding import (
+    batch_sharding,
+    batch_share,
+    make_mesh,
+    path_name,
+    split_slices,
+    state_sharding,
+)
 from videomae_jax.training.step import TrainState, jit_steps, make_state
 
 TINY = (
@@ -70,6 +78,7 @@ def one_device():
         pytest.param(dict(data=8, fsdp=1, tensor=1), marks=pytest.mark.slow),
         dict(data=4, fsdp=2, tensor=1),
         dict(data=2, fsdp=2, tensor=2),
+        pytest.param(dict(slices=2, data=4, fsdp=2, tensor=1), marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -140,8 +149,40 @@ def test_data_parallel_reduces_gradients_and_moves_nothing_else():
     assert collectives(compiled_text(dict(data=8, fsdp=1, tensor=1))) == {"all-reduce"}
 
 
-def test_fsdp_gathers_parameters():
-    assert "all-gather" in collectives(compiled_text(dict(data=1, fsdp=8, tensor=1)))
+def test_fsdp_gathers_parameters_and_reduces_gradients():
+    # On accelerators the compiler makes reduce-scatter of the all-reduce whose parts are kept.
+    kinds = collectives(compiled_text(dict(data=1, fsdp=8, tensor=1)))
+    assert "all-gather" in kinds and kinds & {"all-reduce", "reduce-scatter"}
+
+
+def test_only_data_crosses_from_slice_to_slice():
+    mesh = make_mesh(dict(slices=2, data=4, fsdp=2, tensor=1))
+    numbers = np.vectorize(lambda device: device.id)(mesh.devices)
+    assert numbers.shape == (4, 2, 1)
+    assert set(numbers[:2].flat) == {0, 1, 2, 3} and set(numbers[2:].flat) == {4, 5, 6, 7}
+
+
+def test_slices_are_what_the_devices_of_a_pod_say():
+    class Chip(NamedTuple):
+        id: int
+        slice_index: int
+        platform: str = "tpu"
+
+    chips = [Chip(number, number % 2) for number in range(8)]
+    assert [[chip.id for chip in part] for part in split_slices(chips)] == [
+        [0, 2, 4, 6],
+        [1, 3, 5, 7],
+    ]
+    assert split_slices(chips, count=2) == split_slices(chips)
+    assert split_slices(chips, count=1) == [chips]
+    with pytest.raises(UserError, match="mesh.slices=4 of 8 devices: use 2 or -1"):
+        split_slices(chips, count=4)
+    gpus = [Chip(number, number % 2, "gpu") for number in range(8)]
+    assert split_slices(gpus) == [gpus]
+
+
+def test_one_process_reads_the_whole_batch():
+    assert batch_share(make_mesh(dict(data=2, fsdp=2, tensor=2))) == (0, 1)
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_its_count():
@@ -261,6 +302,8 @@ def test_an_unknown_leaf_is_not_sharded_by_accident():
         (dict(data=-1, fsdp=3, tensor=1), "needs a multiple of 3 devices, there are 8"),
         (dict(data=-1, fsdp=-1, tensor=1), "at most one is -1"),
         (dict(data=0, fsdp=1, tensor=1), "at least 1"),
+        (dict(slices=3, data=-1, fsdp=1, tensor=1), "mesh.slices=3 of 8 devices: use 1 or -1"),
+        (dict(slices=2, data=1, fsdp=8, tensor=1), "mesh.data=1 does not divide by 2 slices"),
     ],
 )
 def test_impossible_meshes_are_refused(axes, words):

@@ -50,5 +50,20 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)  # as a shell says it, without the traceback
 
 
+def run() -> None:
+    """Be the `videomae` script: `main`, and after a failure no waiting for threads.
+
+    Those of a save that failed wait ten minutes for each other.
+    """
+    try:
+        main()
+    except SystemExit as error:
+        if error.code != 1:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
 if __name__ == "__main__":
-    main()
+    run()

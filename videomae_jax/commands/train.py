@@ -1,10 +1,13 @@
 """Train a model, or go on training it.
 
 The config names a recipe; --config.KEY=VALUE changes any part of it. A run continues from
-the newest checkpoint in --workdir. Ctrl-C and SIGTERM save and exit with 42.
+the newest checkpoint in --workdir. Ctrl-C and SIGTERM save and exit with 42. Processes that
+train together are started with the same command; Slurm, TPU pods, Kubernetes and Open MPI tell
+each its place, elsewhere --coordinator, --processes and --process-id do.
 """
 
 import argparse
+import os
 import sys
 
 EXIT_STOPPED = 42  # saved and ready to go on: what XPK and Slurm scripts restart on
@@ -15,6 +18,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", required=True, metavar="FILE[:ARGS]", help="e.g. configs/pretrain.py:b,k400"
     )
     parser.add_argument("--workdir", required=True, help="checkpoints and logs; made if missing")
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        default=os.environ.get("JAX_COORDINATOR_ADDRESS"),
+        help="of process 0, any free port; or $JAX_COORDINATOR_ADDRESS",
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        default=os.environ.get("JAX_NUM_PROCESSES"),
+        help="all that train together, 1 looks for no others; or $JAX_NUM_PROCESSES",
+    )
+    parser.add_argument(
+        "--process-id",
+        type=int,
+        metavar="I",
+        default=os.environ.get("JAX_PROCESS_ID"),
+        help="0 to N - 1; or $JAX_PROCESS_ID",
+    )
     parser.set_defaults(overrides=[])
     parser.epilog = "--config.KEY=VALUE overrides a key of the config, e.g. --config.batch_size=64"
 
@@ -23,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.config import load_config
     from videomae_jax.interop.files import load_checkpoint
     from videomae_jax.tasks import classify, pretrain, probe
-    from videomae_jax.training.loop import train
+    from videomae_jax.training.distributed import connected
 
     tasks = {"pretrain": pretrain, "classify": classify, "probe": probe}
     config = load_config(args.config, args.overrides)
@@ -31,6 +54,16 @@ def main(args: argparse.Namespace) -> None:
     def load_weights(path):
         return load_checkpoint(path).params
 
-    finished = train(config, tasks[config.task], workdir=args.workdir, load_weights=load_weights)
+    with connected(
+        coordinator=args.coordinator,
+        processes=args.processes,
+        process_id=args.process_id,
+        heartbeat_seconds=config.heartbeat_seconds,
+    ):
+        # TensorFlow, which it brings, takes seconds: the peers need not wait for it.
+        from videomae_jax.training.loop import train
+
+        task = tasks[config.task]
+        finished = train(config, task, workdir=args.workdir, load_weights=load_weights)
     if not finished:
         sys.exit(EXIT_STOPPED)

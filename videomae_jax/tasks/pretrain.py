@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from videomae_jax.data.sources import Videos, number_labels
@@ -116,10 +117,12 @@ def build_task(config: ConfigDict) -> Task:
     def eval_sums(params, batch):
         return clip_sums(params, batch, jax.random.key(EVAL_SEED))
 
-    @jax.jit
-    def rebuild(params, video, ids):
+    # Whole on every process, whoever had read the clips.
+    @functools.partial(jax.jit, out_shardings=P())
+    def rebuild(params, batch):
+        video, ids = batch["video"][:PICTURES], batch["id"][:PICTURES]
         mask, _ = draw(jax.random.key(EVAL_SEED), ids)
-        return reconstruct(
+        return video, reconstruct(
             model,
             params,
             video,
@@ -131,8 +134,8 @@ def build_task(config: ConfigDict) -> Task:
     def pictures(params, batch):
         from videomae_jax.pictures import summary_image
 
-        video, ids = batch["video"][:PICTURES], batch["id"][:PICTURES]
-        return {"reconstruction": summary_image(np.asarray(video), rebuild(params, video, ids))}
+        video, rebuilt = rebuild(params, {key: batch[key] for key in ("video", "id")})
+        return {"reconstruction": summary_image(np.asarray(video), rebuilt)}
 
     pixels = math.prod(model.patch)
     zero = f" (a model that predicts zero: {pixels - 1}/{pixels})"

@@ -45,7 +45,8 @@ def length_line(plan: Plan, examples: int, batch_size: int) -> str:
 def devices_line(mesh: Mesh) -> str:
     """How many of which devices, and their layout."""
     shape = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-    return f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({shape})"
+    processes = f" of {jax.process_count()} processes" * (jax.process_count() > 1)
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}{processes} ({shape})"
 
 
 def model_line(params: Any) -> str:

@@ -1,25 +1,40 @@
 """Checkpoints on disk; the only module that knows orbax.
 
 A work directory holds checkpoints/STEP/ with its items: params, ema where the run averages
-them, rest (optimizer state and counters) and meta (the config as JSON). Apart, so that whoever
-wants the weights need not read three times as much.
+them, rest (optimizer state and counters) and meta (the config and the digests as JSON). Apart,
+so that whoever wants the weights need not read three times as much.
 """
 
+import errno
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
 from videomae_jax.errors import UserError
+from videomae_jax.training.digest import digests
+from videomae_jax.training.distributed import say
 from videomae_jax.training.step import TrainState
 
 FOLDER = "checkpoints"
 SAVE, RESTORE = ocp.args.StandardSave, ocp.args.StandardRestore
+
+
+class Restored(NamedTuple):
+    """A state that was read, with its step and the config it was trained with."""
+
+    step: int
+    state: TrainState
+    config: ConfigDict
 
 
 class Checkpoints:
@@ -39,50 +54,76 @@ class Checkpoints:
         )
         self._manager = _open(self.folder, options)
 
-    @property
-    def latest(self) -> int | None:
-        """The step of the newest complete checkpoint."""
-        return self._manager.latest_step()
+    def restore(
+        self, abstract_state: TrainState, *, check: Callable[[ConfigDict], None]
+    ) -> Restored | None:
+        """Read the newest checkpoint that is whole into the shapes and shardings given.
 
-    def config(self, step: int) -> ConfigDict:
-        """Return the config a checkpoint was trained with."""
-        restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        return config_from_json(restored["meta"]["config"])
+        check: raises UserError for a config whose state has other shapes. One that cannot be
+        read, or whose digests are not those it was saved with, is passed over with a warning and
+        renamed STEP.damaged. None where there is no checkpoint at all; raises UserError where
+        all are damaged, and leaves them as they are.
+        """
+        damaged = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            restored, problem = None, ""
+            try:
+                restored = self._read(step, abstract_state, check)
+            except UserError:
+                raise
+            except Exception as error:  # of many kinds, depending on what is damaged
+                problem = str(error).strip().partition("\n")[0] or type(error).__name__
+            # What one process cannot read, none goes on from.
+            if all(_everyone(restored is not None)):
+                self._set_aside(damaged)
+                return restored
+            damaged[step] = problem or "another process cannot read it"
+        if damaged:
+            raise UserError(
+                f"no checkpoint of {self.folder} can be read: "
+                + "; ".join(f"step {step}, {problem}" for step, problem in damaged.items())
+            )
+        return None
 
-    def restore(self, step: int, abstract_state: TrainState) -> TrainState:
-        """Read a whole state into the shapes and shardings of `abstract_state`."""
+    def _read(self, step, abstract_state, check) -> Restored:
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        meta = self._manager.restore(step, args=args)["meta"]
+        config = config_from_json(meta["config"])
+        check(config)
         args = {name: RESTORE(item) for name, item in _items(abstract_state).items()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-        return TrainState(params=restored["params"], ema=restored.get("ema"), **restored["rest"])
+        items = self._manager.restore(step, args=ocp.args.Composite(**args))
+        check_digests({name: items[name] for name in args}, meta)
+        ema = items["ema"] if "ema" in args else None
+        return Restored(step, TrainState(params=items["params"], ema=ema, **items["rest"]), config)
+
+    def _set_aside(self, damaged: dict[int, str]) -> None:
+        for step, problem in damaged.items():
+            new = f"{step}.damaged"
+            say(f"checkpoint {step} is damaged and now called {self.folder / new}: {problem}")
+            if jax.process_index() == 0:
+                (self.folder / str(step)).rename(self.folder / new)
+        if damaged:
+            _everyone(True)  # until the first process has renamed
+            self._manager.reload()
 
     def save(self, step: int, state: TrainState, config: ConfigDict) -> None:
         """Start saving; returns once the state may be overwritten."""
-        meta = {"config": json.loads(config.to_json())}
-        args = {name: SAVE(item) for name, item in _items(state).items()}
-        args = ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta))
-        self._guard(self._manager.save, step, args=args)
+        if not self.folder.is_dir():
+            # Orbax would make another one, without the checkpoints that were in it.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
+        items = _items(state)
+        meta = {"config": json.loads(config.to_json()), "digests": digests(items)}
+        args = {name: SAVE(item) for name, item in items.items()}
+        self._manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)))
 
     def wait(self) -> None:
         """Wait for the save in flight, if there is one."""
-        self._guard(self._manager.wait_until_finished)
+        self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait, and stop saving."""
         self.wait()
         self._manager.close()
-
-    def _guard(self, call, *args, **kwargs):
-        try:
-            return call(*args, **kwargs)
-        except Exception as error:
-            # A full disk surfaces as OSError from Python and as ValueError from tensorstore.
-            if not isinstance(error, OSError) and "No space left" not in str(error):
-                raise
-            cause = "no space left on the device" if "No space left" in str(error) else error
-            raise UserError(
-                f"cannot save to {self.folder}: {cause}; "
-                f"the last complete checkpoint is step {self.latest}"
-            ) from None
 
 
 def load_params(path: str, *, item: str = "params") -> tuple[Any, ConfigDict]:
@@ -90,6 +131,7 @@ def load_params(path: str, *, item: str = "params") -> tuple[Any, ConfigDict]:
 
     item: "params", or "ema" for the moving average of a run that keeps one.
     params: float32 arrays on the default device. A work directory means its newest checkpoint.
+    Raises UserError where it is damaged.
     """
     folder = Path(path).absolute()
     if folder.name.isdigit() and (folder / "params").is_dir():
@@ -112,12 +154,16 @@ def load_params(path: str, *, item: str = "params") -> tuple[Any, ConfigDict]:
         )
         args = ocp.args.Composite(**{item: RESTORE(abstract)}, meta=ocp.args.JsonRestore())
         restored = manager.restore(step, args=args)
+    try:
+        check_digests({item: restored[item]}, restored["meta"])
+    except ValueError as error:
+        raise UserError(f"checkpoint {folder / str(step)} is damaged: {error}") from None
     return restored[item], config_from_json(restored["meta"]["config"])
 
 
 def save_params(path: str, params: Any, config: ConfigDict) -> None:
     """Write weights without a run: a new work directory `path` that `load_params` reads."""
-    meta = {"config": json.loads(config.to_json())}
+    meta = {"config": json.loads(config.to_json()), "digests": digests({"params": params})}
     args = ocp.args.Composite(params=SAVE(params), meta=ocp.args.JsonSave(meta))
     with _open(Path(path).absolute() / FOLDER, ocp.CheckpointManagerOptions()) as manager:
         manager.save(0, args=args)
@@ -131,6 +177,19 @@ def _open(folder: Any, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointM
         "meta": ocp.JsonCheckpointHandler(),
     }
     return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+
+
+def check_digests(items: dict[str, Any], meta: dict) -> None:
+    """Raise ValueError that names the arrays which are not what was saved.
+
+    Weights from before checkpoints had digests pass.
+    """
+    if "digests" not in meta:
+        return
+    saved = meta["digests"]
+    changed = [name for name, number in digests(items).items() if saved[name] != number]
+    if changed:
+        raise ValueError(f"{', '.join(changed[:3])}: not as it was saved ({len(changed)} arrays)")
 
 
 def config_from_json(tree: dict) -> ConfigDict:
@@ -152,6 +211,11 @@ def check_space(workdir: str, *, needed: int) -> None:
             f"{workdir} has {free / 1e9:.2g} GB free, a checkpoint needs {needed / 1e9:.2g} GB: "
             "free some or use another --workdir"
         )
+
+
+def _everyone(fine: bool) -> list[bool]:
+    """Return what every process passes, once all have."""
+    return multihost_utils.process_allgather(np.array([fine])).ravel().tolist()
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from types import ModuleType
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -26,12 +27,20 @@ from videomae_jax.pictures import plot_curve
 from videomae_jax.tasks.task import Params, Task
 from videomae_jax.training import banner
 from videomae_jax.training.checkpoint import FOLDER, Checkpoints, check_space
+from videomae_jax.training.disk import work_directory
+from videomae_jax.training.distributed import Peers, say
 from videomae_jax.training.monitor import Monitor, read_metrics
 from videomae_jax.training.neighbours import OnlineKnn
 from videomae_jax.training.optim import make_optimizer, make_plan, warmup_cosine
-from videomae_jax.training.sharding import batch_devices, batch_sharding, make_mesh
+from videomae_jax.training.sharding import (
+    batch_devices,
+    batch_sharding,
+    batch_share,
+    make_mesh,
+)
 from videomae_jax.training.step import Steps, TrainState, jit_steps, put_params
 from videomae_jax.training.transfer import transfer_encoder
+from videomae_jax.training.watchdog import Watchdog
 
 
 def train(
@@ -45,6 +54,7 @@ def train(
 
     kind: the module of the task, see `tasks.task`. load_weights: reads `config.init_from`.
     Returns False when Ctrl-C or SIGTERM ended the run early; either way its state is saved.
+    On several processes each calls it, and all return the same.
     """
     # What a user can get wrong comes first, before anything slow.
     mesh = make_mesh(config.mesh)
@@ -59,9 +69,13 @@ def train(
         train_videos,
         max_share=config.data.max_bad_share,
         file=Path(workdir) / "bad_videos.csv",
+        process_index=jax.process_index(),
     )
 
-    with jax.set_mesh(mesh), ExitStack() as stack:
+    with ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(config.watchdog_seconds))
+        stack.enter_context(work_directory(workdir, checkpoints=FOLDER))
+        stack.enter_context(jax.set_mesh(mesh))
         steps = jit_steps(
             task,
             make_optimizer(config),
@@ -73,18 +87,20 @@ def train(
         )
         checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
         stack.callback(checkpoints.close)
-        start = checkpoints.latest or 0
-        if start:
-            changes = banner.differences(checkpoints.config(start), config)
-            check_same_model(changes, workdir=workdir)
-            state = checkpoints.restore(start, steps.abstract_state)
+        restored = checkpoints.restore(
+            steps.abstract_state,
+            check=lambda old: check_same_model(banner.differences(old, config), workdir=workdir),
+        )
+        if restored:
+            start, state, old = restored
+            changes = banner.differences(old, config)
         else:
-            changes = []
+            start, changes = 0, {}
             check_space(workdir, needed=2 * banner.tree_bytes(steps.abstract_state))
             state = steps.init()
             if config.init_from:
                 params, table = transfer_encoder(load_weights(config.init_from), state.params)
-                print(f"weights of {config.init_from}: {table}")
+                say(f"weights of {config.init_from}: {table}")
                 state = put_params(state, params)
 
         # The position in the data is the step, so a resumed run meets the same batches.
@@ -100,6 +116,7 @@ def train(
             sample=eval_sample,
             mesh=mesh,
         )
+        share, shares = batch_share(mesh)
         batches = clip_batches(
             train_videos,
             sample=train_sample,
@@ -109,8 +126,8 @@ def train(
             start_step=start,
             num_steps=plan.steps - start,
             bad=bad,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=share,
+            process_count=shares,
             threads=config.data.threads or None,
         )
         feed = stack.enter_context(Feed(batches, sharding=batch_sharding(mesh)))
@@ -121,11 +138,17 @@ def train(
             flops=task.train_flops,
             log_every=config.log_every,
             max_skipped_steps=config.max_skipped_steps,
+            watchdog=watchdog,
         )
         stack.callback(monitor.close)
-        stop = stack.enter_context(stop_signals())
+        stop, peers = stack.enter_context(stop_signals()), Peers(mesh)
 
-        train_step = None
+        def tell_peers() -> np.ndarray:
+            """[2, processes]: the signal that each received, and how long it has waited."""
+            watchdog.feed()
+            return peers.tell(stop.signal, feed.waited - waited_before).T
+
+        train_step, waited_before = None, 0.0
         for step, batch in enumerate(feed, start + 1):
             if train_step is None:
                 # Ahead of the first step: to tell its memory, and to keep compiling out of the
@@ -144,21 +167,25 @@ def train(
                         workdir, start, changes, init_from=config.init_from
                     ),
                 }
-                print(banner.text(config.name, rows), flush=True)
-                monitor.restart_clock(waited=feed.waited)
+                say(banner.text(config.name, rows))
+                monitor.begin(start)
+                waited_before = feed.waited
             state, metrics = train_step(state, batch)
-            monitor.record(step, metrics, batch["id"], waited=feed.waited)
+            signals, waited = tell_peers()
+            monitor.record(step, metrics, batch["id"], waited=waited)
             bad.check()
-            last = step == plan.steps
-            if last or stop.received or step % config.save_every == 0:
-                with monitor.pause():
+            last, stopping = step == plan.steps, int(signals.max())
+            if last or stopping or step % config.save_every == 0:
+                with monitor.pause("saving"):
                     checkpoints.save(step, state, config)
-            if stop.received:
-                checkpoints.wait()
-                print(f"{stop.received}: saved step {step:,}; the same command goes on from there")
+                    if stopping:
+                        checkpoints.wait()
+            if stopping:
+                name = signal.Signals(stopping).name
+                say(f"{name}: saved step {step:,}; the same command goes on from there")
                 return False
             if eval_videos and (last or step % config.eval_every == 0):
-                with monitor.pause():
+                with monitor.pause("evaluating"):
                     scores = evaluate(
                         config,
                         task,
@@ -167,19 +194,21 @@ def train(
                         videos=eval_videos,
                         sample=eval_sample,
                         mesh=mesh,
-                        stop=stop,
+                        stopping=lambda: tell_peers()[0].any(),
                         knn=knn,
                     )
                     if scores:
                         monitor.evaluated(step, *scores)
-    finish(workdir, plan.steps)
+        checkpoints.wait()
+        finish(workdir, plan.steps)
+        say(monitor.summary())
     return True
 
 
 class StopSignal:
-    """Which signal asked the run to stop; None while none did."""
+    """The number of the signal that asked this process to stop; 0 while none did."""
 
-    received: str | None = None
+    signal: int = 0
 
 
 @contextmanager
@@ -191,7 +220,7 @@ def stop_signals() -> Iterator[StopSignal]:
     stop, before = StopSignal(), {}
 
     def handle(number, _):
-        stop.received = signal.Signals(number).name
+        stop.signal = number
         signal.signal(number, before[number])
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -212,30 +241,32 @@ def evaluate(
     videos: Videos,
     sample: Callable,
     mesh: Mesh,
-    stop: StopSignal,
+    stopping: Callable[[], bool],
     knn: OnlineKnn | None,
 ) -> tuple[dict[str, float], str, dict[str, np.ndarray]] | None:
     """Score every held-out video once: (metrics, how many could be read, pictures).
 
     The metrics of the averaged weights, where there are any, have "ema_" before their names.
-    None when the run was asked to stop meanwhile: a notice of seconds is not spent on scores.
+    stopping: asked once a batch; where it says so, all processes return None: a notice of
+    seconds is not spent on scores.
     """
     weights = named_weights(state)
     bad = BadVideos(videos, max_share=1.0)
+    share, shares = batch_share(mesh)
     batches = eval_batches(
         videos,
         sample=sample,
         batch_size=config.batch_size * config.repeats,
         seed=config.seed,
         bad=bad,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share,
+        process_count=shares,
         threads=config.data.threads or None,
     )
     totals, pictures = {}, None
     with Feed(batches, sharding=batch_sharding(mesh)) as feed:
         for batch in feed:
-            if stop.received:
+            if stopping():
                 return None
             if pictures is None:
                 pictures = task.pictures(state.params, batch)
@@ -244,14 +275,16 @@ def evaluate(
                 totals[name] = jax.tree.map(np.add, totals[name], sums) if name in totals else sums
     if not totals[""]["count"]:
         raise UserError(f"held-out data: {bad}")
-    note = f"{len(videos):,} videos" if not len(bad) else str(bad)
+    unread = int(multihost_utils.process_allgather(np.int32(len(bad))).sum())
+    note = str(bad) if unread == len(bad) else f"{unread} of {len(videos)} videos unreadable"
+    note = note if unread else f"{len(videos):,} videos"
     scores = {
         name + key: float(value)
         for name, sums in totals.items()
         for key, value in task.summarize(sums).items()
     }
     if knn:
-        found = knn(weights, stopped=lambda: bool(stop.received))
+        found = knn(weights, stopped=stopping)
         if found is None:
             return None
         scores |= found
@@ -320,7 +353,7 @@ def check_same_model(changes: dict, *, workdir: str) -> None:
 
 def make_workdir(workdir: str) -> None:
     """Create `workdir` and try writing to it; raises UserError where that fails."""
-    probe = Path(workdir) / ".probe"
+    probe = Path(workdir) / f".probe-{jax.process_index()}"
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"videomae")
@@ -333,6 +366,8 @@ def make_workdir(workdir: str) -> None:
 
 def finish(workdir: str, steps: int) -> None:
     """Draw the curve of a finished run and say where everything is."""
+    if jax.process_index() > 0:
+        return
     curve = Path(workdir) / "curve.png"
     plot_curve(read_metrics(workdir), str(curve))
     print(f"done, {steps:,} steps")

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from videomae_jax.errors import UserError
+from videomae_jax.training.distributed import say
+from videomae_jax.training.goodput import Goodput
+from videomae_jax.training.watchdog import Watchdog
 
 # Dense bf16 FLOP/s of one chip, from the vendors' data sheets.
 PEAK_FLOPS = {
@@ -51,31 +55,38 @@ class Monitor:
         flops: float,
         log_every: int,
         max_skipped_steps: int,
+        watchdog: Watchdog,
     ):
         self.total_steps, self.batch_size, self.log_every = total_steps, batch_size, log_every
-        self.max_skipped_steps = max_skipped_steps
+        self.max_skipped_steps, self.watchdog = max_skipped_steps, watchdog
         peak = peak_flops(jax.devices()[0].device_kind)
         self._mfu_per_rate = flops / (peak * jax.device_count()) if peak else None
-        self._writer, self._file = None, None
+        self._writer, self._goodput = None, Goodput(workdir)
+        self._file = Path(workdir) / "metrics.jsonl"
         if jax.process_index() == 0:
             from clu.metric_writers import SummaryWriter  # brings TensorFlow, a few seconds
 
             self._writer = SummaryWriter(str(Path(workdir) / "tensorboard"))
-            self._file = open(Path(workdir) / "metrics.jsonl", "a", buffering=1)
-        self._pending, self._window, self._skipped = None, [], 0
-        self._since, self._waited_before = time.perf_counter(), 0.0
+            self._file.touch()
+        self._pending, self._window, self._seconds, self._saving = None, [], [], 0.0
+        self._last = time.perf_counter()
+        self._waited = self._waited_before = np.zeros(jax.process_count())
 
-    def restart_clock(self, *, waited: float) -> None:
-        """Begin to measure the rate here. waited: as for `record`."""
-        self._since, self._waited_before = time.perf_counter(), waited
+    def begin(self, step: int) -> None:
+        """Begin to measure: the next thing to happen is the step after `step`."""
+        self._last = time.perf_counter()
+        self.watchdog.begin()
+        if self._writer:
+            self._goodput.begin(step)
 
     def record(
-        self, step: int, metrics: dict[str, jax.Array], ids: jax.Array, *, waited: float
+        self, step: int, metrics: dict[str, jax.Array], ids: jax.Array, *, waited: np.ndarray
     ) -> None:
         """Take note of step number `step` (from 1), just dispatched.
 
-        ids: int32 [B], the examples of its batch. waited: seconds that the run has waited for
-        data in all. Raises UserError after `max_skipped_steps` non-finite steps in a row.
+        ids: int32 [B], the examples of its batch. waited: seconds [processes] that each process
+        has waited for data since `begin`. Raises UserError after `max_skipped_steps` non-finite
+        steps in a row.
         """
         pending, self._pending = self._pending, (step, metrics, ids, waited)
         if pending:
@@ -88,12 +99,16 @@ class Monitor:
             self._pending = None
 
     @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Keep what is done inside (evaluation, saving) out of the reported rate."""
+    def pause(self, kind: str) -> Iterator[None]:
+        """Keep what is done inside, "saving" or "evaluating", out of the reported rate."""
         self.flush()
         start = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - start
+        with self.watchdog.patient():
+            yield
+        seconds = time.perf_counter() - start
+        self._last += seconds
+        self._saving += seconds if kind == "saving" else 0.0
+        self._goodput.paused(kind, seconds)
 
     def evaluated(
         self, step: int, metrics: dict[str, float], note: str, pictures: dict[str, np.ndarray]
@@ -112,37 +127,55 @@ class Monitor:
         self.flush()
         if self._writer:
             self._writer.close()
-            self._file.close()
+            self._goodput.write()
+
+    def summary(self) -> str:
+        """Return where the time of the run went, over all its starts."""
+        return str(self._goodput)
 
     def _read(self, step, metrics, ids, waited):
         values = {name: float(value) for name, value in metrics.items()}
+        self.watchdog.feed()
+        now = time.perf_counter()
+        self._seconds.append(now - self._last)
+        self._goodput.stepped(
+            step, seconds=now - self._last, waited=float((waited - self._waited).max())
+        )
+        self._last, self._waited = now, waited
         skipped = int(values.pop("skipped"))
         if skipped >= self.max_skipped_steps:
             raise UserError(
                 f"{skipped} steps in a row gave a loss or gradient that is not finite, the last "
-                f"at step {step} on examples {np.asarray(ids).tolist()}; none of them changed "
+                f"at step {step} on examples {_everywhere(ids).tolist()}; none of them changed "
                 "the model: lower the learning rate and go on from the last checkpoint"
             )
         if skipped:
-            self._skipped += 1
-            self._say(f"step {step:,}: loss or gradient not finite, skipped ({skipped} in a row)")
+            say(f"step {step:,}: loss or gradient not finite, skipped ({skipped} in a row)")
         else:
             self._window.append(values)
         if step % self.log_every and step != self.total_steps:
             return
         if self._window:
-            self._report(step, waited)
-        self._window, self._skipped = [], 0
-        self.restart_clock(waited=waited)
+            self._report(step)
+        self._window, self._seconds, self._saving = [], [], 0.0
+        self._waited_before = waited
 
-    def _report(self, step, waited):
-        seconds = time.perf_counter() - self._since
-        steps = len(self._window) + self._skipped
+    def _report(self, step):
+        seconds, steps = sum(self._seconds), len(self._seconds)
         mean = {name: float(np.mean([v[name] for v in self._window])) for name in self._window[0]}
         mean["lr"] = self._window[-1]["lr"]
         rate = steps * self.batch_size / seconds
-        share = (waited - self._waited_before) / seconds
-        speed = {"clips_per_second": rate, "waiting_share": share}
+        shares = (self._waited - self._waited_before) / seconds
+        share, slowest = float(shares.max()), int(shares.argmax())
+        speed = {
+            "clips_per_second": rate,
+            "step_seconds_p50": float(np.median(self._seconds)),
+            "step_seconds_max": max(self._seconds),
+            "saving_seconds": self._saving,
+            "waiting_share": share,  # of the process that waits most
+            "waiting_most": slowest,
+            **self._goodput.metrics(),
+        }
         scores = (f"{k} {v:.4f}" for k, v in mean.items() if k not in ("lr", "grad_norm"))
         line = [
             f"step {step:,}/{self.total_steps:,}",
@@ -150,7 +183,7 @@ class Monitor:
             f"lr {mean['lr']:.2e}",
             f"grad {mean['grad_norm']:.3g}",
             f"{rate:,.4g} clips/s",
-            f"waiting {share:.0%}",
+            f"waiting {share:.0%}" + f" (process {slowest})" * (len(shares) > 1),
             f"ETA {_clock((self.total_steps - step) * seconds / steps)}",
         ]
         if self._mfu_per_rate:
@@ -159,17 +192,13 @@ class Monitor:
         self._write(step, mean | speed, "  ".join(line))
 
     def _write(self, step, values, line):
-        self._say(line)
+        say(line)
         if self._writer:
             self._writer.write_scalars(step, values)
-            try:
-                self._file.write(json.dumps({"step": step, **values}) + "\n")
-            except OSError as error:
-                raise UserError(f"cannot write {self._file.name}: {error.strerror}") from None
-
-    def _say(self, line):
-        if jax.process_index() == 0:
-            print(line, flush=True)
+            # Opened each time: an open file that somebody removed takes every write in silence.
+            with open(self._file, "a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            self._goodput.write()
 
 
 def read_metrics(workdir: str) -> list[dict[str, float]]:
@@ -182,6 +211,11 @@ def read_metrics(workdir: str) -> list[dict[str, float]]:
         row = json.loads(line)
         rows[row["step"], "eval/loss" in row] = row
     return [rows[key] for key in sorted(rows)]
+
+
+def _everywhere(ids: jax.Array) -> np.ndarray:
+    """The values of an array that is spread over all processes."""
+    return np.asarray(multihost_utils.process_allgather(ids, tiled=True))
 
 
 def _clock(seconds: float) -> str:

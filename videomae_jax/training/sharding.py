@@ -1,7 +1,8 @@
 """The device mesh and who holds which part of what.
 
 Three axes: "data" repeats the parameters and splits the batch; "fsdp" splits both;
-"tensor" splits the heads and the hidden units. One table says how each parameter is split;
+"tensor" splits the heads and the hidden units. Where slices of devices are joined by a slower
+network, only "data" crosses it. One table says how each parameter is split;
 the optimizer's moments follow their parameters.
 """
 
@@ -10,6 +11,7 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -47,9 +49,11 @@ RULES = (
 def make_mesh(axes: dict[str, int], devices: list | None = None) -> Mesh:
     """Lay the devices out as {"data": .., "fsdp": .., "tensor": ..}; one size may be -1.
 
-    Raises UserError when the sizes do not multiply to the number of devices.
+    "slices" is how many groups of devices a slower network joins; left out or -1, what the
+    devices say. Raises UserError when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    slices = split_slices(devices, count=axes["slices"] if "slices" in axes else -1)
     sizes = [axes[name] for name in AXES]
     shape = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
@@ -61,7 +65,38 @@ def make_mesh(axes: dict[str, int], devices: list | None = None) -> Mesh:
             f"there are {len(devices)}: use data=-1, fsdp=1, tensor=1"
         )
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    data, fsdp, tensor = sizes
+    if data % len(slices):
+        raise UserError(
+            f"mesh.data={data} does not divide by {len(slices)} slices, which only data may "
+            f"cross: a slice has {len(slices[0])} devices for fsdp={fsdp} x tensor={tensor}"
+        )
+    auto = (AxisType.Auto,) * 3
+    # Each slice for itself, because make_mesh follows the network within it.
+    parts = [
+        jax.make_mesh((data // len(slices), fsdp, tensor), AXES, axis_types=auto, devices=part)
+        for part in slices
+    ]
+    return Mesh(np.concatenate([part.devices for part in parts]), AXES, axis_types=auto)
+
+
+def split_slices(devices: list, *, count: int = -1) -> list[list]:
+    """Group devices by the slice they say they are of, -1, or into `count` runs of equal length.
+
+    Raises UserError when the devices say another number, or do not divide.
+    """
+    # GPUs call each machine a slice, and there fsdp may well cross machines.
+    numbers = [device.slice_index if device.platform == "tpu" else 0 for device in devices]
+    known = sorted(set(numbers))
+    if count == 1:
+        return [devices]
+    if count in (-1, len(known)):
+        return [[d for d, n in zip(devices, numbers, strict=True) if n == k] for k in known]
+    if len(known) > 1 or count < 1 or len(devices) % count:
+        legal = len(known) if len(known) > 1 else math.gcd(len(devices), max(count, 1))
+        raise UserError(f"mesh.slices={count} of {len(devices)} devices: use {legal} or -1")
+    size = len(devices) // count
+    return [devices[start : start + size] for start in range(0, len(devices), size)]
 
 
 def batch_devices(mesh: Mesh) -> int:
@@ -72,6 +107,24 @@ def batch_devices(mesh: Mesh) -> int:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Split the first axis of every leaf of a batch."""
     return NamedSharding(mesh, BATCH_SPEC)
+
+
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """Return which part of a batch this process reads, (index, count).
+
+    Processes that hold the same rows, split by "tensor", read the same part.
+    """
+    rows: dict[int, set[int]] = {}
+    places = batch_sharding(mesh).devices_indices_map((batch_devices(mesh),))
+    for device, (place,) in places.items():
+        rows.setdefault(device.process_index, set()).add(place.start or 0)
+    shares = sorted({tuple(sorted(own)) for own in rows.values()})
+    if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != batch_devices(mesh):
+        raise UserError(
+            f"mesh {dict(mesh.shape)} gives the processes overlapping or unequal parts of a "
+            "batch: use a mesh.tensor that divides the devices of a process"
+        )
+    return shares.index(tuple(sorted(rows[jax.process_index()]))), len(shares)
 
 
 def state_sharding(abstract_state: Any, mesh: Mesh) -> Any:

@@ -48,7 +48,10 @@ def put_params(state: TrainState, params: Params) -> TrainState:
     """Give a state that has not stepped yet other parameters, laid out as its own are."""
 
     def put(new, old):
-        return old if new is old else jax.device_put(np.asarray(new), old.sharding)
+        if new is old:
+            return old
+        new = np.asarray(new)
+        return jax.make_array_from_callback(new.shape, old.sharding, lambda part: new[part])
 
     params = jax.tree.map(put, params, state.params)
     # A copy, because the state is donated as a whole.

@@ -15,7 +15,12 @@ from videomae_jax.data.pipeline import eval_batches
 from videomae_jax.data.sources import Videos
 from videomae_jax.errors import UserError
 from videomae_jax.tasks.task import Params
-from videomae_jax.training.sharding import batch_devices, batch_sharding, state_sharding
+from videomae_jax.training.sharding import (
+    batch_devices,
+    batch_sharding,
+    batch_share,
+    state_sharding,
+)
 
 
 class Predictions(NamedTuple):
@@ -105,14 +110,15 @@ def view_batches(
         unit = batch_devices(mesh)
         legal = max(unit, batch_size // unit * unit)
         raise UserError(f"batch {batch_size} is not divisible by {unit} devices: use {legal}")
+    index, count = batch_share(mesh)
     batches = eval_batches(
         videos,
         sample=sample,
         batch_size=batch_size,
         seed=0,  # of no use: test clips are not drawn
         bad=bad,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=index,
+        process_count=count,
         threads=threads,
         start_step=start_batch,
     )

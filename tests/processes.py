@@ -1,0 +1,138 @@
+"""Start `videomae train` in processes of its own, one or two, on tiny models and real clips."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from videomae_jax.training.monitor import read_metrics
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "--config=configs/demo.py",
+    "--config.clip.frames=4",
+    "--config.clip.height=16",
+    "--config.clip.width=16",
+    "--config.model.patch=(2,8,8)",
+    "--config.model.encoder.depth=1",
+    "--config.model.decoder.depth=1",
+    "--config.batch_size=8",
+    "--config.warmup_steps=2",
+    "--config.log_every=1",
+    "--config.data.eval=",
+    "--config.data.holdout=0",
+    "--config.heartbeat_seconds=10",
+]
+HEARTBEAT = 10
+# Nothing here takes as long, on a machine that does nothing else; then processes are ended.
+LIMIT = 280
+
+
+def write_manifest(folder: Path) -> str:
+    """Write a manifest of sixteen of the demo's clips, and return the flag that names it."""
+    kinds = sorted((ROOT / "data/mocap_studio/train").iterdir())[:4]
+    rows = [str(path) for kind in kinds for path in sorted(kind.iterdir())[:4]]
+    (folder / "train.csv").write_text("\n".join(rows))
+    return f"--config.data.train={folder}/train.csv"
+
+
+@contextlib.contextmanager
+def training(
+    workdir: Path, *more: str, count: int, devices: int, program: str | None = None
+) -> Iterator[list[subprocess.Popen]]:
+    """Start `count` processes that train together; whatever still runs at the end is killed.
+
+    devices: of each. program: Python code that calls `cli.main`, instead of the command alone.
+    Standard output and error go to WORKDIR.INDEX.log.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if count > 1:
+        # CPU programs of several processes do not work from the cache: each process would load
+        # what the first compiled for itself, and wait for peers that do not come.
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    command = [
+        sys.executable,
+        "-c",
+        program or "import sys; from videomae_jax import cli; cli.main(sys.argv[1:])",
+    ]
+    command += ["train", f"--workdir={workdir}", *SMALL, *more, f"--processes={count}"]
+    running = []
+    try:
+        for index in range(count):
+            place = [f"--coordinator=127.0.0.1:{port}", f"--process-id={index}"]
+            with log(workdir, index).open("a") as output:
+                running.append(
+                    subprocess.Popen(
+                        command + place * (count > 1),
+                        cwd=ROOT,
+                        env=environment,
+                        stdout=output,
+                        stderr=output,
+                    )
+                )
+        yield running
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+def log(workdir: Path, index: int = 0) -> Path:
+    """The file with all that a process printed."""
+    return workdir.parent / f"{workdir.name}.{index}.log"
+
+
+def codes(running: list[subprocess.Popen], *, seconds: float = LIMIT) -> list[int]:
+    """Wait for all and return their exit codes as a shell has them: 128 + N for signal N."""
+    deadline = time.monotonic() + seconds
+    ended = [process.wait(timeout=max(0.1, deadline - time.monotonic())) for process in running]
+    return [128 - code if code < 0 else code for code in ended]
+
+
+def train(workdir: Path, *more: str, count: int, devices: int) -> None:
+    """Train to the end."""
+    with training(workdir, *more, count=count, devices=devices) as running:
+        assert codes(running) == [0] * count, log(workdir).read_text()
+
+
+def wait_for_step(workdir: Path, step: int, running: list[subprocess.Popen]) -> None:
+    """Wait until a step is in the log."""
+    deadline = time.monotonic() + LIMIT
+    while f"step {step:,}/" not in log(workdir).read_text():
+        assert time.monotonic() < deadline and all(p.poll() is None for p in running)
+        time.sleep(0.02)
+
+
+def losses(workdir: Path) -> dict[int, tuple[str, str]]:
+    """Every step's loss and norm of the gradient, to the last bit."""
+    rows = [row for row in read_metrics(workdir) if "loss" in row]
+    return {row["step"]: (row["loss"].hex(), row["grad_norm"].hex()) for row in rows}
+
+
+def values(workdir: Path) -> list[float]:
+    """Every step's loss."""
+    return [float.fromhex(loss) for loss, _ in losses(workdir).values()]
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """The steps of the complete checkpoints."""
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def end(process: subprocess.Popen, number: signal.Signals) -> None:
+    """Send a signal to a process of ours that may have ended by itself."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, number)

@@ -1,0 +1,79 @@
+"""Where the time of a run went, over all its starts."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+FILE = "goodput.json"
+
+
+class Goodput:
+    """The account of a run, kept in WORKDIR/goodput.json from one start to the next.
+
+    Useful is the time of the steps that counted, less what they waited for data. Its share is of
+    the wall time since the first start: what lay between two starts counts against it too.
+    A killed start is known up to its last `write`.
+    """
+
+    def __init__(self, workdir: str):
+        self._file = Path(workdir) / FILE
+        if self._file.exists():
+            self._book = json.loads(self._file.read_text())
+        else:
+            # began: seconds since 1970. step: the last one taken. Then seconds of each kind.
+            self._book = dict(began=time.time(), starts=0, step=0, steps=0, lost_steps=0)
+            self._book |= dict(stepping=0.0, waiting=0.0, saving=0.0, evaluating=0.0)
+
+    def begin(self, step: int) -> None:
+        """Note that training goes on after `step`; whatever was done beyond it is lost."""
+        book = self._book
+        book["lost_steps"] += max(0, book["step"] - step)
+        book["starts"] += 1
+        book["step"] = step
+        self.write()
+
+    def stepped(self, step: int, *, seconds: float, waited: float) -> None:
+        """Note a step, how long it took, and how much of that was waiting for data."""
+        self._book["step"] = step
+        self._book["steps"] += 1
+        self._book["stepping"] += seconds
+        self._book["waiting"] += waited
+
+    def paused(self, kind: str, seconds: float) -> None:
+        """Note time spent "saving" or "evaluating"."""
+        self._book[kind] += seconds
+
+    def metrics(self) -> dict[str, float]:
+        """Return useful_share, restarts and lost_steps, of the whole run."""
+        book = self._book
+        kept = 1 - book["lost_steps"] / max(book["steps"], 1)
+        useful = kept * (book["stepping"] - book["waiting"])
+        return {
+            "useful_share": max(0.0, useful) / max(time.time() - book["began"], 1e-9),
+            "restarts": max(0, book["starts"] - 1),
+            "lost_steps": book["lost_steps"],
+        }
+
+    def __str__(self) -> str:
+        """One line for the end of a run."""
+        book, whole = self._book, max(time.time() - self._book["began"], 1e-9)
+        parts = [
+            f"{book[kind] / whole:.0%} {words}"
+            for kind, words in (
+                ("waiting", "waiting for data"),
+                ("saving", "saving"),
+                ("evaluating", "evaluating"),
+            )
+        ]
+        counts = self.metrics()
+        return (
+            f"{counts['useful_share']:.0%} of {whole:,.0f} s since the first start were training, "
+            f"{', '.join(parts)}; {counts['restarts']} restarts, {counts['lost_steps']} steps lost"
+        )
+
+    def write(self) -> None:
+        """Keep the account for the next start."""
+        new = self._file.with_suffix(".new")
+        new.write_text(json.dumps(self._book))
+        os.replace(new, self._file)
