@@ -8,7 +8,7 @@ import sys
 from videomae_jax import __version__
 from videomae_jax.errors import UserError
 
-COMMANDS = ("train", "evaluate", "predict", "knn", "visualize", "convert", "benchmark")
+COMMANDS = ("train", "evaluate", "predict", "knn", "visualize", "convert", "benchmark", "plan")
 
 
 class _Parser(argparse.ArgumentParser):
