@@ -8,7 +8,17 @@ import sys
 from videomae_jax import __version__
 from videomae_jax.errors import UserError
 
-COMMANDS = ("train", "evaluate", "predict", "knn", "visualize", "convert", "benchmark", "plan")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "knn",
+    "visualize",
+    "convert",
+    "benchmark",
+    "plan",
+    "doctor",
+)
 
 
 class _Parser(argparse.ArgumentParser):
