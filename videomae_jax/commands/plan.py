@@ -54,7 +54,7 @@ def tell(
     import json
     from pathlib import Path
 
-    from videomae_jax.tasks import classify, pretrain
+    from videomae_jax.tasks import classify, pretrain, probe
     from videomae_jax.training import plan
     from videomae_jax.training.topology import find_devices
 
@@ -62,7 +62,7 @@ def tell(
         raise UserError(f"--examples {examples}: use 1 or more")
     if mfu is not None and not 0 < mfu <= 1:
         raise UserError(f"--mfu {mfu:g}: use above 0 to 1, such as 0.4")
-    kind = {"pretrain": pretrain, "classify": classify}[config.task]
+    kind = {"pretrain": pretrain, "classify": classify, "probe": probe}[config.task]
     # An epoch of unknown length leaves the length of the run unknown, not the step.
     known = bool(examples or config.data.train)
     config, videos = plan.prepare_config(config, kind, examples=examples)
