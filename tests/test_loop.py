@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from videomae_jax import cli
-from videomae_jax.training.monitor import peak_flops, read_metrics
+from videomae_jax.training.chips import peak_flops
+from videomae_jax.training.monitor import read_metrics
 
 ROOT = Path(__file__).parent.parent
 CLIPS = ROOT / "data/mocap_studio"

@@ -17,7 +17,9 @@ COMMANDS = (
     "visualize",
     "convert",
     "data",
+    "plan",
     "benchmark",
+    "doctor",
 )
 
 

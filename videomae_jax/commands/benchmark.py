@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.errors import UserError
     from videomae_jax.tasks import classify, pretrain
     from videomae_jax.tasks.infer import build_network, outputs
-    from videomae_jax.training.monitor import peak_flops
+    from videomae_jax.training.chips import peak_flops
     from videomae_jax.training.optim import Plan, make_optimizer, warmup_cosine
     from videomae_jax.training.sharding import batch_devices, batch_sharding, make_mesh
     from videomae_jax.training.step import jit_steps

@@ -38,11 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("JAX_PROCESS_ID"),
         help="0 to N - 1; or $JAX_PROCESS_ID",
     )
+    parser.add_argument(
+        "--plan", action="store_true", help="only tell what it needs, as `videomae plan` does"
+    )
     parser.set_defaults(overrides=[])
     parser.epilog = "--config.KEY=VALUE overrides a key of the config, e.g. --config.batch_size=64"
 
 
 def main(args: argparse.Namespace) -> None:
+    from videomae_jax.commands.plan import tell
     from videomae_jax.config import load_config
     from videomae_jax.interop.files import load_checkpoint
     from videomae_jax.tasks import classify, pretrain, probe
@@ -50,6 +54,9 @@ def main(args: argparse.Namespace) -> None:
 
     tasks = {"pretrain": pretrain, "classify": classify, "probe": probe}
     config = load_config(args.config, args.overrides)
+    if args.plan:
+        tell(config, "here")
+        return
 
     def load_weights(path):
         return load_checkpoint(path).params

@@ -42,8 +42,10 @@ def positions_line(grid: Triple, source: Triple | None) -> str:
 
 
 def make_execution(run: ConfigDict) -> Execution:
-    """Resolve what `run` leaves to the machine."""
-    platform = jax.default_backend()
+    """Resolve what `run` leaves to the machine: the mesh in use, else this machine's devices."""
+    # `videomae plan` builds models for a mesh of devices that are not there.
+    mesh = jax.sharding.get_mesh()
+    platform = jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
     dtype = run.dtype
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"

@@ -61,15 +61,19 @@ def model_line(params: Any) -> str:
 def memory_line(compiled: jax.stages.Compiled, batch: Any) -> str:
     """What the compiled step needs on each device, and the batches in flight on the host."""
     stats = compiled.memory_analysis()
-    # Donated arguments are reused for the outputs: counted once.
     arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
-    extra = stats.output_size_in_bytes - stats.alias_size_in_bytes
     host = HOST_BATCHES * tree_bytes(batch) / jax.process_count()
     return (
-        f"{_size(arguments + temporaries + extra)} per device (state and batch "
-        f"{_size(arguments)}, temporaries {_size(temporaries)}); "
-        f"{_size(host)} of batches per host"
+        f"{size_text(device_bytes(stats))} per device (state and batch {size_text(arguments)}, "
+        f"temporaries {size_text(temporaries)}); {size_text(host)} of batches per host"
     )
+
+
+def device_bytes(stats: Any) -> int:
+    """Bytes a compiled function needs on each device, from its `memory_analysis()`."""
+    # Donated arguments are reused for the outputs: counted once.
+    extra = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return stats.argument_size_in_bytes + stats.temp_size_in_bytes + extra
 
 
 def data_line(train: Videos, held_out: Videos | None) -> str:
@@ -111,5 +115,6 @@ def tree_bytes(tree: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
+    """Write bytes as 1.23 GB or 1.23 MB."""
     return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"

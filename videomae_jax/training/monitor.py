@@ -14,29 +14,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from videomae_jax.errors import UserError
+from videomae_jax.training.chips import peak_flops
 from videomae_jax.training.distributed import say
 from videomae_jax.training.goodput import Goodput
 from videomae_jax.training.watchdog import Watchdog
-
-# Dense bf16 FLOP/s of one chip, from the vendors' data sheets.
-PEAK_FLOPS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-}
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Return the bf16 peak of a chip in FLOP/s, or None where it is not known."""
-    # The longest name first: "TPU v5" also begins "TPU v5 lite".
-    for name in sorted(PEAK_FLOPS, key=len, reverse=True):
-        if device_kind.startswith(name):
-            return PEAK_FLOPS[name]
-    return None
 
 
 class Monitor:

@@ -1,0 +1,93 @@
+"""Make docs/plan.md: `videomae plan` for every size on four topologies, 1.5 to 5 minutes each.
+
+python docs/make_plan.py [SIZE@TOPOLOGY ...]
+
+Goes on where it was stopped: what docs/plan.json has is not compiled again. Needs the extras
+plan-tpu and plan-gpu, for the rows of TPUs and GPUs.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+SIZES = {"s": "s,k400", "b": "b,k400", "l": "l,k400", "h": "h,k400", "g": "g,k400,v2"}
+TOPOLOGIES = ("v5e-64", "v5p-128", "v6e-256", "h100-8x2")
+BATCH, EXAMPLES = 1024, 240_000
+HEADER = f"""# What the recipes need
+
+Compiled ahead of time, without the devices, by `videomae plan`; nothing here ran. Pre-training on
+16 x 224 x 224 clips at a batch of {BATCH:,}, decoders as in the recipes (g: V2's dual masking).
+Bytes are of one device. Floors are those of data sheets; the step is an estimate that assumes 40 %
+of the peak and overlaps nothing; the run is one of {EXAMPLES:,} videos. A row is one command:
+
+    videomae plan --config=configs/pretrain.py:b,k400 --config.batch_size={BATCH} \\
+        --topology v5e-64 --examples {EXAMPLES}
+
+`python docs/make_plan.py` makes the rows that are missing, and this page.
+
+| size | topology | needs / has, GB | fits with | TFLOP a step | sent, MB | floors, ms: compute, \
+memory, network | step, ms | run, days |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def main() -> None:
+    file = FOLDER / "plan.json"
+    rows = json.loads(file.read_text()) if file.exists() else {}
+    wanted = sys.argv[1:] or [f"{size}@{name}" for name in TOPOLOGIES for size in SIZES]
+    for key in wanted:
+        if key not in rows:
+            rows[key] = run(*key.split("@"))
+            file.write_text(json.dumps(rows, indent=1) + "\n")
+    order = [f"{size}@{name}" for name in TOPOLOGIES for size in SIZES]
+    lines = [line(key, rows[key]) for key in order if key in rows]
+    missing = [key for key in order if key not in rows]
+    text = HEADER + "\n".join(lines) + "\n"
+    if missing:
+        text += f"\nNot compiled yet: {', '.join(missing)}.\n"
+    (FOLDER / "plan.md").write_text(text)
+
+
+def run(size: str, topology: str) -> dict:
+    """Compile one row, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "plan.json"
+        command = [sys.executable, "-m", "videomae_jax.cli", "plan", f"--topology={topology}"]
+        command += [f"--config=configs/pretrain.py:{SIZES[size]}", f"--json={result}"]
+        command += [f"--examples={EXAMPLES}", f"--config.batch_size={BATCH}"]
+        subprocess.run(command, check=True, cwd=FOLDER.parent)
+        return json.loads(result.read_text())
+
+
+def line(key: str, row: dict) -> str:
+    """One row of the table; of the change that fits, where the recipe does not."""
+    size, topology = key.split("@")
+    fits = "as it is"
+    if not row["fits"]:
+        if not row["would_fit"]:
+            fits = f"nothing tried (needs {row['needed'] / 1e9:.1f} GB)"
+        else:
+            change = ", ".join(f"{k} {v}" for k, v in row["would_fit"]["change"].items())
+            fits = f"{change} (else {row['needed'] / 1e9:.1f} GB)"
+            row = row | row["would_fit"]
+    cells = [f"ViT-{size}", topology, f"{row['needed'] / 1e9:.1f} / {row['capacity'] / 1e9:.1f}"]
+    devices = row["mesh"]["data"] * row["mesh"]["fsdp"] * row["mesh"]["tensor"]
+    cells += [fits, f"{row['flops'] * devices / 1e12:.0f}"]
+    if row["step_seconds"] is None:
+        return "| " + " | ".join([*cells, "", "", "", ""]) + " |"
+    floors = (row[f"{name}_floor"] for name in ("compute", "memory", "network"))
+    days = row["steps"] * row["step_seconds"] / 86400
+    cells += [
+        f"{sum(c['bytes'] for c in row['collectives']) / 1e6:.0f}",
+        ", ".join(f"{1e3 * floor:.3g}" for floor in floors),
+        f"{1e3 * row['step_seconds']:.3g}",
+        f"{days:.2g}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Train on Cloud TPU VMs through queued resources.
+#
+#   launch/tpu_vm.sh create NAME TYPE      ask for a slice, e.g. v5litepod-64, v5p-128, v6e-256
+#   launch/tpu_vm.sh run NAME CONFIG WORKDIR [--config.KEY=VALUE ...]
+#   launch/tpu_vm.sh status NAME
+#   launch/tpu_vm.sh logs NAME [WORKER]
+#   launch/tpu_vm.sh delete NAME
+#
+# --dry-run before the verb prints the gcloud commands instead. From the environment: PROJECT and
+# ZONE; SPOT=1 for machines that may be taken away; SLICES for several; RUNTIME, the TPU software
+# version; SOURCE, what pip installs on the machines (a URL or a path there); MOUNT, a command that
+# mounts the file system of WORKDIR and the data on a machine (Filestore, or a bucket through Cloud
+# Storage FUSE). A run that was taken away goes on with the same two commands, create and run.
+set -euo pipefail
+
+usage() {
+  sed -n '4,8s/^# *//p' "$0" >&2
+  exit 1
+}
+
+dry=
+if [ "${1:-}" = --dry-run ]; then
+  dry=yes
+  shift
+fi
+[ $# -ge 2 ] || usage
+verb=$1
+name=$2
+shift 2
+: "${PROJECT:?set PROJECT}" "${ZONE:?set ZONE}"
+slices=${SLICES:-1}
+places=(--project "$PROJECT" --zone "$ZONE")
+
+call() {
+  if [ -n "$dry" ]; then
+    printf '%q ' gcloud "$@"
+    echo
+  else
+    gcloud "$@"
+  fi
+}
+
+# The machines of slice I of several are called NAME-I.
+each_slice() {
+  if [ "$slices" -eq 1 ]; then
+    echo "$name"
+  else
+    for ((i = 0; i < slices; i++)); do echo "$name-$i"; done
+  fi
+}
+
+on_workers() { # slice, workers, command
+  call compute tpus tpu-vm ssh "$1" "${places[@]}" --worker="$2" --command "$3"
+}
+
+case $verb in
+  create)
+    [ $# -eq 1 ] || usage
+    options=(--accelerator-type "$1" --runtime-version "${RUNTIME:-v2-alpha-tpuv5-lite}")
+    [ "${SPOT:-0}" = 0 ] || options+=(--spot)
+    if [ "$slices" -eq 1 ]; then
+      options+=(--node-id "$name")
+    else
+      options+=(--node-prefix "$name" --node-count "$slices")
+    fi
+    call compute tpus queued-resources create "$name" "${places[@]}" "${options[@]}"
+    ;;
+  run)
+    [ $# -ge 2 ] || usage
+    config=$1 workdir=$2
+    shift 2
+    : "${SOURCE:?set SOURCE}" "${MOUNT:?set MOUNT}"
+    printf -v train '%q ' videomae train "--config=$config" "--workdir=$workdir" "$@"
+    # The contract of exit codes is all that restarts a run: 42 and what a crash leaves.
+    loop="$MOUNT
+pip install -q \"jax[tpu]\" $(printf %q "$SOURCE") || exit 1
+export PYTHONUNBUFFERED=1 WORKDIR=$(printf %q "$workdir") JAX_COMPILATION_CACHE_DIR=$(printf %q "$workdir/compiled")
+while true; do $train; code=\$?; echo \"launch: exit code \$code\"
+[ \$code -eq 42 ] || [ \$code -ge 127 ] || exit \$code; sleep 30; done"
+    for slice in $(each_slice); do
+      on_workers "$slice" all "nohup bash -c $(printf %q "$loop") > videomae.log 2>&1 &"
+    done
+    ;;
+  status)
+    call compute tpus queued-resources describe "$name" "${places[@]}" --format 'value(state.state)'
+    ;;
+  logs)
+    slice=$(each_slice | head -n 1)
+    on_workers "$slice" "${1:-0}" 'tail -n 100 -F videomae.log'
+    ;;
+  delete)
+    call compute tpus queued-resources delete "$name" "${places[@]}" --force --quiet
+    ;;
+  *) usage ;;
+esac

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Train on TPUs of a GKE cluster through XPK, which makes the JobSet itself:
+#
+#   launch/xpk.sh NAME TYPE SLICES IMAGE CONFIG WORKDIR [--config.KEY=VALUE ...]
+#
+# TYPE: v5litepod-64, v5p-128, v6e-256, tpu7x-128. CLUSTER from the environment; STORAGE, the name
+# of an `xpk storage` that holds WORKDIR and the data. --dry-run first prints the command instead.
+# XPK restarts on 42 and on 127 to 255 by itself, and on nothing else.
+set -euo pipefail
+run=()
+if [ "${1:-}" = --dry-run ]; then
+  run=(printf '%q ')
+  shift
+fi
+if [ $# -lt 6 ]; then
+  sed -n '4s/^# *//p' "$0" >&2
+  exit 1
+fi
+name=$1 type=$2 slices=$3 image=$4 config=$5 workdir=$6
+shift 6
+printf -v train '%q ' launch/entrypoint.sh train "--config=$config" "--workdir=$workdir" "$@"
+options=(--cluster "${CLUSTER:?set CLUSTER}" --workload "$name" --tpu-type "$type")
+options+=(--num-slices "$slices" --docker-image "$image" --max-restarts 1000)
+[ -z "${STORAGE:-}" ] || options+=(--storage "$STORAGE")
+options+=(--command "export WORKDIR=$(printf %q "$workdir"); $train")
+"${run[@]}" xpk workload create "${options[@]}"

@@ -1,0 +1,215 @@
+"""Planning: what is compiled for devices at hand and named ones, and how its text is read."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from videomae_jax import cli
+from videomae_jax.config import load_config
+from videomae_jax.errors import UserError
+from videomae_jax.tasks import pretrain
+from videomae_jax.training import collectives, plan
+from videomae_jax.training.sharding import make_mesh
+from videomae_jax.training.topology import TPUS, find_devices, parse_topology
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+    "--config.clip.height=32",
+    "--config.clip.width=32",
+    "--config.clip.frames=4",
+    "--config.mask.ratio=0.75",
+    "--config.model.encoder.depth=2",
+    "--config.model.decoder.depth=1",
+]
+
+
+def plan_here(*overrides):
+    config = load_config("configs/pretrain.py:tiny,custom", [*TINY, *overrides])
+    config, videos = plan.prepare_config(config, pretrain, examples=1000)
+    devices, places = find_devices("here")
+    places = dict(zip(devices, places, strict=True))
+    return plan.plan_step(config, pretrain, devices=devices, places=places, examples=len(videos))
+
+
+def test_a_data_parallel_step_sends_each_gradient_once():
+    step = plan_here("--config.batch_size=16")
+    (row,) = step.collectives
+    params = jax.eval_shape(
+        pretrain.build_task(load_config("configs/pretrain.py:tiny,custom", TINY)).init,
+        jax.random.key(0),
+    )
+    gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    # Around a ring of eight; beside the gradients go a few sums.
+    assert row.kind == "all-reduce" and not row.remote
+    assert row.bytes == pytest.approx(2 * 7 / 8 * gradients, rel=1e-3)
+    assert step.fits and step.flops * 8 == pytest.approx(
+        16 * pretrain.build_task(load_config("configs/pretrain.py:tiny,custom", TINY)).train_flops
+    )
+    # The state: parameters and two moments.
+    assert step.arguments > 3 * gradients
+    assert step.needed >= step.arguments + step.temporaries
+
+
+def test_a_loop_counts_once_per_turn():
+    mesh = make_mesh(dict(data=8, fsdp=1, tensor=1))
+    split = NamedSharding(mesh, P(None, "data"))
+
+    def sums(matrix, turns):
+        def turn(total, _):
+            return jnp.tanh(matrix @ jnp.sin(matrix.T @ total)), None
+
+        return jax.lax.scan(turn, jnp.ones(16), length=turns)[0]
+
+    def sent(turns):
+        shape = jax.ShapeDtypeStruct((16, 32), jnp.float32, sharding=split)
+        text = jax.jit(sums, static_argnums=1).lower(shape, turns).compile().as_text()
+        return {r.kind: r for r in collectives.read_collectives(text, places=[0] * 8)}
+
+    three, twelve = sent(3)["all-reduce"], sent(12)["all-reduce"]
+    assert twelve.calls == 4 * three.calls and twelve.bytes == 4 * three.bytes
+    assert three.bytes == three.calls * 2 * 7 / 8 * 16 * 4
+
+
+GROUPS = (
+    "replica_groups={{0,2},{1,3}}",
+    "replica_groups=[2,2]<=[2,2]T(1,0)",
+    "replica_groups=mesh['a'=2,'b'=2] {'a'}",
+    "replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}",
+    "replica_groups=mesh['a'=4] {'a':(1)2}",
+)
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_groups_are_read_as_xla_writes_them(groups):
+    text = f"""HloModule step
+
+%body (p: (s32[], f32[4,2])) -> (s32[], f32[4,2]) {{
+  %all-gather.1 = f32[4,2]{{1,0:T(8,128)}} all-gather(%x), channel_id=1, {groups}, dimensions={{0}}
+}}
+
+%started (p: f32[2,2]) -> f32[4,2] {{
+  %all-gather.2 = f32[4,2]{{1,0:T(8,128)}} all-gather(%x), channel_id=1, {groups}, dimensions={{0}}
+}}
+
+%condition (p: (s32[], f32[4,2])) -> pred[] {{
+  %bound = s32[]{{:T(128)}} constant(6)
+  ROOT %lt = pred[]{{:T(512)}} compare(%i, %bound), direction=LT
+}}
+
+ENTRY %main (a: f32[4,2]) -> f32[4,2] {{
+  %first = f32[4,2]{{1,0}} fusion(%a), kind=kCustom, calls=%started
+  %while.1 = (s32[], f32[4,2]) while(%tuple.1), condition=%condition, body=%body
+}}
+"""
+    # As XLA for TPU writes a loop. One channel is one collective, wherever its parts stand.
+    (row,) = collectives.read_collectives(text, places=[0, 0, 1, 1])
+    assert row == ("all-gather", True, 6, 6 * 16.0)
+    (row,) = collectives.read_collectives(text, places=[0, 1, 0, 1])
+    assert not row.remote
+
+
+def test_what_does_not_fit_is_told_what_would(tmp_path, capsys, monkeypatch):
+    smallest = ["--config.model.encoder.depth=1", "--config.batch_size=64"]
+    whole = plan_here(*smallest)
+    parts = plan_here(*smallest, "--config.accumulation=2")
+    assert parts.needed < whole.needed and parts.flops == whole.flops
+    monkeypatch.setattr(plan, "_capacity", lambda *_: (parts.needed + whole.needed) // 2)
+    options = ["--config=configs/pretrain.py:tiny,custom", *TINY, *smallest]
+    cli.main(["plan", *options, f"--json={tmp_path}/plan.json"])
+    said = capsys.readouterr().out
+    assert "does not fit" in said and "--config.accumulation=2: " in said
+    told = json.loads((tmp_path / "plan.json").read_text())
+    assert not told["fits"] and told["steps"] is None
+    assert told["would_fit"]["change"] == {"accumulation": 2} and told["would_fit"]["fits"]
+
+
+def test_changes_cost_nothing_first_and_the_network_last():
+    config = load_config("configs/pretrain.py:tiny,custom", ["--config.batch_size=64"])
+    tried = list(plan.changes(config, 8))
+    assert [change["accumulation"] for change in tried[:3]] == [2, 4, 8]
+    assert [change.get("run.remat") for change in tried[2:5]] == [None, "dots", "full"]
+    assert [change.get("mesh.fsdp") for change in tried[4:]] == [None, 2, 4, 8]
+    changed = plan.change_config(config, tried[-1])
+    assert (changed.accumulation, changed.run.remat, changed.mesh.fsdp) == (8, "full", 8)
+    assert config.accumulation == 1 and changed.is_locked
+
+
+@pytest.mark.parametrize(
+    ("name", "parsed"),
+    [
+        ("v5e-64", ("v5e", 64, 1)),
+        ("v5p-128x2", ("v5p", 128, 2)),
+        ("tpu7x-8", ("tpu7x", 8, 1)),
+        ("h100-8x2", ("h100", 8, 2)),
+    ],
+)
+def test_names_of_topologies(name, parsed):
+    assert parse_topology(name) == parsed
+
+
+def test_the_shape_of_a_slice_has_as_many_chips_as_its_name_says():
+    for _, shapes in TPUS.values():
+        for chips, shape in shapes.items():
+            assert np.prod([int(side) for side in shape.split("x")]) == chips
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("v5e-65", "use v5e-64 or v5e-128"),
+        ("v5p-127", "no slice of 127 TensorCores of v5p: use v5p-64 or v5p-128"),
+        ("h100-16", "use up to 8, as in h100-8x2"),
+        ("v5e", "'v5e' is unknown: use here or NAME-COUNT"),
+        ("b200-8", "'b200-8' is unknown"),
+    ],
+)
+def test_topologies_that_are_none(name, words):
+    with pytest.raises(UserError, match=words):
+        find_devices(name)
+
+
+def test_the_command_and_train_plan_say_the_same(tmp_path, capsys):
+    options = ["--config=configs/pretrain.py:tiny,custom", *TINY, "--config.batch_size=8"]
+    options += ["--config.data.train=synthetic", "--config.steps=40", "--config.warmup_steps=4"]
+    cli.main(["plan", *options, f"--json={tmp_path}/plan.json"])
+    said = capsys.readouterr().out
+    cli.main(["train", "--plan", f"--workdir={tmp_path}/run", *options])
+    assert capsys.readouterr().out == said
+    assert not (tmp_path / "run").exists()
+    told = json.loads((tmp_path / "plan.json").read_text())
+    assert told["fits"] and told["steps"] == 40 and told["mesh"]["data"] == 8
+    assert f"{told['needed'] / 1e6:.3g} MB of" in said and "closed form" in said
+
+
+def test_a_mesh_that_the_devices_cannot_have_is_refused_before_compiling():
+    with pytest.raises(UserError, match="needs a multiple of 3 devices, there are 8"):
+        plan_here("--config.mesh.fsdp=3")
+    with pytest.raises(UserError, match="batch 12 is not divisible by 8 devices"):
+        plan_here("--config.batch_size=12")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason='needs libtpu: pip install "jax[tpu]"'
+)
+@pytest.mark.parametrize(
+    ("topology", "devices", "memory"), [("v5e-16", 16, 16), ("tpu7x-16", 16, 96)]
+)
+def test_a_step_compiles_for_a_pod_that_is_not_there(tmp_path, topology, devices, memory):
+    command = [sys.executable, "-m", "videomae_jax.cli", "plan", f"--topology={topology}"]
+    command += ["--config=configs/pretrain.py:tiny,custom", *TINY, "--config.batch_size=64"]
+    subprocess.run([*command, f"--json={tmp_path}/plan.json"], cwd=ROOT, check=True)
+    told = json.loads((tmp_path / "plan.json").read_text())
+    assert told["mesh"]["data"] == devices and told["capacity"] == memory * 2**30
+    assert told["fits"] and {row["kind"] for row in told["collectives"]} == {"all-reduce"}
+    assert told["step_seconds"] > told["compute_floor"] / told["assumed_mfu"]
