@@ -16,8 +16,12 @@ ROOMS = {
     "tasks": {"errors", "models", "data", "pictures"},
     "training": {"errors", "models", "data", "tasks", "config", "pictures"},
     "interop": {"errors", "models", "tasks", "config", "training"},
+    "benchmark": {"errors", "models", "data", "tasks", "training", "interop", "config"},
     "api": {"errors", "models", "tasks", "interop"},
-    "commands": {"errors", "models", "data", "tasks", "training", "interop", "config", "pictures"},
+    "commands": {
+        *("errors", "models", "data", "tasks", "training", "interop", "config", "pictures"),
+        "benchmark",
+    },
     "cli": {"errors", "commands"},
     "__init__": {"api"},
 }
@@ -32,8 +36,8 @@ ONLY_IN = {
     "torchcodec": {"data/decoders.py"},
     "pyarrow": {"data/tables.py"},
     "safetensors": {"interop/safetensors_reader.py"},
-    "torch": set(),
-    "transformers": set(),
+    "torch": {"benchmark/peer_torch.py"},
+    "transformers": {"benchmark/peer_torch.py"},
 }
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 

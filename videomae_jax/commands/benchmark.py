@@ -1,21 +1,37 @@
-"""Time training steps, or the encoder, on synthetic clips that are on the device already.
+"""Time training steps on synthetic clips, alone or beside PyTorch, and the parts of a step.
 
-videomae benchmark [--model b] [--task pretrain|finetune|encode] [--batch N] [--json FILE]
+videomae benchmark [--what step|attention|feed|end-to-end] [--model b] [--batch N] [--json FILE]
+  [--task pretrain|finetune|encode] [--peer transformers --peer-python PYTHON] [--device cpu]
 
 The step is the one `videomae train` runs, optimizer included; finetune leaves out augmentation.
 """
 
 import argparse
 
-TASKS = ("pretrain", "finetune", "encode")
-CLASSES = 400
+DEVICES = ("auto", "cpu", "gpu", "tpu")
+PEERS = ("none", "transformers", "transformers-compile")
+WHAT = ("step", "attention", "feed", "end-to-end")
+WARM_UP = 2
+# Relative difference of the first losses; bfloat16 keeps 8 bits.
+AGREE = {"float32": 1e-4, "bfloat16": 1e-2}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--what", default="step", choices=WHAT)
     parser.add_argument("--model", default="b", choices=("tiny", "s", "b", "l", "h"))
-    parser.add_argument("--task", default="pretrain", choices=TASKS)
+    parser.add_argument("--task", default="pretrain", choices=("pretrain", "finetune", "encode"))
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="clips a step")
     parser.add_argument("--repeats", type=int, default=10, metavar="N", help="steps timed")
+    parser.add_argument("--device", default="auto", choices=DEVICES)
+    parser.add_argument(
+        "--peer",
+        default="none",
+        choices=PEERS,
+        help="time transformers' model in turns with ours: same weights, clips, mask and loss",
+    )
+    parser.add_argument(
+        "--peer-python", metavar="PYTHON", help="one that has torch and transformers"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the result here")
     parser.set_defaults(overrides=[])
     parser.epilog = "--config.KEY=VALUE overrides a key of the config, e.g. --config.run.remat=dots"
@@ -23,122 +39,231 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     import json
-    import platform
-    import resource
-    import statistics
-    import time
-    from importlib.metadata import version
+    import os
     from pathlib import Path
 
-    import jax
-    import numpy as np
-
-    from videomae_jax.config import load_config
     from videomae_jax.errors import UserError
-    from videomae_jax.tasks import classify, pretrain
-    from videomae_jax.tasks.infer import build_network, outputs
-    from videomae_jax.training.chips import peak_flops
-    from videomae_jax.training.optim import Plan, make_optimizer, warmup_cosine
-    from videomae_jax.training.sharding import batch_devices, batch_sharding, make_mesh
-    from videomae_jax.training.step import jit_steps
 
     if args.batch < 1 or args.repeats < 3:
         raise UserError(
             f"--batch {args.batch}, --repeats {args.repeats}: use at least 1 clip and 3 repeats"
         )
-    kind = classify if args.task == "finetune" else pretrain
-    recipe = "finetune" if args.task == "finetune" else "pretrain"
-    overrides = list(args.overrides)
-    if args.task == "finetune":
-        none = ("operations=0", "mixup=0.0", "cutmix=0.0", "erase=0.0")
-        overrides = [f"--config.augment.{key}" for key in none] + overrides
-        overrides = [f"--config.model.classes={CLASSES}", *overrides]
-    config = load_config(f"configs/{recipe}.py:{args.model},k400", overrides)
-    task, clip, mesh = kind.build_task(config), config.clip, make_mesh(config.mesh)
-    if args.batch % batch_devices(mesh):
-        devices = batch_devices(mesh)
-        raise UserError(f"--batch {args.batch} does not divide by {devices} devices: use {devices}")
+    if args.peer != "none" and args.what != "step":
+        raise UserError(f"--what {args.what} has no peer: use --what step, or --peer none")
+    if args.peer != "none" and not args.peer_python:
+        raise UserError(f"--peer {args.peer} needs --peer-python, a Python that has transformers")
+    if args.device != "auto":
+        os.environ["JAX_PLATFORMS"] = "cuda" if args.device == "gpu" else args.device
+    import jax
 
-    shape = (args.batch, clip.frames, clip.height, clip.width, len(config.model.mean))
-    rows = np.arange(args.batch, dtype=np.int32)
-    batch = {
-        "video": np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8),
-        **{key: rows for key in ("id", "row", "label")},
-    }
-    with jax.set_mesh(mesh):
-        batch = jax.device_put(batch, batch_sharding(mesh))
-        plan = Plan(1000, 100, 100, 1e-4, 1e-6)
-        steps = jit_steps(
-            task, make_optimizer(config), warmup_cosine(plan), mesh, seed=0, accumulation=1
-        )
-        state, metrics = steps.init(), {}
-        began = time.perf_counter()
-        if args.task == "encode":
-            network = build_network(config)
-            encode = jax.jit(lambda p, video: outputs(network, p, video)["features"])
-            compiled = encode.lower(state.params, batch["video"]).compile()
-        else:
-            compiled = steps.train.lower(state, batch).compile()
-        compile_seconds = time.perf_counter() - began
+    from videomae_jax.benchmark.step import Job, build_bench
 
-        seconds = []
-        for _ in range(2 + args.repeats):  # two to warm up
-            began = time.perf_counter()
-            if args.task == "encode":
-                result = jax.block_until_ready(compiled(state.params, batch["video"]))
-            else:
-                state, metrics = jax.block_until_ready(compiled(state, batch))
-            seconds.append(time.perf_counter() - began)
-    seconds = seconds[2:]
-    if args.task == "encode":
-        loss, finite = None, bool(np.isfinite(np.asarray(result)).all())
+    job = Job(args.model, args.task, args.batch, tuple(args.overrides))
+    try:
+        # With a peer the device is left to the processes that are timed.
+        device = jax.devices()[0].device_kind if args.peer == "none" else None
+    except RuntimeError as problem:
+        raise UserError(f"--device {args.device}: {str(problem).splitlines()[0]}") from None
+
+    if args.what == "attention":
+        result, text = _attention(args, device)
+    elif args.what == "feed":
+        result, text = _feed(job, args)
+    elif args.what == "end-to-end":
+        result, text = _end_to_end(build_bench(job), args)
+    elif args.peer == "none":
+        result, text = _step(build_bench(job), args)
     else:
-        loss = float(metrics["loss"])
-        finite = bool(np.isfinite([loss, float(metrics["grad_norm"])]).all())
-    median = statistics.median(seconds)
-    device = jax.devices()[0]
-    peak = peak_flops(device.device_kind)
-    # An encoder's operations have no closed form here yet: its MFU is left out.
-    known = peak and args.task != "encode"
-    stats = device.memory_stats() or {}
-    memory = compiled.memory_analysis()
-    measured = {
-        "clips_per_second": args.batch / median,
-        "ms_per_step": 1e3 * median,
-        "ms_of_each_step": [1e3 * x for x in seconds],
-        "mfu": args.batch / median * task.train_flops / (peak * mesh.size) if known else None,
-        # On CPUs that of the whole process: in kilobytes on Linux.
-        "peak_memory_bytes": stats["peak_bytes_in_use"]
-        if "peak_bytes_in_use" in stats
-        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "compile_seconds": compile_seconds,
-        "loss": loss,
-        "finite": finite,
-        "model": args.model,
-        "task": args.task,
-        "batch": args.batch,
-        "run": {**config.run.to_dict(), "compute": task.facts["compute"]},
-        "environment": {
-            "device": f"{mesh.size} x {device.device_kind}",
-            "machine": platform.platform(),
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "flax": version("flax"),
-            "date": time.strftime("%Y-%m-%d"),
+        result, text = _beside(job, args)
+    result |= {"what": args.what, "model": args.model, "task": args.task, "batch": args.batch}
+    result["environment"] = {**_environment(), **result.get("environment", {})}
+    where = result["environment"]
+    print(f"{args.what}, {args.task}, ViT-{args.model}, {args.batch} clips; {where['device']}")
+    print(text)
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+    if not result.get("finite", True):
+        raise UserError("the loss or a gradient is not finite: try --config.run.attention=xla")
+
+
+def _attention(args, device):
+    import jax
+
+    from videomae_jax.benchmark.parts import time_attention
+
+    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    rows = time_attention(batch=args.batch, repeats=args.repeats, dtype=dtype)
+    lines = ["  attention  tokens  head width  forward ms  forward and backward ms"]
+    lines += [
+        f"  {row['attention']:9}  {row['tokens']:6}  {row['head_width']:10}"
+        f"  {row['forward_ms']:10.4g}  {row['both_ms']:23.4g}"
+        for row in rows
+    ]
+    return {"dtype": dtype, "rows": rows, "environment": {"device": device}}, "\n".join(lines)
+
+
+def _feed(job, args):
+    import jax
+
+    from videomae_jax.benchmark.parts import time_feed
+    from videomae_jax.benchmark.step import job_config, random_batch
+    from videomae_jax.training.sharding import batch_sharding, make_mesh
+
+    config = job_config(job)
+    batch = random_batch(job, config)
+    mesh = make_mesh(config.mesh)
+    rate = time_feed(batch, batch_sharding(mesh), repeats=args.repeats)
+    size = batch["video"][0].nbytes
+    result = {"clips_per_second": rate, "bytes_per_second": rate * size}
+    result["environment"] = {"device": f"{mesh.size} x {jax.devices()[0].device_kind}"}
+    return result, f"  {rate:.4g} clips/s from the host to the device, {rate * size / 1e9:.3g} GB/s"
+
+
+def _end_to_end(bench, args):
+    from videomae_jax.benchmark.parts import time_end_to_end
+
+    result = time_end_to_end(bench, repeats=args.repeats)
+    result |= {"environment": {"device": bench.facts["device"]}, **bench.after()}
+    return result, (
+        f"  {result['clips_per_second']:.4g} clips/s end to end, waiting for clips "
+        f"{result['waiting_share']:.1%} of the time"
+    )
+
+
+def _step(bench, args):
+    taken = [bench.step(None) for _ in range(WARM_UP + args.repeats)]
+    result = _measured(args, bench.facts, bench.after(), taken)
+    return result, _text(result)
+
+
+def _beside(job, args):
+    """Time our step and the peer's in turns, each in a process of its own."""
+    import os
+    import statistics
+    import sys
+    import tempfile
+    from pathlib import Path
+
+    from videomae_jax.benchmark.child import Child, write_job
+    from videomae_jax.errors import UserError
+
+    package = Path(__file__).parent.parent
+    env = {**os.environ, "PYTHONPATH": str(package.parent)}
+    peer_env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    peer_env["HF_HUB_OFFLINE"] = "1"  # all it needs is in the folder
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_job(folder, job)
+        ours = [sys.executable, "-m", "videomae_jax.benchmark.child", name]
+        with Child("the benchmark", ours, env=env | {"JAX_PLATFORMS": "cpu"}) as writer:
+            writer.ask("write")
+        with Child("the benchmark", ours, env=env) as our:
+            facts = our.ask("start")
+            platform, dtype = facts["platform"], facts["dtype"]
+            if platform not in ("cpu", "gpu"):
+                raise UserError(f"--peer {args.peer} runs on CPUs and GPUs, not on {platform}")
+            script = str(package / "benchmark" / "peer_torch.py")
+            device = {"cpu": "cpu", "gpu": "cuda"}[platform]
+            mode = args.peer.partition("-")[2] or "eager"
+            command = [args.peer_python, script, name, args.task, device, dtype, mode]
+            with Child(args.peer, command, env=peer_env) as peer:
+                peer_facts = peer.ask("start")
+                taken, theirs = [], []
+                for index in range(WARM_UP + args.repeats):
+                    pair = [(our, taken), (peer, theirs)]
+                    for child, times in pair if index % 2 else pair[::-1]:
+                        answer = child.ask("step")
+                        times.append((answer["seconds"], answer["loss"]))
+                    if not index:
+                        _check_agreement(taken[0][1], theirs[0][1], AGREE[dtype])
+                result = _measured(args, facts, our.ask("end"), taken)
+                after = peer.ask("end")
+    pairs = [b / a for (a, _), (b, _) in zip(taken[WARM_UP:], theirs[WARM_UP:], strict=True)]
+    median = statistics.median(seconds for seconds, _ in theirs[WARM_UP:])
+    result |= {
+        "first_loss": taken[0][1],
+        "ratio": statistics.median(pairs),
+        "ratio_of_each_pair": pairs,
+        "peer": {
+            "name": args.peer,
+            "clips_per_second": args.batch / median,
+            "ms_per_step": 1e3 * median,
+            "ms_of_each_step": [1e3 * seconds for seconds, _ in theirs[WARM_UP:]],
+            "first_loss": theirs[0][1],
+            **after,
         },
     }
-    print(f"{args.task}, ViT-{args.model}, {args.batch} clips; {task.facts['compute']}")
-    print(
-        f"  {measured['clips_per_second']:.4g} clips/s, {1e3 * median:.4g} ms a step "
-        f"({1e3 * min(seconds):.4g} to {1e3 * max(seconds):.4g} in {len(seconds)})"
+    result["environment"] |= peer_facts
+    text = (
+        f"{_text(result)}\n  {args.peer}: {args.batch / median:.4g} clips/s, "
+        f"{1e3 * median:.4g} ms a step, {after['peak_memory_bytes'] / 1e9:.3g} GB at most\n"
+        f"  {result['ratio']:.3g} x its speed (pairs {min(pairs):.3g} to {max(pairs):.3g}); "
+        f"first losses {taken[0][1]:.6f} and {theirs[0][1]:.6f}"
     )
-    print(f"  compiled in {compile_seconds:.3g} s, loss {loss}, finite: {finite}")
-    print(
-        f"  {measured['peak_memory_bytes'] / 1e9:.3g} GB at most, temporaries "
-        f"{memory.temp_size_in_bytes / 1e9:.3g} GB; MFU {measured['mfu'] or 'not known'}"
+    return result, text
+
+
+def _check_agreement(ours: float, theirs: float, bound: float) -> None:
+    from videomae_jax.errors import UserError
+
+    if not abs(ours - theirs) <= bound * abs(theirs):
+        raise UserError(
+            f"the first losses differ, {ours:.7g} here and {theirs:.7g} of the peer: the two do "
+            "not compute the same, so their times mean nothing"
+        )
+
+
+def _measured(args, facts: dict, after: dict, taken: list[tuple[float, float]]) -> dict:
+    import statistics
+
+    seconds = [seconds for seconds, _ in taken[WARM_UP:]]
+    median = statistics.median(seconds)
+    rate = args.batch / median
+    peak = facts["peak_flops"]
+    return {
+        "clips_per_second": rate,
+        "ms_per_step": 1e3 * median,
+        "ms_of_each_step": [1e3 * x for x in seconds],
+        "mfu": rate * facts["clip_flops"] / peak if peak else None,
+        "temporary_bytes": facts["temporary_bytes"],
+        "compile_seconds": facts["compile_seconds"],
+        "loss": None if args.task == "encode" else taken[-1][1],
+        "run": facts["run"],
+        **after,
+        "environment": {"device": facts["device"]},
+    }
+
+
+def _text(result: dict) -> str:
+    times = result["ms_of_each_step"]
+    return (
+        f"  {result['run']['compute']}\n"
+        f"  {result['clips_per_second']:.4g} clips/s, {result['ms_per_step']:.4g} ms a step "
+        f"({min(times):.4g} to {max(times):.4g} in {len(times)})\n"
+        f"  compiled in {result['compile_seconds']:.3g} s, loss {result['loss']}, "
+        f"finite: {result['finite']}\n"
+        f"  {result['peak_memory_bytes'] / 1e9:.3g} GB at most, temporaries "
+        f"{result['temporary_bytes'] / 1e9:.3g} GB; MFU {result['mfu'] or 'not known'}"
     )
-    if args.json:
-        Path(args.json).write_text(json.dumps(measured, indent=1) + "\n")
-    if not finite:
-        raise UserError("the loss or a gradient is not finite: try --config.run.attention=xla")
+
+
+def _environment() -> dict[str, str | None]:
+    """What a figure depends on beside the program."""
+    import platform
+    import subprocess
+    import time
+    from importlib.metadata import version
+    from pathlib import Path
+
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # no git here
+        commit = None
+    return {
+        "commit": commit,
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("jax", "flax", "numpy")},
+        "date": time.strftime("%Y-%m-%d"),
+    }
