@@ -20,7 +20,9 @@ from videomae_jax.errors import UserError
 
 IMPLEMENTATIONS = ("auto", "xla", "chunked", "splash", "cudnn")
 
-# How q, k and v [B, N, heads, d] are split over a mesh: by clip, and by head.
+# How q, k and v [B, N, heads, d] are split over a mesh: by clip, and by head. Named here because
+# a kernel has to say itself how it is split, and the partitioner follows; a test holds them to
+# the axes of `training.sharding`.
 CLIP_AXES, HEAD_AXES = ("data", "fsdp"), ("tensor",)
 
 # Queries (keys, in the backward pass) of "chunked" at a time: a block of scores against
@@ -75,7 +77,7 @@ def _tried(name: str, dtype: jnp.dtype) -> str:
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str) -> jax.Array:
-    """Return softmax(q k^T / sqrt(d)) v; q, k, v and the result are [B, N, heads, d]."""
+    """Return softmax(q k^T / sqrt(d)) v, [B, n, heads, d] as q is; k and v are [B, N, heads, d]."""
     if implementation == "cudnn":
         scale = q.shape[-1] ** -0.5
         return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn")
@@ -110,20 +112,20 @@ def _on_each_device(function, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.A
 
 
 def _attend_chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    batch, count, heads, width = q.shape
+    batch, _, heads, width = q.shape
 
     # One matrix product after the other over contiguous [N, d] matrices, each on all cores:
     # batched ones, or ones that read strided heads, are slower.
     def rows(x):
-        return x.transpose(0, 2, 1, 3).reshape(batch * heads, count, width)
+        return x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, width)
 
     out = jax.lax.map(lambda head: _attend_head(*head), (rows(q * width**-0.5), rows(k), rows(v)))
-    return out.reshape(batch, heads, count, width).transpose(0, 2, 1, 3)
+    return out.reshape(batch, heads, -1, width).transpose(0, 2, 1, 3)
 
 
 @jax.custom_vjp
 def _attend_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T) v of one head, float32 [N, d]."""
+    """softmax(q k^T) v of one head, float32 [n, d]; k and v [N, d]."""
     return _attend_head_forward(q, k, v)[0]
 
 
@@ -170,34 +172,41 @@ def _attend_splash(
     """interpret: run the kernel as plain JAX operations, on any device."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    count, heads, width = q.shape[1:]
-    block = min(SPLASH_BLOCK, _round_up(count, LANES))
-    padded = _round_up(count, block)
-
-    # Tokens attend to their own segment only: those of the clip to each other, not to padding.
-    segment = (jnp.arange(padded) >= count).astype(jnp.int32)
+    heads, width = q.shape[2:]
+    (queries, block_q), (keys, block_k) = (_padding(x.shape[1]) for x in (q, k))
     kernel = splash.make_splash_mha_single_device(
-        mask=splash.MultiHeadMask([splash.FullMask((padded, padded))] * heads),
+        mask=splash.MultiHeadMask([splash.FullMask((queries, keys))] * heads),
         block_sizes=splash.BlockSizes(
-            block_q=block,
-            block_kv=block,
-            block_kv_compute=block,
-            block_q_dkv=block,
-            block_kv_dkv=block,
-            block_kv_dkv_compute=block,
+            block_q=block_q,
+            block_kv=block_k,
+            block_kv_compute=block_k,
+            block_q_dkv=block_q,
+            block_kv_dkv=block_k,
+            block_kv_dkv_compute=block_k,
             use_fused_bwd_kernel=True,
         ),
         interpret=interpret,
     )
 
-    def heads_first(x):
-        return jnp.pad(x, ((0, 0), (0, padded - count), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
+    def heads_first(x, padded):
+        x = jnp.pad(x, ((0, 0), (0, padded - x.shape[1]), (0, 0), (0, 0)))
+        return x.transpose(0, 2, 1, 3)
 
-    segments = splash.SegmentIds(segment, segment)
-    out = jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=segments))(
-        heads_first(q * width**-0.5), heads_first(k), heads_first(v)
+    # Tokens attend to their own segment only: those of the clip to each other, not to padding.
+    segments = splash.SegmentIds(
+        q=(jnp.arange(queries) >= q.shape[1]).astype(jnp.int32),
+        kv=(jnp.arange(keys) >= k.shape[1]).astype(jnp.int32),
     )
-    return out.transpose(0, 2, 1, 3)[:, :count]
+    out = jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=segments))(
+        heads_first(q * width**-0.5, queries), heads_first(k, keys), heads_first(v, keys)
+    )
+    return out.transpose(0, 2, 1, 3)[:, : q.shape[1]]
+
+
+def _padding(count: int) -> tuple[int, int]:
+    """Return the rows `count` is padded to, and a block that divides them."""
+    block = min(SPLASH_BLOCK, _round_up(count, LANES))
+    return _round_up(count, block), block
 
 
 def _round_up(count: int, unit: int) -> int:

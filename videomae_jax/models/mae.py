@@ -69,7 +69,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, masked: int) -> jax.Array:
         """[B, N, Dd], masked tokens last -> float32 [B, masked, P]."""
-        x = apply_blocks(x, self.size, self.run)[:, -masked:]
+        x = apply_blocks(x, self.size, self.run, last=masked)
         x = layer_norm("norm", self.run.dtype)(x)
         head = Dense(self.outputs, self.run.dtype, xavier, name="head")
         return head(x).astype(jnp.float32)

@@ -5,6 +5,7 @@ are float32 whatever it is.
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -113,9 +114,9 @@ class Attention(nn.Module):
     run: Execution
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, N, D] -> [B, N, D]."""
-        batch, count, width = x.shape
+    def __call__(self, x: jax.Array, last: int | None = None) -> jax.Array:
+        """[B, N, D] -> [B, N, D], or of the last tokens alone [B, last, D]."""
+        batch, _, width = x.shape
         head = (self.heads, width // self.heads)
 
         # Kept as [D, 3, heads, d] so that a tensor axis can split the heads. The initializer
@@ -128,11 +129,42 @@ class Attention(nn.Module):
         v_bias = self.param("v_bias", nn.initializers.zeros, head)
         bias = jnp.stack([q_bias, jnp.zeros_like(q_bias), v_bias], axis=1)
         # One product of matrices, with the heads outermost: a tensor axis still splits them.
-        kernel = kernel.astype(self.run.dtype).swapaxes(1, 2).reshape(width, -1)
-        qkv = x.reshape(-1, width) @ kernel + bias.astype(self.run.dtype).reshape(-1)
-        q, k, v = jnp.moveaxis(qkv.reshape(batch, count, self.heads, 3, -1), 3, 0)
-        x = attend(q, k, v, implementation=self.run.attention).reshape(batch, count, width)
+        kernel = kernel.astype(self.run.dtype).swapaxes(1, 2)
+
+        def project(x, part):
+            matrix, shift = kernel[:, :, part].reshape(width, -1), bias[:, part].reshape(-1)
+            y = x.reshape(-1, width) @ matrix + shift.astype(self.run.dtype)
+            return jnp.moveaxis(y.reshape(*x.shape[:2], self.heads, -1, head[1]), 3, 0)
+
+        if last is None:
+            q, k, v = project(x, slice(0, 3))
+        else:
+            (q,), (k, v) = project(x[:, -last:], slice(0, 1)), project(x, slice(1, 3))
+        x = attend(q, k, v, implementation=self.run.attention).reshape(batch, -1, width)
         return Dense(width, self.run.dtype, xavier, name="proj")(x)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, x times the normal distribution's integral to x, elementwise.
+
+    Its derivative is computed with it and is all that is kept: one array, not two, and no
+    second erf. `jax.nn.gelu` takes the costlier erfc, or is the tanh approximation.
+    """
+    return _gelu_forward(x)[0]
+
+
+def _gelu_forward(x):
+    integral = 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
+    density = (2 * math.pi) ** -0.5 * jnp.exp(-0.5 * x * x)
+    return x * integral, integral + x * density
+
+
+def _gelu_backward(derivative, grad):
+    return (grad * derivative,)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 class Mlp(nn.Module):
@@ -146,8 +178,7 @@ class Mlp(nn.Module):
         """[B, N, D] -> [B, N, D]."""
         width = x.shape[-1]
         x = Dense(self.hidden, self.run.dtype, xavier, name="fc1")(x)
-        x = 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))  # jax.nn.gelu's exact form takes the
-        # costlier erfc; its default is the tanh approximation, which is another function
+        x = gelu(x)
         return Dense(width, self.run.dtype, xavier, name="fc2")(x)
 
 
@@ -179,11 +210,14 @@ class Block(nn.Module):
     run: Execution
 
     @nn.compact
-    def __call__(self, x: jax.Array, drop: DropPath | None) -> tuple[jax.Array, None]:
-        """[B, N, D] -> ([B, N, D], None): the carry and output of a scan over blocks."""
+    def __call__(
+        self, x: jax.Array, drop: DropPath | None, last: int | None = None
+    ) -> tuple[jax.Array, None]:
+        """[B, N, D] -> ([B, N or last, D], None): the carry and output of a scan over blocks."""
         dtype = self.run.dtype
         attention = Attention(self.size.heads, self.run, name="attn")
-        x = x + drop_branch(attention(layer_norm("norm1", dtype)(x)), drop, 0)
+        mixed = attention(layer_norm("norm1", dtype)(x), last)
+        x = (x if last is None else x[:, -last:]) + drop_branch(mixed, drop, 0)
         mlp = Mlp(self.size.mlp_width, self.run, name="mlp")
         x = x + drop_branch(mlp(layer_norm("norm2", dtype)(x)), drop, 1)
         return x, None
@@ -194,33 +228,65 @@ def apply_blocks(
     size: Size,
     run: Execution,
     *,
+    last: int | None = None,
     drop_path: float = 0.0,
     keys: jax.Array | None = None,
 ) -> jax.Array:
     """Run [B, N, D] through `size.depth` blocks; call it inside a compact module.
 
-    drop_path: rate of the last block's branches, falling linearly to 0 at the first. keys:
-    typed PRNG keys [B]; None drops nothing.
+    last: return the last tokens alone, [B, last, D]; all others only give the last block its
+    keys and values. drop_path: rate of the last block's branches, falling linearly to 0 at the
+    first. keys: typed PRNG keys [B]; None drops nothing.
     The parameters stand under "blocks" with a leading [depth] axis, however they are run,
     so checkpoints, sharding rules and conversions know one layout only.
     """
-    block = Block
+    drop = None
+    if keys is not None and drop_path > 0:
+        layers = jax.vmap(lambda key: jax.random.split(key, size.depth), out_axes=1)(keys)
+        drop = DropPath(np.linspace(0, drop_path, size.depth, dtype=np.float32), layers)
+    stack = nn.scan(
+        Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=size.depth
+    )(size, run, name="blocks")
+    if stack.is_initializing():
+        return stack(x, drop)[0][:, -(last or x.shape[1]) :]
+
+    # Run as functions of the parameters: a scan of Flax has blocks of one shape only.
+    def block(x, layer, last):
+        params, drop = layer
+        return Block(size, run, parent=None).apply({"params": params}, x, drop, last)
+
     if run.remat != "none":
         if run.remat not in REMAT_POLICIES:
             names = ", ".join(["none", *REMAT_POLICIES])
             raise UserError(f"remat {run.remat!r} is unknown: use one of {names}")
         # Unrolled, common-subexpression elimination would undo the recomputation; inside a
         # loop it cannot, and preventing it costs speed.
-        block = nn.remat(Block, policy=REMAT_POLICIES[run.remat], prevent_cse=not run.scan)
-    blocks = nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        length=size.depth,
-        unroll=1 if run.scan else size.depth,
-    )
-    drop = None
-    if keys is not None and drop_path > 0:
-        layers = jax.vmap(lambda key: jax.random.split(key, size.depth), out_axes=1)(keys)
-        drop = DropPath(np.linspace(0, drop_path, size.depth, dtype=np.float32), layers)
-    return blocks(size, run, name="blocks")(x, drop)[0]
+        block = jax.checkpoint(
+            block,
+            policy=REMAT_POLICIES[run.remat],
+            prevent_cse=not run.scan,
+            static_argnums=2,
+        )
+    layers = (stack.variables["params"], drop)
+    if run.scan:
+
+        def body(x, layer):
+            return block(x, layer, None)
+
+        if last is None:
+            return jax.lax.scan(body, x, layers)[0]
+        x, _ = jax.lax.scan(body, x, jax.tree.map(lambda leaf: leaf[:-1], layers))
+        return block(x, jax.tree.map(lambda leaf: leaf[-1], layers), last)[0]
+    # Split once: the gradient is then one concatenation, where that of an index is a sum.
+    leaves, structure = jax.tree.flatten(layers)
+    split = zip(*(_unstack(leaf) for leaf in leaves), strict=True)
+    for index, layer in enumerate(map(structure.unflatten, split)):
+        x, _ = block(x, layer, last if index == size.depth - 1 else None)
+    return x
+
+
+def _unstack(leaf: jax.Array) -> list[jax.Array]:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return list(leaf)
+    parts = jax.lax.split(jnp.asarray(leaf), (1,) * len(leaf))
+    return [part.reshape(part.shape[1:]) for part in parts]

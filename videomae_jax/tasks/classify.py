@@ -148,8 +148,8 @@ def build_task(config: ConfigDict) -> Task:
             "mix": f"mixup {change.mixup:g}, cutmix {change.cutmix:g}, in groups of "
             f"{change.group}; label smoothing {config.label_smoothing:g}",
             "drop": f"path {config.drop_path:g}, head {config.head_dropout:g}",
-            "compute": f"{model.run.dtype.name}, attention {model.run.attention} "
-            f"({jax.default_backend()}), remat {model.run.remat}",
+            "compute": f"{model.run.dtype.name}, attention {model.run.attention}, "
+            f"remat {model.run.remat}",
             "FLOPs": f"{forward_flops / 1e9:.4g} G forward, {train_flops / 1e9:.4g} G train a clip",
         },
     )

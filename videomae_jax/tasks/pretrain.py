@@ -157,8 +157,8 @@ def build_task(config: ConfigDict) -> Task:
             f"{round(visible_share * tokens)} tokens visible, {round(decoded * tokens)} predicted",
             "loss": "mean squared error of "
             + (f"pixels normalized per patch{zero}" if config.normalized_targets else "pixels"),
-            "compute": f"{model.run.dtype.name}, attention {model.run.attention} "
-            f"({jax.default_backend()}), remat {model.run.remat}",
+            "compute": f"{model.run.dtype.name}, attention {model.run.attention}, "
+            f"remat {model.run.remat}",
             "FLOPs": f"{forward_flops / 1e9:.4g} G forward, {train_flops / 1e9:.4g} G train a clip",
         },
     )

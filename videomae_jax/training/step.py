@@ -93,8 +93,15 @@ def train_step(
     def skip(state):
         return state._replace(step=state.step + 1, skipped=state.skipped + 1)
 
-    # A branch, not a choice between old and new values: that would keep a copy of the state.
-    state = jax.lax.cond(finite, move, skip, state)
+    def branch(state):
+        return jax.lax.cond(finite, move, skip, state)
+
+    def choose(state):
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), move(state), skip(state))
+
+    # On CPUs choosing between old and new values keeps a copy of the state. On a GPU a branch
+    # makes the host wait for the device; there the choice is part of the update's kernels.
+    state = jax.lax.platform_dependent(state, cpu=branch, default=choose)
     return state, {**metrics, "lr": lr, "grad_norm": norm, "skipped": state.skipped}
 
 
