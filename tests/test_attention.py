@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from videomae_jax.errors import UserError
 from videomae_jax.models import attention
 from videomae_jax.models.attention import CHUNK, attend, choose_implementation
+from videomae_jax.training.sharding import AXES, BATCH_SPEC
 
 SLOW = pytest.mark.slow
 
@@ -69,6 +70,22 @@ def test_output_and_gradients_are_those_of_float64(implementation, count, width)
     check(function, *draw(1, count, 2, width))
 
 
+@pytest.mark.parametrize("implementation", ["xla", "chunked"])
+def test_fewer_queries_than_keys(implementation):
+    q, k, v, grad = draw(1, 2 * CHUNK, 2, 16)
+    last = CHUNK + 1
+
+    def function(q, k, v):
+        return attend(q[:, -last:], k, v, implementation=implementation)
+
+    zero = np.zeros_like(grad)
+    zero[:, -last:] = grad[:, -last:]
+    wanted = reference(q, k, v, zero)
+    got = jax.jit(lambda *a: gradients(function, *a))(q, k, v, grad[:, -last:])
+    assert relative_error(got[0], wanted[0][:, -last:]) < 2e-6
+    assert max(relative_error(a, b) for a, b in zip(got[1:], wanted[1:], strict=True)) < 2e-6
+
+
 def test_large_scores_do_not_overflow():
     arrays = draw(1, CHUNK + 1, 1, 64, spread=12.0)  # scores to several hundreds
     check(lambda *qkv: attend(*qkv, implementation="chunked"), *arrays, bound=1e-4)
@@ -86,6 +103,11 @@ def test_chunked_never_holds_all_scores():
 
     assert f"{count},{count}]" in shapes("xla")
     assert f"{count},{count}]" not in shapes("chunked")
+
+
+def test_the_axes_are_those_of_the_mesh():
+    assert (*attention.CLIP_AXES, *attention.HEAD_AXES) == AXES
+    assert P(attention.CLIP_AXES) == BATCH_SPEC
 
 
 def test_clips_and_heads_stay_on_their_devices():
@@ -119,27 +141,37 @@ def test_the_kernel_of_tpus_in_interpret_mode(count, width):
 
 COMPILE = """
 import sys
-import jax, jax.numpy as jnp
+import jax
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec as P
+from videomae_jax.config import load_config
 from videomae_jax.models.attention import attend
+from videomae_jax.tasks.encoder import make_execution
 
 devices = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1]).devices
 axes = (jax.sharding.AxisType.Auto,) * 3
 mesh = jax.make_mesh((len(devices), 1, 1), ("data", "fsdp", "tensor"), axes, devices=devices)
 
+with jax.set_mesh(mesh):
+    run = make_execution(load_config("configs/pretrain.py").run)
+
 def step(q, k, v, grad):
-    out, pull = jax.vjp(lambda *qkv: attend(*qkv, implementation="splash"), q, k, v)
+    out, pull = jax.vjp(lambda *qkv: attend(*qkv, implementation=run.attention), q, k, v)
     return out, pull(grad)
 
-for count, heads, width in (1568, 6, 64), (160, 12, 64), (1568, 8, 80):
-    x = jax.ShapeDtypeStruct(
-        (len(devices), count, heads, width), jnp.bfloat16, sharding=NamedSharding(mesh, P("data"))
+# Also the last block's: fewer queries than keys.
+shapes = (1568, 1568, 6, 64), (160, 160, 12, 64), (1568, 1568, 8, 80), (1408, 1568, 6, 64)
+for queries, count, heads, width in shapes:
+    q, k = (
+        jax.ShapeDtypeStruct(
+            (len(devices), n, heads, width), run.dtype, sharding=NamedSharding(mesh, P("data"))
+        )
+        for n in (queries, count)
     )
     with jax.set_mesh(mesh):
-        lowered = jax.jit(step).trace(x, x, x, x).lower(lowering_platforms=("tpu",))
+        lowered = jax.jit(step).trace(q, k, k, q).lower(lowering_platforms=("tpu",))
     text = lowered.compile().as_text()
-    print(count, width, text.count('custom_call_target="tpu_custom_call"'), "all-gather" in text)
+    print(queries, width, text.count('custom_call_target="tpu_custom_call"'), "all-gather" in text)
 """
 
 
@@ -159,7 +191,8 @@ def test_the_kernel_of_tpus_compiles_ahead_of_time(topology):
         timeout=280,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n")[:3] == ["1568 64 2 False", "160 64 2 False", "1568 80 2 False"]
+    shapes = ("1568 64", "160 64", "1568 80", "1408 64")
+    assert done.stdout.splitlines() == [f"{shape} 2 False" for shape in shapes]
 
 
 def test_each_machine_gets_its_own():

@@ -1,10 +1,13 @@
 """`videomae benchmark`: a measurement anyone can check against itself."""
 
 import json
+import sys
 
 import pytest
 
+from videomae_jax.benchmark.child import Child
 from videomae_jax.cli import main
+from videomae_jax.errors import UserError
 
 SMALL = [f"--config.clip.{side}=32" for side in ("height", "width")]
 
@@ -29,3 +32,49 @@ def test_what_cannot_be_measured_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["benchmark", "--model=tiny", "--batch=3", *SMALL])
     assert "--batch 3 does not divide by 8 devices" in capsys.readouterr().err
+
+
+def test_feed_and_step_together(tmp_path):
+    got = measure(tmp_path, "--what=end-to-end", "--batch=8")
+    assert 0 <= got["waiting_share"] < 1 and got["clips_per_second"] > 0 and got["finite"]
+    assert measure(tmp_path, "--what=feed", "--batch=8")["bytes_per_second"] > 0
+
+
+@pytest.mark.parametrize("task", ["pretrain", "finetune", "encode"])
+def test_beside_transformers_the_losses_agree(tmp_path, task):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    peer = ("--peer=transformers", f"--peer-python={sys.executable}")
+    got = measure(tmp_path, f"--task={task}", "--batch=2", *peer)
+    assert got["first_loss"] == pytest.approx(got["peer"]["first_loss"], rel=1e-4)
+    assert got["ratio"] == sorted(got["ratio_of_each_pair"])[1]
+    assert got["peer"]["peak_memory_bytes"] > 0 and got["environment"]["torch"]
+
+
+def peer_that_says(tmp_path, program):
+    """A stand-in for a Python with torch: it leaves the peer's script alone."""
+    file = tmp_path / "python"
+    file.write_text(f"#!{sys.executable}\nimport sys\n{program}\n")
+    file.chmod(0o755)
+    return ["benchmark", "--model=tiny", "--batch=2", *SMALL, "--peer=transformers"] + [
+        f"--peer-python={file}"
+    ]
+
+
+def test_times_of_different_work_are_refused(tmp_path, capsys):
+    wrong = 'for _ in sys.stdin: print(\'{"loss": 2.0, "seconds": 1.0}\', flush=True)'
+    with pytest.raises(SystemExit):
+        main(peer_that_says(tmp_path, wrong))
+    assert "the first losses differ" in capsys.readouterr().err
+
+
+def test_a_child_that_ends_is_quoted(tmp_path):
+    command = [sys.executable, "-c", "raise SystemExit('no such library')"]
+    with Child("peer", command, env={}) as child, pytest.raises(UserError, match="no such library"):
+        child.ask("start")
+
+
+def test_a_peer_needs_its_python(capsys):
+    with pytest.raises(SystemExit):
+        main(["benchmark", "--model=tiny", "--peer=transformers"])
+    assert "needs --peer-python" in capsys.readouterr().err

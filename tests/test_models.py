@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from videomae_jax.config import load_config
 from videomae_jax.models.flops import pretrain_flops
-from videomae_jax.models.vit import SIZES
+from videomae_jax.models.vit import SIZES, Execution, Size, apply_blocks, gelu
 from videomae_jax.tasks import pretrain
 
 PUBLISHED = {"s": 22, "b": 87, "l": 305, "h": 633}  # M, with a head of 400 classes
@@ -122,3 +123,41 @@ def test_positions_can_be_interpolated_from_another_grid():
 
     assert loss() == loss("--config.model.position_grid=(8,4,4)")
     assert loss() != loss("--config.model.position_grid=(8,28,28)")
+
+
+def test_the_gelu_and_its_derivative_are_those_of_float64():
+    x = np.linspace(-9, 9, 20_001, dtype=np.float32)
+    out, pull = jax.vjp(gelu, jnp.asarray(x))
+    wide = np.float64(x)
+    integral = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in wide])
+    density = np.exp(-(wide**2) / 2) / math.sqrt(2 * math.pi)
+    assert np.abs(out - wide * integral).max() < 1e-6
+    assert np.abs(pull(jnp.ones_like(out))[0] - (integral + wide * density)).max() < 1e-6
+
+
+class Stack(nn.Module):
+    run: Execution
+    last: int | None
+
+    @nn.compact
+    def __call__(self, x):
+        return apply_blocks(x, Size(16, 3, 2, 32), self.run, last=self.last)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_the_last_tokens_alone_are_the_last_of_all(scan, remat):
+    x = jax.random.normal(jax.random.key(0), [2, 9, 16])
+    whole = Stack(Execution(), None)
+    params = whole.init(jax.random.key(1), x)
+
+    def loss(params, model):
+        return jnp.sin(model.apply(params, x)[:, -5:]).sum()
+
+    wanted, slopes = jax.value_and_grad(loss)(params, whole)
+    model = Stack(Execution(scan=scan, remat=remat), 5)
+    assert model.apply(params, x).shape == (2, 5, 16)
+    got, ours = jax.value_and_grad(loss)(params, model)
+    assert abs(got - wanted) < 1e-5
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(slopes), strict=True):
+        assert np.abs(a - b).max() < 2e-5
