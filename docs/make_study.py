@@ -66,10 +66,10 @@ class Run:
     kind: str  # pretrain, finetune, probe, knn
     arm: str
     seed: int
-    steps: int
-    rate: float
-    train: str  # which list of videos
-    held_out: str
+    steps: int = 0
+    rate: float = 0.0
+    train: str = "train"  # which list of videos
+    held_out: str = "val"
     mask: str = ""  # of a pre-training run
     start: str = ""
 
@@ -113,18 +113,31 @@ def main() -> None:
     os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        do = functools.partial(do_runs, pool, out, began=time.time())
-        results = do(pretraining(form, (MAIN,)))
-        tuned = [] if form.rates else do(tuning(form))
-        rates = form.rates or choose_rates(tuned)
-        print("rates:", rates, flush=True)
-        results += do(final_runs(form, rates))
-        for mask in form.masks[1:]:
-            results += do(pretraining(form, (mask,)))
-            results += do(finetuning(form, rates, mask))
-        results += do_probes(do, form)
-    write_report(out, args.form, tuned + results)
+        results = []
+        for part in do_study(functools.partial(do_runs, pool, out, began=time.time()), form):
+            results += part
+            write_report(out, args.form, results)
     print((out / "study.md").read_text())
+
+
+def do_study(do, form: Form) -> Iterator[list[dict]]:
+    """Do everything, what matters most first, and yield the results of each part."""
+    yield do(pretraining(form, MAIN))
+    tuned = [] if form.rates else do(tuning(form))
+    yield tuned
+    rates = form.rates or choose_rates(tuned)
+    steps, runs = arms(form), finetuning(form, rates, MAIN)
+    for arm in (SCRATCH, LONG):
+        for seed in range(form.seeds):
+            runs.append(Run("finetune", arm, seed, steps[arm], rates[arm]))
+    yield do(runs)
+    yield do_probes(do, form)
+    runs = [run for run in runs if run.arm != LONG]
+    yield do([dataclasses.replace(run, train=str(few)) for few in form.labels for run in runs])
+    for mask in form.masks[1:]:
+        yield do(pretraining(form, mask))
+        yield do(finetuning(form, rates, mask))
+        yield do(neighbours(form, mask))
 
 
 def do_runs(pool, out: Path, runs: list[Run], *, began: float) -> list[dict]:
@@ -154,20 +167,20 @@ def write_lists(out: Path, form: Form) -> None:
             write(out / f"{part}.csv", "".join(f"{path} {label}\n" for path, label in chosen))
 
 
-def pretraining(form: Form, masks: tuple[str, ...]) -> list[Run]:
-    """The pre-training of every mask and seed, on all training clips without their labels."""
+def pretraining(form: Form, mask: str) -> list[Run]:
+    """The pre-training with one mask, on all training clips without their labels."""
     return [
-        Run("pretrain", f"pretrain {mask}", seed, form.pretrain_steps, 2e-3, "train", "val", mask)
-        for mask in masks
+        Run("pretrain", f"pretrain {mask}", seed, form.pretrain_steps, 2e-3, mask=mask)
         for seed in range(form.seeds)
     ]
 
 
 def tuning(form: Form) -> list[Run]:
     """Every arm at every rate, on a part of the training clips."""
-    start = pretraining(form, (MAIN,))[0].name
+    start = pretraining(form, MAIN)[0].name
+    part = dict(train="fit", held_out="tune")
     return [
-        Run("finetune", arm, 0, steps, rate, "fit", "tune", "", start * (arm == PRETRAINED))
+        Run("finetune", arm, 0, steps, rate, **part, start=start if arm == PRETRAINED else "")
         for arm, steps in arms(form).items()
         for rate in RATES
     ]
@@ -183,67 +196,32 @@ def choose_rates(results: list[dict]) -> dict[str, float]:
     return {arm: result["rate"] for arm, result in best.items()}
 
 
-def final_runs(form: Form, rates: dict[str, float]) -> list[Run]:
-    """The arms of the main mask, and fewer labels."""
-    seeds = range(form.seeds)
-    runs = finetuning(form, rates, MAIN)
-    for arm in (SCRATCH, LONG):
-        steps, rate = arms(form)[arm], rates[arm]
-        runs += [Run("finetune", arm, seed, steps, rate, "train", "val") for seed in seeds]
-    for few in form.labels:
-        for run in [run for run in runs if run.train == "train" and run.arm != LONG]:
-            runs.append(dataclasses.replace(run, train=str(few)))
-    return runs
-
-
 def finetuning(form: Form, rates: dict[str, float], mask: str) -> list[Run]:
     """The fine-tuning after each pre-training with one mask."""
     steps, rate = form.finetune_steps, rates[PRETRAINED]
     return [
-        Run(
-            "finetune",
-            f"pre-trained {mask}",
-            start.seed,
-            steps,
-            rate,
-            "train",
-            "val",
-            "",
-            start.name,
-        )
-        for start in pretraining(form, (mask,))
+        Run("finetune", f"{PRETRAINED} {mask}", start.seed, steps, rate, start=start.name)
+        for start in pretraining(form, mask)
     ]
 
 
 def do_probes(do, form: Form) -> list[dict]:
     """Probe the frozen encoders: linear, its rate chosen on the tuning clips, and kNN."""
-    starts = pretraining(form, form.masks)
-    steps = form.finetune_steps
-    (tuned,) = do([Run("probe", "linear probe", 0, steps, 0.0, "fit", "tune", "", starts[0].name)])
-    runs = [
-        Run(
-            "probe",
-            f"linear probe {start.mask}",
-            start.seed,
-            steps,
-            0.0,
-            "train",
-            "val",
-            "",
-            start.name,
-        )
-        for start in starts
-        if start.mask == MAIN
-    ]
-    results = do(runs)
+    starts, steps = pretraining(form, MAIN), form.finetune_steps
+    probe = Run("probe", f"linear probe {MAIN}", 0, steps, start=starts[0].name)
+    (tuned,) = do([dataclasses.replace(probe, train="fit", held_out="tune")])
+    results = do([dataclasses.replace(probe, seed=s.seed, start=s.name) for s in starts])
     for result in results:
         result |= dict(rate=tuned["best_rate"], top1=result[f"top1_x{tuned['best_rate']:g}"])
-    knn = [
-        Run("knn", f"kNN {start.mask}", start.seed, 0, 0.0, "train", "val", "", start.name)
-        for start in starts
+    untrained = Run("knn", UNTRAINED, 0, start=starts[0].name)
+    return results + do([*neighbours(form, MAIN), untrained])
+
+
+def neighbours(form: Form, mask: str) -> list[Run]:
+    """kNN on the features of each pre-training with one mask."""
+    return [
+        Run("knn", f"kNN {mask}", start.seed, start=start.name) for start in pretraining(form, mask)
     ]
-    knn.append(Run("knn", UNTRAINED, 0, 0, 0.0, "train", "val", "", starts[0].name))
-    return results + do(knn)
 
 
 def arms(form: Form) -> dict[str, int]:
@@ -442,8 +420,9 @@ def report_lines(form: str, rows: dict[tuple, list[dict]], results: list[dict]) 
             + " | ".join(spread([result.get(score) for result in group]) for score in SCORES)
             + f" | {minutes:.1f} |"
         )
-    yield ""
-    yield verdict(rows)
+    if (LONG, "train") in rows:
+        yield ""
+        yield verdict(rows)
 
 
 def spread(values: list[float | None]) -> str:
