@@ -1,6 +1,7 @@
 # make demo      pre-train a tiny VideoMAE on real motion, in minutes on two CPU cores
 # make test      lint and the tests of every change
 # make test-all  the slow tests too
+# make study     does pre-training help? FORM=short, or full, hours
 # Each sets up .venv first.
 
 PYTHON ?= python3
@@ -11,7 +12,9 @@ DATA ?=
 WORKDIR ?= runs/demo$(if $(DATA),-$(notdir $(patsubst %/,%,$(DATA))))
 VIDEO ?= $(if $(DATA),,data/mocap_studio/val/walk/walk_003.mp4)
 
-.PHONY: demo test test-all lint clean
+FORM ?= short
+
+.PHONY: demo test test-all study lint clean
 
 demo: $(BIN)/.installed
 	$(BIN)/videomae train --config=configs/demo.py --workdir="$(WORKDIR)" \
@@ -21,6 +24,9 @@ demo: $(BIN)/.installed
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadscope -m "not slow"
+
+study: $(BIN)/.installed
+	$(BIN)/python docs/make_study.py --form $(FORM)
 
 test-all: lint
 	$(BIN)/python -m pytest -n auto --dist loadscope
