@@ -15,7 +15,7 @@ import pytest
 from videos import number, turn, write_broken, write_video
 
 from videomae_jax.data.bad import BadVideos
-from videomae_jax.data.clips import PretrainSample, resize_crop
+from videomae_jax.data.clips import ClipSample, PretrainSample, resize_crop
 from videomae_jax.data.decode import UnreadableVideo, read_clip
 from videomae_jax.data.feed import Feed
 from videomae_jax.data.memory import FrameMemory
@@ -177,10 +177,10 @@ def test_nothing_readable_ends_too(mixed):
 
 
 def test_a_bug_while_reading_surfaces_as_itself(good):
-    class Buggy:
+    class Buggy(ClipSample):
         shape = SAMPLE.shape
 
-        def __call__(self, videos, index, rng):
+        def together(self, videos, index, rngs):
             raise ZeroDivisionError("in the sample")
 
     with pytest.raises(ZeroDivisionError, match="^in the sample$"):
@@ -188,15 +188,15 @@ def test_a_bug_while_reading_surfaces_as_itself(good):
 
 
 def test_input_output_errors_are_tried_again(good):
-    class Flaky:
+    class Flaky(ClipSample):
         shape = SAMPLE.shape
         calls: dict[int, int] = {}
 
-        def __call__(self, videos, index, rng):
+        def together(self, videos, index, rngs):
             self.calls[index] = self.calls.get(index, 0) + 1
             if self.calls[index] < 3:
                 raise UnreadableVideo("input/output error", transient=True)
-            return np.zeros(self.shape, np.uint8)
+            return np.zeros((1, *self.shape), np.uint8), np.zeros((1, 2), np.int32)
 
     bad = forgiving(good)
     ids = [batch["id"] for batch in train(good, steps=2, sample=Flaky(), bad=bad)]
@@ -388,7 +388,9 @@ def test_what_does_not_fit_in_memory_is_decoded_each_time(good, monkeypatch, bud
     memory = FrameMemory(budget=budget)
     for _ in range(2):
         for path in good.paths:
-            clip = memory.read_clip(path, lambda count: np.array([count - 1, 2]), channels=3)
+            clip = memory.read_clip(
+                read_clip, path, lambda count: np.array([count - 1, 2]), channels=3
+            )
             assert [number(picture) for picture in clip] == [11 + int(path[-6:-4]), 2]
     assert sum(kept.nbytes for kept in memory._kept.values()) <= budget
     assert len(memory._kept) < len(good)

@@ -1,14 +1,14 @@
 """The `videomae` command. Sub-commands import JAX and the rest only when they run."""
 
 import argparse
-import importlib
 import os
 import sys
 
 from videomae_jax import __version__
+from videomae_jax.commands import add_commands
 from videomae_jax.errors import UserError
 
-COMMANDS = ("train", "evaluate", "predict", "knn", "visualize", "convert", "benchmark")
+COMMANDS = ("train", "evaluate", "predict", "knn", "visualize", "convert", "benchmark", "data")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -25,19 +25,14 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     parser = _Parser(prog="videomae", description="VideoMAE in JAX: masked video pre-training.")
     parser.add_argument("--version", action="version", version=f"videomae_jax {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    modules = {name: importlib.import_module(f"videomae_jax.commands.{name}") for name in COMMANDS}
-    for name, module in modules.items():
-        summary, _, rest = module.__doc__.partition("\n")
-        command = commands.add_parser(name, help=summary, description=f"{summary} {rest}")
-        module.add_arguments(command)
+    add_commands(parser, COMMANDS, package="videomae_jax.commands")
     try:
         args, rest = parser.parse_known_args(argv)
         if hasattr(args, "overrides"):
             args.overrides = rest  # --config.KEY=VALUE
         elif rest:
-            raise UserError(f"{rest[0]!r} is not understood: see videomae {args.command} --help")
-        modules[args.command].main(args)
+            raise UserError(f"{rest[0]!r} is not understood: see {args.prog} --help")
+        args.run(args)
     except UserError as error:
         print(f"videomae: {error}", file=sys.stderr)
         sys.exit(1)
