@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from videos import number, turn, write_broken, write_video
 
+from videomae_jax.data import decode
 from videomae_jax.data.bad import BadVideos
 from videomae_jax.data.clips import ClipSample, PretrainSample, resize_crop
 from videomae_jax.data.decode import UnreadableVideo, read_clip
@@ -107,6 +108,41 @@ def test_repeats_are_clips_of_one_video_side_by_side(good):
     assert all(sorted(epoch) == list(range(GOOD)) for epoch in ids)
     first, second = (np.stack([batch["video"][at] for batch in batches]) for at in (0, 1))
     assert (first != second).any(axis=(1, 2, 3, 4)).mean() > 0.5
+
+
+@pytest.mark.parametrize("batch_size,processes,decodes", [(8, 1, 2), (8, 4, 4), (12, 2, 6)])
+def test_repeats_share_one_decode(good, monkeypatch, batch_size, processes, decodes):
+    opened = []
+    open_video = decode._opened
+    monkeypatch.setattr(decode, "_opened", lambda path: opened.append(path) or open_video(path))
+    how = dict(batch_size=batch_size, repeats=4, steps=1)
+    parts = [
+        train(good, process_index=index, process_count=processes, **how)[0]
+        for index in range(processes)
+    ]
+    assert len(opened) == decodes and len(set(opened)) == batch_size // 4
+    # Shared or not, clips are the same: each is drawn from its own position.
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    (alone,) = train(good, repeats=4, steps=1, batch_size=batch_size)
+    assert same(joined, alone)
+    for row, index in enumerate(alone["id"].tolist()):
+        rng = np.random.default_rng([5, row, 0])
+        assert (alone["video"][row] == SAMPLE(good, index, rng)).all()
+
+
+def test_the_clips_of_an_unreadable_video_are_replaced_by_those_of_one_other(mixed):
+    videos, reasons = mixed
+    batches = train(videos, steps=10, repeats=4)
+    ids = np.concatenate([batch["id"] for batch in batches]).reshape(-1, 4)
+    assert (ids == ids[:, :1]).all()
+    read = [videos.paths[index] for index in ids[:, 0]]
+    assert not set(read) & reasons.keys() and len(set(read)) < len(read)  # 19 turns, 10 readable
+    halves = [
+        train(videos, steps=10, repeats=4, process_index=index, process_count=2)
+        for index in range(2)
+    ]
+    for whole, *parts in zip(batches, *halves, strict=True):
+        assert same(whole, {key: np.concatenate([p[key] for p in parts]) for key in whole})
 
 
 def test_a_restart_continues_bit_for_bit(good):
