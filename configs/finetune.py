@@ -132,7 +132,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             ),
             views=the["views"],  # clips x crops of a test video
             batch_size=the["batch_size"],  # videos per optimizer step, over all devices
-            repeats=the["repeats"],  # clips of each video in a step
+            repeats=the["repeats"],  # clips of each video in a step, from one decode
             accumulation=1,  # parts a step's batch is computed in, one after the other
             epochs=the["epochs"],
             warmup_epochs=5,

@@ -30,9 +30,9 @@ K400_SIZE = {
     "l": dict(batch_size=512, decoder_depth=12),
     "h": dict(batch_size=1024, decoder_depth=12),
 }
-# Dual masking. The scripts range over batches of 1024 to 2048 and 200 to 300 epochs, with four
-# clips from each decoded video; here every clip is a decode of its own.
-V2 = dict(epochs=300, batch_size=1024, base_lr=1e-3, decoder_ratio=0.5, decoder_depth=4)
+# Dual masking. The scripts range over batches of 1024 to 2048 videos and 200 to 300 epochs, with
+# four clips of each video: what they call 1200 epochs are 300 passes over the videos, 1200 views.
+V2 = dict(epochs=300, batch_size=1024, repeats=4, base_lr=1e-3, decoder_ratio=0.5, decoder_depth=4)
 V2_SIZE = {
     "l": dict(decoder_width=512, decoder_heads=8),
     "h": dict(decoder_width=512, decoder_heads=8),
@@ -48,6 +48,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
     model = SIZES[size]
     the = dict(
         batch_size=1024,
+        repeats=1,
         base_lr=1.5e-4,
         stride=4,
         mask_ratio=0.9,
@@ -105,7 +106,8 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 memory_gb=0.0,  # of decoded videos kept in main memory; 0 decodes for each clip
             ),
             batch_size=the["batch_size"],  # videos per optimizer step, over all devices
-            repeats=1,  # clips of each video in a step
+            # Clips of each video in a step, from one decode; the rate and epochs ignore them.
+            repeats=the["repeats"],
             accumulation=1,  # parts a step's batch is computed in, one after the other
             epochs=the["epochs"],
             warmup_epochs=40,

@@ -27,11 +27,12 @@ ROOMS = {
 }
 # Heavy or replaceable libraries, and the only files that know them.
 ONLY_IN = {
-    "tensorflow": {"data/pipeline.py"},
+    "tensorflow": {"data/pipeline.py", "data/records.py", "data/pack.py"},
+    "tensorflow_datasets": {"data/records.py", "data/pack.py"},
     "clu": {"training/monitor.py"},
     "orbax": {"training/checkpoint.py"},
     "flax": {"models"},
-    "av": {"data/decode.py", "pictures.py"},
+    "av": {"data/decode.py", "data/encode.py", "pictures.py"},
     "decord": {"data/decoders.py"},
     "torchcodec": {"data/decoders.py"},
     "pyarrow": {"data/tables.py"},

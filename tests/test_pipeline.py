@@ -1,6 +1,7 @@
 """The data is a pure function of (seed, step), whatever is wrong with the videos."""
 
 import csv
+import functools
 import os
 import re
 import subprocess
@@ -14,8 +15,9 @@ import numpy as np
 import pytest
 from videos import number, turn, write_broken, write_video
 
+from videomae_jax.data import decode
 from videomae_jax.data.bad import BadVideos
-from videomae_jax.data.clips import PretrainSample, resize_crop
+from videomae_jax.data.clips import ClipSample, PretrainSample, resize_crop
 from videomae_jax.data.decode import UnreadableVideo, read_clip
 from videomae_jax.data.feed import Feed
 from videomae_jax.data.memory import FrameMemory
@@ -109,6 +111,41 @@ def test_repeats_are_clips_of_one_video_side_by_side(good):
     assert (first != second).any(axis=(1, 2, 3, 4)).mean() > 0.5
 
 
+@pytest.mark.parametrize("batch_size,processes,decodes", [(8, 1, 2), (8, 4, 4), (12, 2, 6)])
+def test_repeats_share_one_decode(good, monkeypatch, batch_size, processes, decodes):
+    opened = []
+    open_video = decode._opened
+    monkeypatch.setattr(decode, "_opened", lambda path: opened.append(path) or open_video(path))
+    how = dict(batch_size=batch_size, repeats=4, steps=1)
+    parts = [
+        train(good, process_index=index, process_count=processes, **how)[0]
+        for index in range(processes)
+    ]
+    assert len(opened) == decodes and len(set(opened)) == batch_size // 4
+    # Shared or not, clips are the same: each is drawn from its own position.
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    (alone,) = train(good, repeats=4, steps=1, batch_size=batch_size)
+    assert same(joined, alone)
+    for row, index in enumerate(alone["id"].tolist()):
+        rng = np.random.default_rng([5, row, 0])
+        assert (alone["video"][row] == SAMPLE(good, index, rng)).all()
+
+
+def test_the_clips_of_an_unreadable_video_are_replaced_by_those_of_one_other(mixed):
+    videos, reasons = mixed
+    batches = train(videos, steps=10, repeats=4)
+    ids = np.concatenate([batch["id"] for batch in batches]).reshape(-1, 4)
+    assert (ids == ids[:, :1]).all()
+    read = [videos.paths[index] for index in ids[:, 0]]
+    assert not set(read) & reasons.keys() and len(set(read)) < len(read)  # 19 turns, 10 readable
+    halves = [
+        train(videos, steps=10, repeats=4, process_index=index, process_count=2)
+        for index in range(2)
+    ]
+    for whole, *parts in zip(batches, *halves, strict=True):
+        assert same(whole, {key: np.concatenate([p[key] for p in parts]) for key in whole})
+
+
 def test_a_restart_continues_bit_for_bit(good):
     straight = train(good, steps=6)
     resumed = train(good, steps=2) + train(good, start=2, steps=4, threads=1)
@@ -177,10 +214,10 @@ def test_nothing_readable_ends_too(mixed):
 
 
 def test_a_bug_while_reading_surfaces_as_itself(good):
-    class Buggy:
+    class Buggy(ClipSample):
         shape = SAMPLE.shape
 
-        def __call__(self, videos, index, rng):
+        def together(self, videos, index, rngs):
             raise ZeroDivisionError("in the sample")
 
     with pytest.raises(ZeroDivisionError, match="^in the sample$"):
@@ -188,15 +225,15 @@ def test_a_bug_while_reading_surfaces_as_itself(good):
 
 
 def test_input_output_errors_are_tried_again(good):
-    class Flaky:
+    class Flaky(ClipSample):
         shape = SAMPLE.shape
         calls: dict[int, int] = {}
 
-        def __call__(self, videos, index, rng):
+        def together(self, videos, index, rngs):
             self.calls[index] = self.calls.get(index, 0) + 1
             if self.calls[index] < 3:
                 raise UnreadableVideo("input/output error", transient=True)
-            return np.zeros(self.shape, np.uint8)
+            return np.zeros((1, *self.shape), np.uint8), np.zeros((1, 2), np.int32)
 
     bad = forgiving(good)
     ids = [batch["id"] for batch in train(good, steps=2, sample=Flaky(), bad=bad)]
@@ -389,7 +426,9 @@ def test_what_does_not_fit_in_memory_is_decoded_each_time(good, monkeypatch, bud
     for _ in range(2):
         for path in good.paths:
             clip = memory.read_clip(
-                path, lambda count: np.array([count - 1, 2]), channels=3, decoder="pyav"
+                path,
+                functools.partial(read_clip, path, channels=3),
+                lambda count: np.array([count - 1, 2]),
             )
             assert [number(picture) for picture in clip] == [11 + int(path[-6:-4]), 2]
     assert sum(kept.nbytes for kept in memory._kept.values()) <= budget

@@ -15,6 +15,7 @@ from videomae_jax.data.feed import Feed
 from videomae_jax.data.synthetic import synthetic_batches
 from videomae_jax.errors import UserError
 from videomae_jax.tasks import pretrain
+from videomae_jax.training.banner import length_line
 from videomae_jax.training.optim import Plan, adamw, decay_mask, make_plan, warmup_cosine
 from videomae_jax.training.sharding import (
     batch_sharding,
@@ -104,6 +105,26 @@ def test_parts_of_unequal_counts_weigh_by_their_counts():
     whole, _ = run(tiny(*dual), mesh=mesh, devices=jax.devices()[:1])
     parts, _ = run(tiny(*dual, "--config.accumulation=8"), mesh=mesh, devices=jax.devices()[:1])
     np.testing.assert_allclose(whole, parts, rtol=1e-5)
+
+
+def test_each_clip_of_a_video_has_a_mask_of_its_own():
+    config = tiny("--config.repeats=2", "--config.batch_size=1")
+    task = pretrain.build_task(config)
+    params = task.init(jax.random.key(0))
+    (clip,) = synthetic_batches(shape=(4, 32, 32, 3), batch_size=1, seed=0, num_steps=1)
+    ids = jnp.full([1], 7, jnp.int32)
+    first, second, third = (
+        task.train_sums(params, clip | {"id": ids, "row": ids * 0 + row}, jax.random.key(1))
+        for row in (0, 1, 2)
+    )
+    assert first["error"] != second["error"] and first["error"] == third["error"]
+    v2 = load_config("configs/pretrain.py:b,k400,v2")
+    assert (v2.batch_size, v2.repeats) == (1024, 4)
+    plan = make_plan(v2, examples=240_000)  # of videos: neither epochs nor the rate count clips
+    assert plan.steps_per_epoch == 234 and plan.peak_lr == pytest.approx(4e-3)
+    assert length_line(v2, plan, 240_000).endswith(
+        "299.5 epochs of 240,000 videos, 1,198.1 views of each"
+    )
 
 
 def test_the_same_seed_gives_the_same_bits(one_device):

@@ -1,5 +1,6 @@
 """One clip of one video: which frames, which crop, which size."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,10 +10,57 @@ from videomae_jax.data import sampling
 from videomae_jax.data.decode import UnreadableVideo
 from videomae_jax.data.sources import Videos
 
+Box = tuple[int, int, int, int]  # x, y, width, height in pixels
+
+
+class ClipSample:
+    """Makes clips of a video: `sample(videos, index, rng) -> uint8 [*sample.shape]`.
+
+    A kind of sample has `shape`, `channels` and three pure functions: `indices(count, rng)`,
+    which frames, int64 [...]; `boxes(width, height, rng)`, which parts of the picture; and
+    `cut(frames, boxes)`, the clip. `sized` samples give clips that fill only a part of `shape`.
+    """
+
+    sized = False
+
+    def __call__(self, videos: Videos, index: int, rng: np.random.Generator) -> np.ndarray:
+        return self.together(videos, index, [rng])[0][0]
+
+    def together(
+        self, videos: Videos, index: int, rngs: Sequence[np.random.Generator]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Make a clip with each rng, from one decode: uint8 [R, *shape], sizes int32 [R, 2].
+
+        A size is the height and the width that a clip fills.
+        """
+        frames = videos.read_clip(
+            index, lambda count: self.choose(index, count, rngs), channels=self.channels
+        )
+        return self.cut_all(frames, self.place(frames.shape[2], frames.shape[1], rngs))
+
+    def choose(self, index: int, count: int, rngs: Sequence[np.random.Generator]) -> np.ndarray:
+        """Which frames of video `index`, of `count`, the clips have, one clip after the other."""
+        return np.concatenate([self.indices(count, rng).ravel() for rng in rngs])
+
+    def place(self, width: int, height: int, rngs: Sequence[np.random.Generator]) -> np.ndarray:
+        """Which boxes the clips have, drawn after `choose`: int32 [R, boxes, 4]."""
+        return np.array([self.boxes(width, height, rng) for rng in rngs], np.int32)
+
+    def cut_all(self, frames: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The clips of the chosen frames [R * frames, H, W, C] and their sizes."""
+        parts = np.split(frames, len(boxes))
+        clips = [self.cut(part, box) for part, box in zip(parts, boxes.tolist(), strict=True)]
+        sizes = [self.size(box) for box in boxes.tolist()]
+        return np.stack(clips), np.array(sizes, np.int32)
+
+    def size(self, boxes: Sequence[Box]) -> tuple[int, int]:
+        """The height and the width that a clip fills."""
+        return self.shape[-3], self.shape[-2]
+
 
 @dataclass(frozen=True)
-class PretrainSample:
-    """The clip that pre-training sees: `sample(videos, index, rng) -> uint8 [F, H, W, C]`.
+class PretrainSample(ClipSample):
+    """The clip that pre-training sees, uint8 [F, H, W, C].
 
     In training a random start and a random multi-scale crop; else the middle clip
     and the largest centred crop, whatever the rng. Both are resized bilinearly.
@@ -31,12 +79,13 @@ class PretrainSample:
         """(F, H, W, C), the same for every clip."""
         return self.frames, self.height, self.width, self.channels
 
-    def __call__(self, videos: Videos, index: int, rng: np.random.Generator) -> np.ndarray:
-        clip = videos.read_clip(
-            index, lambda count: self.indices(count, rng), channels=self.channels
-        )
-        box = self.box(clip.shape[2], clip.shape[1], rng)
-        return resize_crop(clip, box=box, width=self.width, height=self.height)
+    def boxes(self, width: int, height: int, rng: np.random.Generator) -> list[Box]:
+        """The one box of the clip."""
+        return [self.box(width, height, rng)]
+
+    def cut(self, frames: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
+        """The box of the frames, resized."""
+        return resize_crop(frames, box=boxes[0], width=self.width, height=self.height)
 
     def indices(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Which frames of `count`: int64 [F]."""
@@ -46,7 +95,7 @@ class PretrainSample:
         start = int(rng.integers(sampling.pretrain_starts(count, **span)))
         return sampling.pretrain_indices(count, start=start, **span)
 
-    def box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
         """Which part of the picture: (x, y, width, height) in pixels."""
         target = dict(target_width=self.width, target_height=self.height)
         if not self.train:
@@ -78,13 +127,13 @@ class DenseSample(PretrainSample):
         end = int(rng.choice(ends)) if ends else None
         return sampling.dense_indices(count, end=end, **span)
 
-    def box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
         """Which part of the picture: (x, y, width, height) in pixels."""
         return _shape_box(self, width, height, rng)
 
 
 @dataclass(frozen=True)
-class SparseSample:
+class SparseSample(ClipSample):
     """The clip that fine-tuning sees where actions take the whole video, as Something-Something.
 
     The frames of `sampling.sparse_indices`, in evaluation of the first of the test clips; the
@@ -102,12 +151,13 @@ class SparseSample:
         """(F, H, W, C), the same for every clip."""
         return self.frames, self.height, self.width, self.channels
 
-    def __call__(self, videos: Videos, index: int, rng: np.random.Generator) -> np.ndarray:
-        clip = videos.read_clip(
-            index, lambda count: self.indices(count, rng), channels=self.channels
-        )
-        box = _shape_box(self, clip.shape[2], clip.shape[1], rng)
-        return resize_crop(clip, box=box, width=self.width, height=self.height)
+    def boxes(self, width: int, height: int, rng: np.random.Generator) -> list[Box]:
+        """The one box of the clip."""
+        return [_shape_box(self, width, height, rng)]
+
+    def cut(self, frames: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
+        """The box of the frames, resized."""
+        return resize_crop(frames, box=boxes[0], width=self.width, height=self.height)
 
     def indices(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Which frames of `count`: int64 [F]."""
@@ -117,8 +167,8 @@ class SparseSample:
 
 
 @dataclass(frozen=True)
-class ViewSample:
-    """All test clips of one video at once: `sample(videos, index, rng) -> uint8 [V, F, H, W, C]`.
+class ViewSample(ClipSample):
+    """All test clips of one video at once, uint8 [V, F, H, W, C], from one pass over the file.
 
     V = segments * crops: each segment in time in each crop. `stride` None is sparse sampling.
     `counts` collects the number of frames of each video that is read. Raises UnreadableVideo.
@@ -139,38 +189,36 @@ class ViewSample:
         views = self.segments * self.crops
         return views, self.frames, self.height, self.width, self.channels
 
-    def __call__(self, videos: Videos, index: int, rng: np.random.Generator) -> np.ndarray:
-        def choose(count):
-            self.counts[index] = count
-            return self.indices(count).ravel()
-
-        # One pass over the file for all views.
-        clip = videos.read_clip(index, choose, channels=self.channels)
-        boxes = sampling.view_boxes(
-            clip.shape[2],
-            clip.shape[1],
-            target_width=self.width,
-            target_height=self.height,
-            crops=self.crops,
-        )
-        size = dict(width=self.width, height=self.height)
-        crops = np.stack([resize_crop(clip, box=box, **size) for box in boxes], axis=0)
-        # [crops, segments * F, ...] -> [segments * crops, F, ...]
-        crops = crops.reshape(self.crops, self.segments, *self.shape[1:])
-        return np.ascontiguousarray(crops.swapaxes(0, 1).reshape(self.shape))
+    def choose(self, index: int, count: int, rngs: Sequence[np.random.Generator]) -> np.ndarray:
+        """As of any sample; remembers the number of frames."""
+        self.counts[index] = count
+        return super().choose(index, count, rngs)
 
     @property
     def span(self) -> int:
         """Frames from the first to the last of a clip; shorter videos repeat some."""
         return self.frames if self.stride is None else (self.frames - 1) * self.stride + 1
 
-    def indices(self, count: int) -> np.ndarray:
-        """Which frames of `count`: int64 [segments, F]."""
+    def indices(self, count: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Which frames of `count`, whatever the rng: int64 [segments, F]."""
         if self.stride is None:
             return sampling.sparse_views(count, frames=self.frames, views=self.segments)
         return sampling.dense_views(
             count, segments=self.segments, frames=self.frames, stride=self.stride
         )
+
+    def boxes(self, width: int, height: int, rng: np.random.Generator | None = None) -> list[Box]:
+        """The box of each crop."""
+        target = dict(target_width=self.width, target_height=self.height)
+        return sampling.view_boxes(width, height, crops=self.crops, **target)
+
+    def cut(self, frames: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
+        """Each segment in each box, resized."""
+        size = dict(width=self.width, height=self.height)
+        crops = np.stack([resize_crop(frames, box=box, **size) for box in boxes], axis=0)
+        # [crops, segments * F, ...] -> [segments * crops, F, ...]
+        crops = crops.reshape(self.crops, self.segments, *self.shape[1:])
+        return np.ascontiguousarray(crops.swapaxes(0, 1).reshape(self.shape))
 
 
 def distinct_views(sample: ViewSample, videos: Videos, *, most: int = 16) -> tuple[int, int]:
@@ -199,7 +247,7 @@ def distinct_views(sample: ViewSample, videos: Videos, *, most: int = 16) -> tup
 
 def _shape_box(
     sample: DenseSample | SparseSample, width: int, height: int, rng: np.random.Generator
-) -> tuple[int, int, int, int]:
+) -> Box:
     """The largest box of a sample's shape: in training at a random place, else centred."""
     x, y, wide, high = sampling.center_crop_box(
         width, height, target_width=sample.width, target_height=sample.height
@@ -209,9 +257,7 @@ def _shape_box(
     return x, y, wide, high
 
 
-def resize_crop(
-    clip: np.ndarray, *, box: tuple[int, int, int, int], width: int, height: int
-) -> np.ndarray:
+def resize_crop(clip: np.ndarray, *, box: Box, width: int, height: int) -> np.ndarray:
     """Cut one box (x, y, width, height) out of all frames and resize it: uint8 [F, H, W, C].
 
     Pillow's bilinear filter, which averages where it shrinks, as in the reference.

@@ -1,7 +1,7 @@
 """Decoded videos that stay in main memory, where a small data set is read again and again."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import numpy as np
 
@@ -10,7 +10,7 @@ MAX_FRAMES = 1024
 
 
 class FrameMemory:
-    """Reads clips as `decode.read_clip` does, and keeps whole videos up to `budget` bytes.
+    """Keeps whole videos up to `budget` bytes, and reads clips of them.
 
     What is kept first stays: clips are drawn uniformly, so that to drop one video for another
     would gain nothing. Clips are the same whether a video is kept or not.
@@ -18,17 +18,18 @@ class FrameMemory:
 
     def __init__(self, *, budget: int):
         self._free = budget
-        self._kept: dict[tuple[str, int], np.ndarray] = {}
+        self._kept: dict[Hashable, np.ndarray] = {}
         self._lock = threading.Lock()
 
     def read_clip(
-        self, path: str, choose: Callable[[int], np.ndarray], *, channels: int, decoder: str
+        self, key: Hashable, read: Callable, choose: Callable[[int], np.ndarray]
     ) -> np.ndarray:
-        """Return the chosen frames, uint8 [F, H, W, channels]. Raises UnreadableVideo."""
-        # PyAV is only needed where videos are read.
-        from videomae_jax.data.decode import read_clip
+        """Return the frames of a video that `choose` picks: uint8 [F, H, W, C].
 
-        frames = self._kept.get((path, channels))
+        read: (choose) -> frames, as `decode.read_clip`. key: names the video and its channels.
+        Raises UnreadableVideo.
+        """
+        frames = self._kept.get(key)
         if frames is not None:
             return frames[choose(len(frames))]
         whole = self._free > 0
@@ -38,11 +39,11 @@ class FrameMemory:
             whole &= count <= MAX_FRAMES
             return np.arange(count) if whole else choose(count)
 
-        frames = read_clip(path, choose_whole, channels=channels, decoder=decoder)
+        frames = read(choose_whole)
         if not whole:
             return frames
         with self._lock:
-            if frames.nbytes <= self._free and (path, channels) not in self._kept:
-                self._kept[path, channels] = frames
+            if frames.nbytes <= self._free and key not in self._kept:
+                self._kept[key] = frames
                 self._free -= frames.nbytes
         return frames[choose(len(frames))]

@@ -2,12 +2,13 @@
 
 The clip at global position p = step * batch_size + row is drawn from (seed, p)
 alone. So any number of processes together, and any start, give the same batches,
-and there is no state of the data to save. The only module that knows TensorFlow.
+and there is no state of the data to save. The only module that knows tf.data.
 """
 
+import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -16,7 +17,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf  # noqa: E402
 
 from videomae_jax.data.bad import BadVideos  # noqa: E402
+from videomae_jax.data.clips import ClipSample  # noqa: E402
 from videomae_jax.data.decode import UnreadableVideo  # noqa: E402
+from videomae_jax.data.records import Records, decode_regions  # noqa: E402
 from videomae_jax.data.sources import Videos  # noqa: E402
 from videomae_jax.errors import UserError  # noqa: E402
 
@@ -35,7 +38,7 @@ Batch = dict[str, np.ndarray]
 def clip_batches(
     videos: Videos,
     *,
-    sample: Callable,
+    sample: ClipSample,
     batch_size: int,
     seed: int,
     start_step: int,
@@ -48,14 +51,14 @@ def clip_batches(
 ) -> Iterator[Batch]:
     """The training batches of steps start_step to start_step + num_steps - 1.
 
-    Each epoch is a permutation of the videos; a batch may span two. `sample(videos,
-    index, rng)` makes a clip of `sample.shape` = (F, H, W, C). `batch_size` counts the
-    clips of all processes; this one gets its b = batch_size / process_count rows:
-    video uint8 [b, F, H, W, C], id int32 [b], row int32 [b], the place in the batch of
-    all processes, and label int32 [b] where there are labels. `repeats` clips of
-    each video, one after the other, are drawn each for itself.
-    An unreadable video is recorded in `bad`, and another one, drawn from (seed, p),
-    takes its place; id and label are those of the video that was read.
+    Each epoch is a permutation of the videos; a batch may span two. `sample` makes a clip of
+    `sample.shape` = (F, H, W, C) of a video. `batch_size` counts the clips of all processes;
+    this one gets its b = batch_size / process_count rows: video uint8 [b, F, H, W, C], id
+    int32 [b], row int32 [b], the place in the batch of all processes, label int32 [b] where
+    there are labels, and size int32 [b, 2] where the sample is `sized`. `repeats` clips of each
+    video, one after the other, are drawn each for itself, from one decode.
+    An unreadable video is recorded in `bad`, and another one, drawn from (seed, p) where p is
+    the first of its clips, takes its place; id and label are those of the video that was read.
     Raises UserError for a batch that cannot be divided, and while iterating where
     there are too many bad videos. What else `sample` raises comes through.
     """
@@ -63,40 +66,57 @@ def clip_batches(
     if seed < 0:
         raise UserError(f"seed {seed} is negative: use {-seed}")
     count = len(videos)
+    # The clips of a video that this process decodes at once; what is in them does not depend
+    # on it, so the number of processes may change.
+    group = math.gcd(rows, repeats)
 
     def locate(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        position = number // rows * batch_size + process_index * rows + number % rows
+        row = number * group
+        position = row // rows * batch_size + process_index * rows + row % rows
         turn = position // repeats
         place = tf.random.experimental.index_shuffle(
             turn % count, seed=tf.stack([seed, turn // count]), max_index=count - 1
         )
         return position, place
 
-    def load(position: int, place: int) -> tuple[np.ndarray, int]:
+    def load(read: Callable, position: int, place: int) -> tuple[tuple, int]:
+        index = place
         for attempt in range(1 + SUBSTITUTES):
-            rng = np.random.default_rng([seed, position, attempt])
-            index = int(rng.integers(count)) if attempt else place
-            clip = _read(sample, videos, index, rng, bad)
-            if clip is not None:
-                return clip, index
+            if attempt:
+                first = position - position % repeats
+                index = int(np.random.default_rng([seed, first, attempt, 1]).integers(count))
+            seeds = [[seed, position + row, attempt] for row in range(group)]
+            found = _read(read, videos, index, seeds, bad)
+            if found is not None:
+                return found, index
             bad.check()
         raise UserError(f"{SUBSTITUTES} substitutes for {videos.paths[place]} failed too: {bad}")
 
     def finish() -> Iterator[Batch]:
-        for video, index, _ in batches:
+        for video, size, index, _ in batches:
             ids = index.astype(np.int32)
-            yield {"video": video, "id": ids, "row": places, **_labels(videos, index)}
+            sizes = {"size": size} if sample.sized else {}
+            yield {"video": video, "id": ids, "row": places, **_labels(videos, index), **sizes}
 
     places = np.arange(process_index * rows, (process_index + 1) * rows, dtype=np.int32)
-    numbers = tf.data.Dataset.range(start_step * rows, (start_step + num_steps) * rows)
-    batches = _load(numbers.map(locate), load, shape=sample.shape, rows=rows, threads=threads)
+    units = rows // group
+    numbers = tf.data.Dataset.range(start_step * units, (start_step + num_steps) * units)
+    batches = _load(
+        numbers.map(locate),
+        load,
+        videos=videos,
+        sample=sample,
+        group=group,
+        rows=rows,
+        threads=threads,
+    )
     return finish()
 
 
 def eval_batches(
     videos: Videos,
     *,
-    sample: Callable,
+    sample: ClipSample,
     batch_size: int,
     seed: int,
     bad: BadVideos,
@@ -121,23 +141,25 @@ def eval_batches(
         position = number // rows * batch_size + process_index * rows + number % rows
         return position, tf.where(position < count, position, -1)
 
-    def load(position: int, place: int) -> tuple[np.ndarray | None, int]:
+    def load(read: Callable, position: int, place: int) -> tuple[tuple | None, int]:
         if place < 0:
             return None, place
-        rng = np.random.default_rng([seed, position])
-        return _read(sample, videos, place, rng, bad), place
+        return _read(read, videos, place, [[seed, position]], bad), place
 
     def finish() -> Iterator[Batch]:
-        for video, index, read in batches:
+        for video, size, index, read in batches:
             yield {
                 "video": video,
                 "id": index.astype(np.int32),
                 **_labels(videos, index),
+                **({"size": size} if sample.sized else {}),
                 "valid": read,
             }
 
     numbers = tf.data.Dataset.range(start_step * rows, steps * rows).map(locate)
-    batches = _load(numbers, load, shape=sample.shape, rows=rows, threads=threads)
+    batches = _load(
+        numbers, load, videos=videos, sample=sample, group=1, rows=rows, threads=threads
+    )
     return finish()
 
 
@@ -160,12 +182,12 @@ def _labels(videos: Videos, index: np.ndarray) -> Batch:
 
 
 def _read(
-    sample: Callable, videos: Videos, index: int, rng: np.random.Generator, bad: BadVideos
-) -> np.ndarray | None:
-    """A clip; or None, recorded, where the video is unreadable."""
+    read: Callable, videos: Videos, index: int, seeds: Sequence[list[int]], bad: BadVideos
+) -> tuple | None:
+    """What `read(index, rngs)` returns; or None, recorded, where the video is unreadable."""
     for attempt in range(1 + RETRIES):
         try:
-            return sample(videos, index, rng)
+            return read(index, [np.random.default_rng(seed) for seed in seeds])
         except UnreadableVideo as error:
             reason = str(error)
             if not error.transient:
@@ -178,39 +200,78 @@ def _read(
 
 def _load(
     places: tf.data.Dataset,
-    load: Callable[[int, int], tuple[np.ndarray | None, int]],
+    load: Callable[[Callable, int, int], tuple[tuple | None, int]],
     *,
-    shape: tuple[int, ...],
+    videos: Videos,
+    sample: ClipSample,
+    group: int,
     rows: int,
     threads: int | None,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches of `load(position, place)` in order: (video, index, whether it was read)."""
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Batches of `load(read, position, place)` in order: (video, size, index, whether it was read).
+
+    `load` calls `read(index, rngs)` for the clips of one video, `group` of them, and returns
+    what it returns, with the index; or None.
+    """
     # One a core: more only pass the interpreter's lock around (2 cores, 112x112 clips:
     # 190 clips/s with 2 threads, 150 with 4). Slow disks may want more.
     threads = threads or len(os.sched_getaffinity(0))
     failures: list[Exception] = []
+    # JPEG pictures are decoded by TensorFlow in its own threads, without the lock.
+    jpeg = not videos.memory and isinstance(videos.reader, Records) and videos.reader.kind == "jpeg"
+    no_clips = np.zeros((group, *sample.shape), np.uint8), np.zeros((group, 2), np.int32)
+    no_pictures = np.array([], object), np.zeros(4, np.int32), np.zeros((group, 1, 4), np.int32)
 
-    def guarded(position: np.ndarray, place: np.ndarray) -> tuple:
-        # An exception would come out of TensorFlow as a text among C++ frames, so it
-        # is carried around it.
+    def fetch_clips(index: int, rngs: Sequence[np.random.Generator]) -> tuple:
+        return sample.together(videos, index, rngs)
+
+    def fetch_pictures(index: int, rngs: Sequence[np.random.Generator]) -> tuple:
+        path = videos.paths[index]
+        pictures = videos.reader.read_pictures(
+            path, lambda count: sample.choose(index, count, rngs)
+        )
+        height, width = videos.reader.size(path)
+        return np.array(pictures, object), *_region(sample.place(width, height, rngs), width)
+
+    fetch, nothing = (fetch_pictures, no_pictures) if jpeg else (fetch_clips, no_clips)
+
+    # An exception would come out of TensorFlow as a text among C++ frames, so it is carried
+    # around it.
+    def guarded_load(position: np.ndarray, place: np.ndarray) -> tuple:
         try:
-            clip, index = load(int(position), int(place))
-            if clip is not None:
-                return clip, np.int64(index), np.True_
+            found, index = load(fetch, int(position), int(place))
+            return *(found or nothing), np.int64(index), np.bool_(found is not None)
         except Exception as error:
             failures.append(error)
-            index = -1
-        return np.zeros(shape, np.uint8), np.int64(index), np.False_
+            return *nothing, np.int64(-1), np.False_
+
+    def guarded_cut(frames: np.ndarray, boxes: np.ndarray, good: np.ndarray) -> tuple:
+        try:
+            return sample.cut_all(frames, boxes) if good else no_clips
+        except Exception as error:
+            failures.append(error)
+            return no_clips
 
     def read(position: tf.Tensor, place: tf.Tensor) -> tuple:
         # Not stateful, else TensorFlow would run one call at a time.
-        video, index, good = tf.numpy_function(
-            guarded, [position, place], [tf.uint8, tf.int64, tf.bool], stateful=False
+        leaves = [tf.string, tf.int32, tf.int32] if jpeg else [tf.uint8, tf.int32]
+        *found, index, good = tf.numpy_function(
+            guarded_load, [position, place], [*leaves, tf.int64, tf.bool], stateful=False
         )
-        video.set_shape(shape)
         index.set_shape(())
         good.set_shape(())
-        return video, index, good
+        if jpeg:
+            pictures, region, boxes = found
+            pictures.set_shape([None])
+            region.set_shape([4])
+            frames = decode_regions(pictures, region, channels=sample.channels)
+            found = tf.numpy_function(
+                guarded_cut, [frames, boxes, good], [tf.uint8, tf.int32], stateful=False
+            )
+        video, size = found
+        video.set_shape((group, *sample.shape))
+        size.set_shape((group, 2))
+        return video, size, tf.repeat(index, group), tf.repeat(good, group)
 
     options = tf.data.Options()
     options.deterministic = True
@@ -219,8 +280,20 @@ def _load(
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
     dataset = places.map(read, num_parallel_calls=threads, deterministic=True)
-    dataset = dataset.batch(rows, drop_remainder=True).prefetch(2).with_options(options)
+    dataset = dataset.batch(rows // group, drop_remainder=True).prefetch(2).with_options(options)
     for batch in dataset.as_numpy_iterator():
         if failures:
             raise failures[0]
-        yield batch
+        yield tuple(leaf.reshape(rows, *leaf.shape[2:]) for leaf in batch)
+
+
+def _region(boxes: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest region around boxes int32 [..., 4] of a picture, and the boxes in it."""
+    axes = tuple(range(boxes.ndim - 1))
+    first = boxes[..., :2].min(axis=axes)
+    last = (boxes[..., :2] + boxes[..., 2:]).max(axis=axes)
+    # The colours of the outer columns are interpolated with those beyond them: with these, too,
+    # all pixels are those of the whole picture, bit for bit.
+    first[0], last[0] = max(first[0] - 2, 0), min(last[0] + 2, width)
+    inside = boxes - np.concatenate([first, [0, 0]]).astype(np.int32)
+    return np.concatenate([first, last - first]).astype(np.int32), inside

@@ -1,12 +1,14 @@
-"""A list file or a folder -> which videos there are, with their labels."""
+"""A list, a folder or packed records -> which videos there are, with their labels."""
 
 import difflib
+import functools
 import hashlib
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -26,19 +28,29 @@ _SUFFIXED = re.compile(
 _OTHER = re.compile(r"(?P<path>.*?)(?P<gap>\t|\s*,\s*|\s+)(?P<label>[^,\t ]*)")
 
 
+class ClipReader(Protocol):
+    """Reads the videos of a source that are no files of their own, as `decode.read_clip` does."""
+
+    def read_clip(
+        self, path: str, choose: Callable[[int], np.ndarray], *, channels: int
+    ) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class Videos:
     """Videos in a fixed order; the position in it is the id of a video.
 
-    `paths` are absolute. `labels` are int32 [count] or None; `class_names` are
-    those of labels 0, 1, ..., where the source gave names. `name` is the source.
-    `memory` keeps decoded videos, None decodes anew for every clip. `decoder` reads them.
+    `paths` are absolute; where a `reader` reads them, names that it knows. `labels` are
+    int32 [count] or None; `class_names` are those of labels 0, 1, ..., where the source gave
+    names. `name` is the source.
+    `memory` keeps decoded videos, None decodes anew for every clip. `decoder` reads files.
     """
 
     paths: tuple[str, ...]
     labels: np.ndarray | None
     class_names: tuple[str, ...] | None
     name: str
+    reader: ClipReader | None = None
     memory: FrameMemory | None = None
     decoder: str = "pyav"
 
@@ -52,12 +64,18 @@ class Videos:
         # PyAV is only needed where videos are read.
         from videomae_jax.data.decode import read_clip
 
-        read = self.memory.read_clip if self.memory else read_clip
-        return read(self.paths[index], choose, channels=channels, decoder=self.decoder)
+        path = self.paths[index]
+        if self.reader:
+            read = functools.partial(self.reader.read_clip, path, channels=channels)
+        else:
+            read = functools.partial(read_clip, path, channels=channels, decoder=self.decoder)
+        if self.memory:
+            return self.memory.read_clip((self.reader, path, channels), read, choose)
+        return read(choose)
 
 
 def read_videos(path: str | os.PathLike) -> Videos:
-    """Read a manifest file, a folder of videos, or one video.
+    """Open a manifest file, a folder of videos, one video, packed records, `tfds:NAME[@SPLIT]`.
 
     A manifest has one `path` or `path label` a line, with a space, a comma or a
     tab between them, with or without a header; blank lines and lines that begin
@@ -65,11 +83,18 @@ def read_videos(path: str | os.PathLike) -> Videos:
     integers, or names that are numbered in alphabetical order.
     In a folder, every file with a video suffix counts, however deep, in
     alphabetical order. Where all lie directly in two or more sub-folders, those
-    are the classes.
+    are the classes. For records see `records.open_records`.
     Raises UserError for a missing path, an empty list, rows that do not agree,
     and a list of which no file exists. Single missing files are bad videos later.
     """
-    path = Path(path).expanduser().absolute()
+    name = os.path.expanduser(path)
+    described = os.path.join(name, "dataset_info.json")  # by tensorflow-datasets
+    if name.startswith("tfds:") or "://" in name or os.path.exists(described):
+        # Brings TensorFlow, which lists and folders do without.
+        from videomae_jax.data.records import open_records
+
+        return open_records(name)
+    path = Path(name).absolute()
     if path.is_dir():
         return _read_folder(path)
     if path.is_file() and path.suffix[1:].lower() in SUFFIXES:

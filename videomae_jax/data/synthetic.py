@@ -1,6 +1,6 @@
 """Clips without files: moving patterns, for benchmarks and tests."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,12 +54,21 @@ def moving_pattern(shape: tuple[int, int, int, int], *, seed: int, index: int) -
 
 @dataclass(frozen=True)
 class SyntheticSample:
-    """The clip of a synthetic video, for where a `PretrainSample` would read a file."""
+    """The clip of a synthetic video, for where a `ClipSample` would read a file."""
 
     shape: tuple[int, int, int, int]
+    sized: bool = False
 
     def __call__(self, videos: Videos, index: int, rng: np.random.Generator) -> np.ndarray:
         return moving_pattern(self.shape, seed=0, index=int(videos.paths[index].rpartition("/")[2]))
+
+    def together(
+        self, videos: Videos, index: int, rngs: Sequence[np.random.Generator]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same clip for each rng, see `ClipSample`."""
+        clip = self(videos, index, rngs[0])
+        sizes = np.array([self.shape[1:3]] * len(rngs), np.int32)
+        return np.stack([clip] * len(rngs)), sizes
 
 
 def synthetic_videos(count: int = 10_000) -> Videos:

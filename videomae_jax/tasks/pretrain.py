@@ -99,9 +99,9 @@ def build_task(config: ConfigDict) -> Task:
         mask, decoded = draw(jax.random.key(0), jnp.zeros([1], jnp.int32))
         return model.init(key, patches, mask, grid, decoded)["params"]
 
-    def clip_sums(params, batch, key):
+    def clip_sums(params, batch, key, ids):
         patches = patchify(batch["video"], model.patch)
-        mask, decoded = draw(key, batch["id"])
+        mask, decoded = draw(key, ids)
         return reconstruction_sums(
             model.apply({"params": params}, patches, mask, grid, decoded),
             patches,
@@ -112,10 +112,13 @@ def build_task(config: ConfigDict) -> Task:
         )
 
     def train_sums(params, batch, key):
-        return jax.tree.map(jnp.sum, clip_sums(params, batch, key))
+        ids = batch["id"]
+        if config.repeats > 1:  # clips of one video lie side by side, each with a mask of its own
+            ids = ids * config.repeats + batch["row"] % config.repeats
+        return jax.tree.map(jnp.sum, clip_sums(params, batch, key, ids))
 
     def eval_sums(params, batch):
-        return clip_sums(params, batch, jax.random.key(EVAL_SEED))
+        return clip_sums(params, batch, jax.random.key(EVAL_SEED), batch["id"])
 
     # Whole on every process, whoever had read the clips.
     @functools.partial(jax.jit, out_shardings=P())

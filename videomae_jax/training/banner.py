@@ -19,7 +19,8 @@ def batch_line(config: ConfigDict, mesh: Mesh) -> str:
     clips = config.batch_size * config.repeats
     return (
         f"{clips // (devices * parts)} clips per device x {devices} devices x {parts} accumulated "
-        f"= {clips} clips a step" + (f", {config.repeats} of each video" * (config.repeats > 1))
+        f"= {clips} clips a step"
+        + (f", {config.repeats} of each video from one decode" * (config.repeats > 1))
     )
 
 
@@ -34,12 +35,11 @@ def rate_line(config: ConfigDict, plan: Plan) -> str:
     )
 
 
-def length_line(plan: Plan, examples: int, batch_size: int) -> str:
-    """How long the run is, in steps and in epochs."""
-    return (
-        f"{plan.steps:,} steps = {plan.steps * batch_size / examples:,.1f} epochs "
-        f"of {examples:,} videos"
-    )
+def length_line(config: ConfigDict, plan: Plan, examples: int) -> str:
+    """How long the run is: in steps, in epochs and, where they are more, in views of a video."""
+    epochs = plan.steps * config.batch_size / examples
+    views = f", {epochs * config.repeats:,.1f} views of each" * (config.repeats > 1)
+    return f"{plan.steps:,} steps = {epochs:,.1f} epochs of {examples:,} videos{views}"
 
 
 def devices_line(mesh: Mesh) -> str:

@@ -161,7 +161,7 @@ def train(
                     "data": banner.data_line(train_videos, eval_videos),
                     "batch": banner.batch_line(config, mesh),
                     "rate": banner.rate_line(config, plan),
-                    "length": banner.length_line(plan, len(train_videos), config.batch_size),
+                    "length": banner.length_line(config, plan, len(train_videos)),
                     "memory": banner.memory_line(train_step, batch),
                     "workdir": banner.workdir_line(
                         workdir, start, changes, init_from=config.init_from

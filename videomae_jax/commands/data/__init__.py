@@ -1,4 +1,4 @@
-"""Prepare videos for training: list them, check them.
+"""Prepare videos for training: list them, check them, pack them.
 
 videomae data COMMAND --help tells more of each.
 """
@@ -7,7 +7,7 @@ import argparse
 
 from videomae_jax.commands import add_commands
 
-COMMANDS = ("list", "check")
+COMMANDS = ("list", "check", "pack")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

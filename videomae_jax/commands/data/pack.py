@@ -1,0 +1,108 @@
+"""Write videos as records that are read faster: short clips re-encoded, or as they are.
+
+videomae data pack VIDEOS OUT [--format jpeg|mp4|original]
+
+OUT, a folder or an address such as gs://bucket/folder, can then be trained on in the place of
+VIDEOS. The same command goes on where it was stopped. Several machines share the work with
+--process-index and --process-count; the last one to finish writes the index.
+"""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("videos", metavar="VIDEOS", help="a manifest or a folder")
+    parser.add_argument("out", metavar="OUT", help="where the records go; made if missing")
+    parser.add_argument(
+        "--format",
+        default="jpeg",
+        help="jpeg: a picture per frame; mp4: key frames every 12; original: the files' bytes "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--short-side", type=int, default=256, metavar="N", help="pixels (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--clip-frames",
+        type=int,
+        default=96,
+        metavar="N",
+        help="frames of a record at most; a video has as many as it needs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--quality",
+        type=int,
+        metavar="N",
+        help="of JPEG, 1 to 95 (default: 85), or the rate factor of mp4, 0 to 51 (default: 23)",
+    )
+    parser.add_argument(
+        "--shards", type=int, default=0, metavar="N", help="files (default: one per 128 videos)"
+    )
+    parser.add_argument("--process-index", type=int, default=0, metavar="N")
+    parser.add_argument("--process-count", type=int, default=1, metavar="N")
+    parser.add_argument("--threads", type=int, metavar="N", help="encoders (default: one per core)")
+    parser.add_argument(
+        "--verify", action="store_true", help="check all bytes there are, and repair damaged files"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the counts here")
+
+
+def main(args: argparse.Namespace) -> None:
+    import json
+    import os
+    import sys
+    from pathlib import Path
+
+    from absl import logging
+
+    from videomae_jax.data.pack import Settings, pack
+    from videomae_jax.data.sources import read_videos
+    from videomae_jax.errors import UserError
+
+    logging.set_verbosity(logging.ERROR)  # tensorflow-datasets warns of its own calls
+    if not 0 <= args.process_index < args.process_count:
+        raise UserError(
+            f"--process-index {args.process_index} of --process-count {args.process_count}: use "
+            f"0 to {args.process_count - 1}"
+        )
+    videos = read_videos(args.videos)
+    if videos.reader:
+        raise UserError(f"{args.videos} is packed already: give the manifest or the folder")
+    mine = len(videos) // args.process_count
+
+    def report(done: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done:,} of about {mine:,} videos", end="", file=sys.stderr, flush=True)
+
+    quality = args.quality or (23 if args.format == "mp4" else 85)
+    index = pack(
+        videos,
+        args.out.rstrip("/"),
+        settings=Settings(args.format, args.short_side, args.clip_frames, quality),
+        shards=args.shards,
+        process_index=args.process_index,
+        process_count=args.process_count,
+        verify=args.verify,
+        threads=args.threads or len(os.sched_getaffinity(0)),
+        report=report,
+    )
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    if index is None:
+        print("this process is done; shards of others are missing: the last one writes the index")
+        return
+    sources = sum(os.path.getsize(path) for path in videos.paths if os.path.isfile(path))
+    counts = {key: index[key] for key in ("videos", "unreadable", "records", "frames", "bytes")}
+    counts |= {"shards": len(index["shards"]), "source_bytes": sources}
+    print(
+        f"{counts['videos'] - counts['unreadable']:,} of {counts['videos']:,} videos, "
+        f"{counts['frames']:,} frames, in {counts['records']:,} records of {counts['shards']:,} "
+        f"files: {counts['bytes']:,} bytes, {counts['bytes'] / max(sources, 1):.2f} x the "
+        f"{sources:,} of the source"
+    )
+    if counts["unreadable"]:
+        print(f"{counts['unreadable']:,} unreadable; training lists them with their reasons")
+    print(f"train on it with --config.data.train={args.out}")
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps(counts, indent=1) + "\n")

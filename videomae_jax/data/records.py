@@ -1,0 +1,444 @@
+"""Packed videos: record files with an index, read in any order.
+
+A record is a `tf.train.Example` in a TFRecord file, as tensorflow-datasets writes and reads
+them. TFRecord files have no random access of their own; the index, which holds where each
+record begins, its length and its checksum, gives it. `tfds:NAME` and folders that
+tensorflow-datasets has prepared have no index: one is made while opening, from the lengths
+that stand before the records.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+# Its start-up messages are about devices that it is not to use.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+import tensorflow as tf  # noqa: E402
+
+from videomae_jax.data.decode import UnreadableVideo, read_clip  # noqa: E402
+from videomae_jax.data.sources import Videos  # noqa: E402
+from videomae_jax.errors import UserError  # noqa: E402
+
+VERSION = 1
+INDEX, COLUMNS = "index.json", "index.npz"
+DATASET, SPLIT = "videos", "train"
+# What the index says of every video and of every record, in the order of the source.
+VIDEO_TYPES = {"label": np.int32, "parts": np.int32, "height": np.int32, "width": np.int32}
+RECORD_TYPES = {
+    "shard": np.int32,
+    "offset": np.int64,
+    "length": np.int64,  # of the record with its framing: every byte of a file is in one
+    "crc": np.uint32,  # zlib's, over `length` bytes
+    "frames": np.int32,
+}
+# Of the texts, in one row of bytes each, with a zero byte between.
+TEXTS = ("path", "reason")
+# Keys of the index file and their types.
+KEYS = {
+    "version": int,
+    "settings": dict,
+    "labelled": bool,
+    "class_names": list,
+    "videos": int,
+    "unreadable": int,
+    "records": int,
+    "frames": int,
+    "bytes": int,
+    "columns_sha256": str,
+    "shards": list,
+}
+HEADER, FOOTER = 12, 4  # bytes of TFRecord framing around each record
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """Where the videos of a source lie in its record files, and how to read them.
+
+    kind: "jpeg" (a record holds pictures of known size), "picture" (of any format) or "video"
+    (it holds a video file). key: of the feature in the records. shards: paths. paths: of the
+    videos, see `Videos`. first: int64 [videos + 1], the first record of each. columns: those
+    of RECORD_TYPES; crc and frames are missing where nobody has counted them. sizes: int32
+    [videos, 2], height and width, of kind "jpeg". reasons: why a video without records has none.
+    """
+
+    kind: str
+    key: str
+    shards: tuple[str, ...]
+    paths: tuple[str, ...]
+    first: np.ndarray
+    columns: dict[str, np.ndarray]
+    sizes: np.ndarray | None = None
+    reasons: dict[str, str] | None = None
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The place of each path; of one that comes twice any, its records are the same."""
+        return {path: place for place, path in enumerate(self.paths)}
+
+    def read_clip(
+        self, path: str, choose: Callable[[int], np.ndarray], *, channels: int
+    ) -> np.ndarray:
+        """Return the chosen frames, uint8 [F, H, W, channels], as `decode.read_clip` does."""
+        if self.kind != "video":
+            return decode_pictures(self.read_pictures(path, choose), channels=channels)
+        video = self._find(path)
+        records = range(*self.first[[video, video + 1]])
+        if len(records) == 1:
+            return read_clip(self._values(records[0])[0], choose, channels=channels)
+        indices, record, frame = self._choose(video, choose)
+        clip = None
+        for part in np.unique(record):
+            inside = record == part
+            found = read_clip(
+                self._values(part)[0], lambda _, rows=inside: frame[rows], channels=channels
+            )
+            if clip is None:
+                clip = np.empty((len(indices), *found.shape[1:]), np.uint8)
+            clip[inside] = found
+        return clip
+
+    def read_pictures(self, path: str, choose: Callable[[int], np.ndarray]) -> list[bytes]:
+        """Return the chosen frames as they are stored. Raises UnreadableVideo."""
+        video = self._find(path)
+        if "frames" not in self.columns:
+            pictures = self._values(self.first[video])
+            if not pictures:
+                raise UnreadableVideo("no frames")
+            return [pictures[index] for index in np.asarray(choose(len(pictures))).tolist()]
+        _, record, frame = self._choose(video, choose)
+        parts = {part: self._values(part) for part in np.unique(record).tolist()}
+        return [parts[r][f] for r, f in zip(record.tolist(), frame.tolist(), strict=True)]
+
+    def size(self, path: str) -> tuple[int, int]:
+        """Return height and width of the pictures of a video of kind "jpeg"."""
+        height, width = self.sizes[self.places[path]].tolist()
+        return height, width
+
+    def _find(self, path: str) -> int:
+        video = self.places[path]
+        if self.first[video] == self.first[video + 1]:
+            raise UnreadableVideo(self.reasons[path])
+        return video
+
+    def _choose(self, video: int, choose: Callable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The indices that `choose` picks, and for each its record and its frame in that."""
+        first, last = self.first[[video, video + 1]]
+        ends = np.cumsum(self.columns["frames"][first:last])
+        indices = np.asarray(choose(int(ends[-1])))
+        part = np.searchsorted(ends, indices, side="right")
+        return indices, first + part, indices - np.where(part, ends[part - 1], 0)
+
+    def _values(self, record: int) -> list[bytes]:
+        """The values of a record's feature. Raises UnreadableVideo that names file and offset."""
+        shard = self.shards[self.columns["shard"][record]]
+        offset, length = (int(self.columns[key][record]) for key in ("offset", "length"))
+        where = f"{os.path.basename(shard)}, bytes {offset} to {offset + length - 1}"
+        data = read_bytes(shard, offset, length)
+        if len(data) < length:
+            raise UnreadableVideo(f"{where}: truncated at byte {offset + len(data)}")
+        if "crc" in self.columns and zlib.crc32(data) != self.columns["crc"][record]:
+            raise UnreadableVideo(f"{where}: damaged, the checksum differs")
+        try:
+            example = tf.train.Example.FromString(memoryview(data)[HEADER:-FOOTER])
+        except Exception as error:  # protobuf's, which has several names
+            raise UnreadableVideo(f"{where}: not a tf.train.Example") from error
+        return list(example.features.feature[self.key].bytes_list.value)
+
+
+def open_records(source: str) -> Videos:
+    """Open packed records, a folder prepared by tensorflow-datasets, or `tfds:NAME[@SPLIT]`.
+
+    A folder is a path, or an address that tf.io.gfile knows (gs://). Raises UserError where
+    there is none, and for an index that is not of this version or does not fit its files.
+    """
+    if source.startswith("tfds:"):
+        return _open_tfds(source)
+    if exists(join(source, INDEX)):
+        return _open_packed(source)
+    if exists(join(source, "dataset_info.json")):
+        return _open_tfds(source)
+    raise UserError(f"{source} has no {INDEX}: give a folder that `videomae data pack` has written")
+
+
+def read_index(folder: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """Read and verify the index of packed records: (what index.json says, all columns)."""
+    name = join(folder, INDEX)
+    try:
+        index = json.loads(read_bytes(name))
+    except ValueError:
+        raise UserError(f"{name} is damaged: pack again into the same folder") from None
+    if not isinstance(index, dict) or index.get("version") != VERSION:
+        found = index.get("version") if isinstance(index, dict) else None
+        raise UserError(f"{name} is of version {found}, this program reads {VERSION}: pack again")
+    wrong = [key for key, kind in KEYS.items() if not isinstance(index.get(key), kind)]
+    if wrong:
+        raise UserError(f"{name} has no {wrong[0]} of the right type: pack again")
+    try:
+        data = read_bytes(join(folder, COLUMNS))
+    except UnreadableVideo as error:
+        raise UserError(f"{folder}: {error}; pack again into the same folder") from None
+    if hashlib.sha256(data).hexdigest() != index["columns_sha256"]:
+        raise UserError(f"{join(folder, COLUMNS)} is damaged: pack again into the same folder")
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        columns = dict(file)
+    types = VIDEO_TYPES | RECORD_TYPES | dict.fromkeys(TEXTS, np.uint8)
+    if {key: column.dtype for key, column in columns.items()} != types:
+        raise UserError(f"{join(folder, COLUMNS)} has other columns than {', '.join(types)}")
+    return index, columns
+
+
+def _open_packed(folder: str) -> Videos:
+    index, columns = read_index(folder)
+    paths = unpack_texts(columns["path"])
+    first = np.concatenate([[0], np.cumsum(columns["parts"], dtype=np.int64)])
+    unfit = (
+        [len(paths), len(columns["label"])] != [index["videos"]] * 2
+        or any(len(columns[key]) != first[-1] for key in RECORD_TYPES)
+        or len(columns["shard"])
+        and columns["shard"].max() >= len(index["shards"])
+    )
+    if unfit:
+        raise UserError(f"{join(folder, COLUMNS)} does not fit {INDEX}: pack again")
+    shards = [join(folder, shard["name"]) for shard in index["shards"]]
+    gone = [shard for shard in shards if not exists(shard)]
+    if gone:
+        raise UserError(
+            f"{len(gone)} of {len(shards)} record files are missing, first {gone[0]}: pack again "
+            "into the same folder, which writes only those"
+        )
+    reasons = unpack_texts(columns["reason"])
+    jpeg = index["settings"]["format"] == "jpeg"
+    records = Records(
+        kind="jpeg" if jpeg else "video",
+        key="frames" if jpeg else "video",
+        shards=tuple(shards),
+        paths=paths,
+        first=first,
+        columns={key: columns[key] for key in RECORD_TYPES},
+        sizes=np.stack([columns["height"], columns["width"]], axis=1),
+        reasons={path: why for path, why in zip(paths, reasons, strict=True) if why},
+    )
+    return Videos(
+        paths=paths,
+        labels=columns["label"] if index["labelled"] else None,
+        class_names=tuple(index["class_names"]) or None,
+        name=folder,
+        reader=records,
+    )
+
+
+def _open_tfds(source: str) -> Videos:
+    """Open a prepared data set of tensorflow-datasets: by its name, or by its folder."""
+    import tensorflow_datasets as tfds
+
+    name, _, split = source.removeprefix("tfds:").partition("@")
+    split = split or "train"
+    try:
+        builder = tfds.builder(name) if source.startswith("tfds:") else None
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        raise UserError(f"tensorflow-datasets: {str(error).strip().splitlines()[0]}") from None
+    if builder is None:
+        builder = tfds.builder_from_directory(name)
+    if not builder.is_prepared():
+        raise UserError(
+            f"{source} is not prepared in {builder.data_dir}: run `tfds build {name}`, or set "
+            "TFDS_DATA_DIR"
+        )
+    if split not in builder.info.splits:
+        raise UserError(f"{source} has no split {split!r}: use {', '.join(builder.info.splits)}")
+    if builder.info.file_format.value != "tfrecord":
+        raise UserError(
+            f"{source} is stored as {builder.info.file_format.value}: prepare it as tfrecord"
+        )
+    key, kind = _video_feature(builder.info.features, source)
+    features = builder.info.features
+    label = features["label"] if "label" in features else None
+    classes = isinstance(label, tfds.features.ClassLabel)
+    shards = tuple(map(os.fspath, builder.info.splits[split].filepaths))
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda s: scan_shard(s, "label" if classes else None), shards))
+    counts = [len(rows) for rows in found]
+    offset, length, labels = np.concatenate(found).reshape(-1, 3).T
+    names = [os.path.basename(shard) for shard in shards]
+    paths = tuple(f"{n}#{i}" for n, count in zip(names, counts, strict=True) for i in range(count))
+    if not paths:
+        raise UserError(f"{source} has no examples in split {split!r}")
+    records = Records(
+        kind=kind,
+        key=key,
+        shards=shards,
+        paths=paths,
+        first=np.arange(len(paths) + 1),
+        columns=dict(shard=np.repeat(np.arange(len(shards)), counts), offset=offset, length=length),
+    )
+    return Videos(
+        paths=paths,
+        labels=labels.astype(np.int32) if classes else None,
+        class_names=tuple(label.names) if classes else None,
+        name=source,
+        reader=records,
+    )
+
+
+def _video_feature(features, source: str) -> tuple[str, str]:
+    """The (key, kind) of the feature that holds the video."""
+    import tensorflow_datasets as tfds
+
+    for key, feature in features.items():
+        if isinstance(feature, tfds.features.Video):
+            return key, "picture"
+    if "video" in features and features["video"].np_dtype == np.object_:
+        return "video", "video"
+    raise UserError(f"{source} has no video among its features {', '.join(features)}")
+
+
+def scan_shard(path: str, label: str | None) -> np.ndarray:
+    """Find the records of a TFRecord file: int64 [records, 3], offset, length and label or -1.
+
+    The contents are skipped: only lengths and labels are read.
+    """
+    rows, offset = [], 0
+    with open_file(path) as file:
+
+        def peek(place: int, size: int) -> bytes:
+            file.seek(place)
+            return file.read(size)
+
+        while header := peek(offset, HEADER):
+            if len(header) < HEADER:
+                raise UserError(f"{path} is truncated at byte {offset}: prepare it again")
+            size = struct.unpack("<Q", header[:8])[0]
+            number = _peek_label(peek, offset + HEADER, size, label) if label else -1
+            rows.append((offset, HEADER + size + FOOTER, number))
+            offset += HEADER + size + FOOTER
+    return np.array(rows, np.int64).reshape(-1, 3)
+
+
+def _peek_label(peek: Callable, place: int, size: int, key: str) -> int:
+    """The integer feature of that name of a serialized Example, without reading the others.
+
+    An Example is one field of features, each a field of its own: the length before each tells
+    where the next begins.
+    """
+
+    def field(place):
+        """The (begin, end) of the contents of the field at a place."""
+        data = peek(place, HEADER)
+        length = shift = 0
+        for used, byte in enumerate(data[1:], 2):
+            length |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return place + used, place + used + length
+        raise UserError(f"no tf.train.Example at byte {place}")
+
+    place, end = field(place)
+    while place < end:
+        begin, after = field(place)
+        name = slice(*field(begin))
+        if peek(name.start, name.stop - name.start) == key.encode():
+            feature = tf.train.Feature.FromString(peek(*_span(field(name.stop))))
+            return feature.int64_list.value[0]
+        place = after
+    return -1
+
+
+def _span(field: tuple[int, int]) -> tuple[int, int]:
+    return field[0], field[1] - field[0]
+
+
+@tf.function(reduce_retracing=True)
+def _decode(pictures: tf.Tensor, channels: int) -> tf.Tensor:
+    def decode(picture):
+        return tf.io.decode_image(picture, channels=channels, expand_animations=False)
+
+    return tf.map_fn(decode, pictures, fn_output_signature=tf.uint8)
+
+
+def decode_pictures(pictures: list[bytes], *, channels: int) -> np.ndarray:
+    """Decode pictures of one size, in any format: uint8 [F, H, W, channels]."""
+    try:
+        return _decode(tf.constant(pictures), channels).numpy()
+    except tf.errors.InvalidArgumentError as error:
+        raise UnreadableVideo(f"a picture does not decode: {error.message[:80]}") from error
+
+
+def decode_regions(pictures: tf.Tensor, region: tf.Tensor, *, channels: int) -> tf.Tensor:
+    """Decode one region of JPEG pictures, in a graph: uint8 [F, H, W, channels].
+
+    pictures: string [F], may be none. region: int32 [4], x, y, width, height. The rest of each
+    picture is not transformed to pixels, which a picture cut after decoding costs in full.
+    """
+    x, y, width, height = tf.unstack(region)
+    window = tf.stack([y, x, height, width])
+
+    def decode(picture):
+        return tf.io.decode_and_crop_jpeg(picture, window, channels=channels)
+
+    return tf.cond(
+        tf.size(pictures) > 0,
+        lambda: tf.map_fn(decode, pictures, fn_output_signature=tf.uint8),
+        lambda: tf.zeros([0, 1, 1, channels], tf.uint8),
+    )
+
+
+def pack_texts(texts: list[str]) -> np.ndarray:
+    """Return texts as one row of bytes, with a zero byte after each."""
+    data = "".join(f"{text}\0" for text in texts).encode("utf-8", "surrogateescape")
+    return np.frombuffer(data, np.uint8)
+
+
+def unpack_texts(data: np.ndarray) -> tuple[str, ...]:
+    """Return what `pack_texts` was given."""
+    return tuple(data.tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1])
+
+
+def is_remote(path: str) -> bool:
+    """Return whether a path is an address, such as gs://bucket/folder."""
+    return re.match(r"[a-z][a-z0-9]*://", path) is not None
+
+
+def join(folder: str, name: str) -> str:
+    """Return the path of a file in a folder."""
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def open_file(path: str, mode: str = "rb"):
+    """Open a binary file, local or remote."""
+    # TensorFlow's own reader of local files copies once more.
+    return tf.io.gfile.GFile(path, mode) if is_remote(path) else open(path, mode)
+
+
+def read_bytes(path: str, offset: int = 0, size: int = -1) -> bytes:
+    """Read a part of a file, less at its end. Raises UnreadableVideo."""
+    try:
+        with open_file(path) as file:
+            file.seek(offset)
+            return file.read(size)
+    except (OSError, tf.errors.OpError) as error:
+        lasting = isinstance(error, FileNotFoundError | PermissionError | tf.errors.NotFoundError)
+        reason = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
+        name = os.path.basename(path)
+        raise UnreadableVideo(f"{name}: {reason.lower()}", transient=not lasting) from error
+
+
+def exists(path: str) -> bool:
+    """Return whether there is a file. Raises UserError for an address that nothing can open."""
+    try:
+        return tf.io.gfile.exists(path)
+    except tf.errors.UnimplementedError:
+        scheme = path.partition("://")[0]
+        raise UserError(
+            f"TensorFlow opens no {scheme}:// here: copy the folder to a disk, or install a "
+            f"TensorFlow file system for {scheme}"
+        ) from None
