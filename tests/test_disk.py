@@ -45,8 +45,8 @@ def test_a_file_that_cannot_grow_ends_the_run_and_leaves_the_last_checkpoint(str
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(workdir):
-        # What every file then says is what a full disk says, but for the words.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        # As on a full disk, but for the words; enough for the logs, not for the parameters.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
 
     try:
         said = strike(fill)
