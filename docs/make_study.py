@@ -23,6 +23,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "data/mocap_studio"
 MASKS = {
@@ -364,11 +366,14 @@ def score(workdir: str, videos: str) -> dict[str, float]:
 class Changed:
     """The views of a sampler after a change to their frames."""
 
+    sized = False
+
     def __init__(self, sample, change):
         self.sample, self.change, self.shape = sample, change, sample.shape
 
-    def __call__(self, videos, index, rng):
-        return self.change(self.sample(videos, index, rng), rng)
+    def together(self, videos, index, rngs):
+        clips, sizes = self.sample.together(videos, index, rngs)
+        return np.stack([self.change(*pair) for pair in zip(clips, rngs, strict=True)]), sizes
 
 
 def freeze(views, rng):

@@ -210,6 +210,11 @@ class StopSignal:
 
     signal: int = 0
 
+    @property
+    def received(self) -> str | None:
+        """The name of that signal."""
+        return signal.Signals(self.signal).name if self.signal else None
+
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignal]:
