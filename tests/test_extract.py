@@ -232,7 +232,7 @@ def test_parts_of_another_command_are_refused(checkpoint, manifest, tmp_path, ca
 
     with monkeypatch.context() as patch:
         patch.setattr("videomae_jax.training.features.window_outputs", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match="130"):
             extract(manifest, checkpoint, out, "--hop=24")
     command = ["extract", manifest, "--checkpoint", checkpoint, "--out", out]
     said = fails(capsys, *command, "--hop=12")
