@@ -118,7 +118,7 @@ ENTRY %main (a: f32[4,2]) -> f32[4,2] {{
 
 
 def test_what_does_not_fit_is_told_what_would(tmp_path, capsys, monkeypatch):
-    smallest = ["--config.model.encoder.depth=1", "--config.batch_size=64"]
+    smallest = ["--config.model.encoder.depth=1", "--config.batch_size=256"]
     whole = plan_here(*smallest)
     parts = plan_here(*smallest, "--config.accumulation=2")
     assert parts.needed < whole.needed and parts.flops == whole.flops

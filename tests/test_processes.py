@@ -92,14 +92,14 @@ HANGS = """
 import sys, threading, time
 from videomae_jax import cli
 from videomae_jax.data import clips
-read = clips.PretrainSample.__call__
+read = clips.PretrainSample.together
 calls = []
-def hang(sample, path, rng):
-    calls.append(path)
+def hang(sample, videos, index, rngs):
+    calls.append(index)
     if len(calls) > 24:
         time.sleep(3600)
-    return read(sample, path, rng)
-clips.PretrainSample.__call__ = hang
+    return read(sample, videos, index, rngs)
+clips.PretrainSample.together = hang
 cli.main(sys.argv[1:])
 """
 

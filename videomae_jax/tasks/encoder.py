@@ -44,8 +44,10 @@ def positions_line(grid: Triple, source: Triple | None) -> str:
 def make_execution(run: ConfigDict) -> Execution:
     """Resolve what `run` leaves to the machine: the mesh in use, else this machine's devices."""
     # `videomae plan` builds models for a mesh of devices that are not there.
-    mesh = jax.sharding.get_mesh()
-    platform = jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
+    if jax.sharding.get_abstract_mesh().empty:  # the only one to ask while tracing
+        platform = jax.default_backend()
+    else:
+        platform = jax.sharding.get_mesh().devices.flat[0].platform
     dtype = run.dtype
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"

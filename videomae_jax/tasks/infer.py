@@ -74,7 +74,7 @@ def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax
 
 def step_means(tokens: jax.Array, grid: Triple) -> jax.Array:
     """Return the mean of the tokens [B, T * S, D] of each time step: [B, T, D]."""
-    return tokens.reshape(len(tokens), grid[0], -1, tokens.shape[-1]).mean(axis=2)
+    return tokens.reshape(tokens.shape[0], grid[0], -1, tokens.shape[-1]).mean(axis=2)
 
 
 def predict(
