@@ -207,7 +207,8 @@ def test_slurm_requeues_by_the_contract(fake, tmp_path, codes, end, requeued):
     with (tmp_path / "bin/srun").open("a") as file:
         file.write("exit $((a > b ? a : b))\n")
     (tmp_path / "bin/srun").chmod(stat.S_IRWXU)
-    slurm = {"SLURM_SUBMIT_DIR": str(LAUNCH.parent), "SLURM_JOB_ID": "7", "WORKDIR": str(tmp_path)}
+    slurm = {"SLURM_SUBMIT_DIR": str(LAUNCH.parent), "SLURM_JOB_ID": "7"}
+    slurm |= {"WORKDIR": str(tmp_path), "VENV": ""}
     copy = shutil.copy(LAUNCH / "slurm.sbatch", tmp_path / "slurm_script")
     done = subprocess.run(["bash", copy, "--config=demo"], env=os.environ | slurm, timeout=60)
     assert done.returncode == end
