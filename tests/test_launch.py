@@ -74,7 +74,9 @@ def test_skypilot_reads_its_task(monkeypatch):
     task = sky.Task.from_yaml(str(LAUNCH / "skypilot.yaml"))
     (resources,) = task.resources
     assert resources.use_spot and task.envs["WORKDIR"].startswith("/work")
-    assert resources.job_recovery["recover_on_exit_codes"] == [42]
+    codes = resources.job_recovery["recover_on_exit_codes"]
+    assert 42 in codes and 1 not in codes and all(code == 42 or code >= 127 for code in codes)
+    assert "max_restarts_on_errors" not in resources.job_recovery
 
 
 @pytest.fixture
@@ -207,7 +209,8 @@ def test_slurm_requeues_by_the_contract(fake, tmp_path, codes, end, requeued):
     with (tmp_path / "bin/srun").open("a") as file:
         file.write("exit $((a > b ? a : b))\n")
     (tmp_path / "bin/srun").chmod(stat.S_IRWXU)
-    slurm = {"SLURM_SUBMIT_DIR": str(LAUNCH.parent), "SLURM_JOB_ID": "7", "WORKDIR": str(tmp_path)}
+    slurm = {"SLURM_SUBMIT_DIR": str(LAUNCH.parent), "SLURM_JOB_ID": "7"}
+    slurm |= {"WORKDIR": str(tmp_path), "VENV": ""}
     copy = shutil.copy(LAUNCH / "slurm.sbatch", tmp_path / "slurm_script")
     done = subprocess.run(["bash", copy, "--config=demo"], env=os.environ | slurm, timeout=60)
     assert done.returncode == end

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from videomae_jax.config import load_config
 from videomae_jax.errors import UserError
 from videomae_jax.tasks import pretrain
 from videomae_jax.training import collectives, plan
-from videomae_jax.training.sharding import make_mesh
+from videomae_jax.training.sharding import make_mesh, split_slices
 from videomae_jax.training.topology import TPUS, find_devices, parse_topology
 
 ROOT = Path(__file__).parent.parent
@@ -117,19 +118,42 @@ ENTRY %main (a: f32[4,2]) -> f32[4,2] {{
     assert not row.remote
 
 
+def test_what_slices_exchange_is_counted():
+    # As XLA for TPU writes it, from a compile for v5e-16x2.
+    text = """HloModule step
+
+ENTRY %main (a: f32[2,8,128]) -> f32[2,8,128] {
+  %send = (f32[2,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%a, %after-all), channel_id=2, \
+is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+}
+"""
+    (row,) = collectives.read_collectives(text, places=[0, 0, 1, 1])
+    assert row == ("all-reduce", True, 1, 2 * 8 * 128 * 4)
+
+
 def test_what_does_not_fit_is_told_what_would(tmp_path, capsys, monkeypatch):
-    smallest = ["--config.model.encoder.depth=1", "--config.batch_size=256"]
-    whole = plan_here(*smallest)
-    parts = plan_here(*smallest, "--config.accumulation=2")
-    assert parts.needed < whole.needed and parts.flops == whole.flops
-    monkeypatch.setattr(plan, "_capacity", lambda *_: (parts.needed + whole.needed) // 2)
-    options = ["--config=configs/pretrain.py:tiny,custom", *TINY, *smallest]
+    def pretend(config, kind, **_):
+        if config.run.remat != "none":
+            raise UserError("this remat is not to be had")
+        needed = 10**6 * (1 + 8 // config.accumulation) // config.mesh.fsdp
+        return whole._replace(needed=needed, capacity=4 * 10**6, fits=needed <= 4 * 10**6)
+
+    whole = plan_here("--config.batch_size=16")
+    monkeypatch.setattr(plan, "plan_step", pretend)
+    options = ["--config=configs/pretrain.py:tiny,custom", *TINY, "--config.batch_size=64"]
     cli.main(["plan", *options, f"--json={tmp_path}/plan.json"])
     said = capsys.readouterr().out
-    assert "does not fit" in said and "--config.accumulation=2: " in said
+    assert "9 MB of 4 MB per device: does not fit" in said
+    assert "--config.accumulation=2: 5 MB of 4 MB per device: does not fit" in said
+    assert "--config.accumulation=4: 3 MB of 4 MB per device: fits" in said
+    assert "accumulation=8" not in said
     told = json.loads((tmp_path / "plan.json").read_text())
     assert not told["fits"] and told["steps"] is None
-    assert told["would_fit"]["change"] == {"accumulation": 2} and told["would_fit"]["fits"]
+    assert told["would_fit"]["change"] == {"accumulation": 4} and told["would_fit"]["fits"]
+    # One that no part of a batch makes fit.
+    cli.main(["plan", *options, "--config.batch_size=8"])
+    said = capsys.readouterr().out
+    assert "run.remat=dots: this remat is not to be had" in said and "nothing tried" in said
 
 
 def test_changes_cost_nothing_first_and_the_network_last():
@@ -197,13 +221,21 @@ def test_a_mesh_that_the_devices_cannot_have_is_refused_before_compiling():
         plan_here("--config.batch_size=12")
 
 
+def test_devices_that_are_not_there_need_not_tell_their_slice():
+    # As libtpu describes them: a slice is told only where there are several.
+    one = [SimpleNamespace(platform="tpu") for _ in range(4)]
+    two = [SimpleNamespace(platform="tpu", slice_index=n // 2) for n in range(4)]
+    assert split_slices(one) == [one] and split_slices(two) == [two[:2], two[2:]]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='needs libtpu: pip install "jax[tpu]"'
 )
 @pytest.mark.parametrize(
-    ("topology", "devices", "memory"), [("v5e-16", 16, 16), ("tpu7x-16", 16, 96)]
+    ("topology", "devices", "memory"),
+    [("v5e-16", 16, 16), ("v5e-16x2", 32, 16), ("tpu7x-16", 16, 96)],
 )
 def test_a_step_compiles_for_a_pod_that_is_not_there(tmp_path, topology, devices, memory):
     command = [sys.executable, "-m", "videomae_jax.cli", "plan", f"--topology={topology}"]
@@ -211,5 +243,6 @@ def test_a_step_compiles_for_a_pod_that_is_not_there(tmp_path, topology, devices
     subprocess.run([*command, f"--json={tmp_path}/plan.json"], cwd=ROOT, check=True)
     told = json.loads((tmp_path / "plan.json").read_text())
     assert told["mesh"]["data"] == devices and told["capacity"] == memory * 2**30
-    assert told["fits"] and {row["kind"] for row in told["collectives"]} == {"all-reduce"}
+    assert told["fits"] and "all-reduce" in {row["kind"] for row in told["collectives"]}
+    assert any(row["remote"] for row in told["collectives"]) == ("x2" in topology)
     assert told["step_seconds"] > told["compute_floor"] / told["assumed_mfu"]

@@ -8,6 +8,8 @@ import numpy as np
 
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 _INSTRUCTION = re.compile(rf" = (.*?) ({_KINDS})(-start)?\((.*)")
+# Between TPU slices: what a slice has reduced goes to its host, which exchanges it with the others.
+_SEND = re.compile(r" = \((.*?), u32\[\].* send\(.*_xla_megascale_transfer_type=\"(\w+)\"")
 _COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _CALL = re.compile(r"(?:body|calls|to_apply|\w+_computations?)=(%[\w.\-]+|\{[^}]*\})")
 _SHAPE = re.compile(r"\b(pred|bf16|[a-z]+(\d+)\w*)\[([\d,]*)\]")
@@ -36,6 +38,10 @@ def read_collectives(text: str, *, places: list[int]) -> list[Collective]:
     found = {}
     for name, lines in bodies.items():
         for line in lines:
+            if send := _SEND.search(line):
+                size, kind = _bytes(send[1]), send[2].lower().replace("_", "-")
+                sent = _sent(kind, size, len(set(places)), start=False)
+                found[name, line] = kind, True, sent, turns[name]
             match = _INSTRUCTION.search(line)
             if not match or not turns[name]:
                 continue

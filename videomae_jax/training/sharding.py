@@ -86,7 +86,8 @@ def split_slices(devices: list, *, count: int = -1) -> list[list]:
     Raises UserError when the devices say another number, or do not divide.
     """
     # GPUs call each machine a slice, and there fsdp may well cross machines.
-    numbers = [device.slice_index if device.platform == "tpu" else 0 for device in devices]
+    # Of one slice, devices that `videomae plan` compiles for have no such attribute.
+    numbers = [getattr(d, "slice_index", 0) if d.platform == "tpu" else 0 for d in devices]
     known = sorted(set(numbers))
     if count == 1:
         return [devices]
