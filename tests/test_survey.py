@@ -24,7 +24,7 @@ from videomae_jax.data.survey import find_copies, find_look_alikes, survey_video
 WALKS = sorted(map(str, (CLIPS / "train/walk").iterdir()))[:10]
 
 
-def encode_again(source, path, *, size=112, crf=30, codec="libx264") -> str:
+def encode_again(source, path, *, size=112, crf=20, codec="libx264") -> str:
     """Write the same frames in another size and quality."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=24, options={"crf": str(crf)})
