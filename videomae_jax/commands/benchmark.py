@@ -149,6 +149,7 @@ def _beside(job, args):
 
     package = Path(__file__).parent.parent
     env = {**os.environ, "PYTHONPATH": str(package.parent)}
+    env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the peer needs room on the same GPU
     peer_env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     peer_env["HF_HUB_OFFLINE"] = "1"  # all it needs is in the folder
     with tempfile.TemporaryDirectory() as name:
