@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from videomae_jax.errors import UserError
-from videomae_jax.models.attention import attend
+from videomae_jax.models.attention import attend, keep_clips
 
 xavier = nn.initializers.xavier_uniform()
 
@@ -217,9 +217,9 @@ class Block(nn.Module):
         dtype = self.run.dtype
         attention = Attention(self.size.heads, self.run, name="attn")
         mixed = attention(layer_norm("norm1", dtype)(x), last)
-        x = (x if last is None else x[:, -last:]) + drop_branch(mixed, drop, 0)
+        x = keep_clips((x if last is None else x[:, -last:]) + drop_branch(mixed, drop, 0))
         mlp = Mlp(self.size.mlp_width, self.run, name="mlp")
-        x = x + drop_branch(mlp(layer_norm("norm2", dtype)(x)), drop, 1)
+        x = keep_clips(x + drop_branch(mlp(layer_norm("norm2", dtype)(x)), drop, 1))
         return x, None
 
 
