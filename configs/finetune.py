@@ -97,7 +97,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 stride=the["stride"],  # of dense clips
                 height=224,
                 width=224,
-                # Of training clips on their way to the device, where they are cropped.
+                # Of training clips at most, on their way to the device, where they are cropped.
                 source_height=256,
                 source_width=340,
             ),

@@ -82,7 +82,15 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 std=(0.229, 0.224, 0.225),
                 position_grid=(),  # grid to interpolate positions from; () makes them afresh
             ),
-            clip=dict(frames=16, stride=the["stride"], height=224, width=224),
+            clip=dict(
+                frames=16,
+                stride=the["stride"],
+                height=224,
+                width=224,
+                # Of training clips at most, on their way to an accelerator that resizes them.
+                source_height=256,
+                source_width=256,
+            ),
             mask=dict(
                 kind="tube",  # or random, frame, running_cell
                 ratio=the["mask_ratio"],

@@ -41,14 +41,17 @@ def positions_line(grid: Triple, source: Triple | None) -> str:
     return f"sin-cos, {text}, interpolated from {' x '.join(map(str, source))}"
 
 
-def make_execution(run: ConfigDict) -> Execution:
-    """Resolve what `run` leaves to the machine: the mesh in use, else this machine's devices."""
+def platform_in_use() -> str:
+    """Return the platform of the mesh in use, else of this machine's devices."""
     # `videomae plan` builds models for a mesh of devices that are not there.
     if jax.sharding.get_abstract_mesh().empty:  # the only one to ask while tracing
-        platform = jax.default_backend()
-    else:
-        platform = jax.sharding.get_mesh().devices.flat[0].platform
-    dtype = run.dtype
+        return jax.default_backend()
+    return jax.sharding.get_mesh().devices.flat[0].platform
+
+
+def make_execution(run: ConfigDict) -> Execution:
+    """Resolve what `run` leaves to the machine: the platform in use."""
+    platform, dtype = platform_in_use(), run.dtype
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
     return Execution(

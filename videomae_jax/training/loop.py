@@ -106,8 +106,10 @@ def train(
         # The position in the data is the step, so a resumed run meets the same batches.
         train_sample, eval_sample = task.samples()
         if config.data.train == "synthetic":
-            train_sample = SyntheticSample(train_sample.shape)
-            eval_sample = SyntheticSample(eval_sample.shape)
+            train_sample, eval_sample = (
+                SyntheticSample(sample.shape, sized=sample.sized)
+                for sample in (train_sample, eval_sample)
+            )
         knn = task.knn and OnlineKnn(
             config,
             named_weights(steps.abstract_state),
