@@ -111,6 +111,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 max_bad_share=0.05,  # end the run when more of the videos cannot be read
                 decoder="pyav",  # or torchcodec, decord, where installed; the frames are the same
                 threads=0,  # decoders; 0 takes one per core
+                ahead=2,  # batches kept ready on the host, and as many on the devices
                 memory_gb=0.0,  # of decoded videos kept in main memory; 0 decodes for each clip
             ),
             batch_size=the["batch_size"],  # videos per optimizer step, over all devices

@@ -131,8 +131,10 @@ def train(
             process_index=share,
             process_count=shares,
             threads=config.data.threads or None,
+            ahead=config.data.ahead,
         )
-        feed = stack.enter_context(Feed(batches, sharding=batch_sharding(mesh)))
+        feed = Feed(batches, sharding=batch_sharding(mesh), ahead=config.data.ahead)
+        stack.enter_context(feed)
         monitor = Monitor(
             workdir,
             total_steps=plan.steps,
@@ -164,7 +166,7 @@ def train(
                     "batch": banner.batch_line(config, mesh),
                     "rate": banner.rate_line(config, plan),
                     "length": banner.length_line(config, plan, len(train_videos)),
-                    "memory": banner.memory_line(train_step, batch),
+                    "memory": banner.memory_line(train_step, batch, ahead=config.data.ahead),
                     "workdir": banner.workdir_line(
                         workdir, start, changes, init_from=config.init_from
                     ),
