@@ -177,7 +177,7 @@ def train_sample(config: ConfigDict) -> Callable:
     On accelerators clips come in the size they have in the video, up to that of the source.
     """
     clip = config.clip
-    # On a CPU the device has no time of its own, and Pillow takes a quarter of what it takes.
+    # There the device has no time of its own, and Pillow takes a quarter of it (docs/data.md).
     if platform_in_use() == "cpu":
         return _sample(config, train=True)
     canvas = max(clip.source_height, clip.height), max(clip.source_width, clip.width)
