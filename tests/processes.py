@@ -57,6 +57,7 @@ def training(
         "PYTHONPATH": str(ROOT),
         "JAX_NUM_CPU_DEVICES": str(devices),
         "PYTHONUNBUFFERED": "1",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in less time
     }
     if count > 1:
         # CPU programs of several processes do not work from the cache: each process would load

@@ -1,6 +1,7 @@
 """Whole runs on real clips, through the command line: results, resumes, signals, mistakes."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from videomae_jax import cli
+from videomae_jax.training.checkpoint import load_params
 from videomae_jax.training.chips import peak_flops
+from videomae_jax.training.digest import digests
 from videomae_jax.training.monitor import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -225,6 +228,28 @@ def test_one_unreadable_video_does_not_end_the_run(tmp_path, capsys):
     assert "done, 4 steps" in capsys.readouterr().out
     listed = (tmp_path / "run/bad_videos.csv").read_text().splitlines()
     assert len(listed) == 2 and listed[1].startswith(str(bad))
+
+
+def test_steps_that_are_not_finite_end_the_run_with_their_examples(tmp_path, capsys, manifests):
+    more = [*manifests, "--config.max_skipped_steps=3", "--config.save_every=1"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments(tmp_path, *more, "--config.lr=1e38", steps=12))
+    said = capsys.readouterr()
+    assert stopped.value.code == 1
+    # The first update has rate 0, the second throws the parameters out, the third is skipped.
+    assert [f"({n} in a row)" in said.out for n in (1, 2, 3)] == [True, True, False]
+    found = re.fullmatch(
+        r"videomae: 3 steps in a row gave a loss or gradient that is not finite, the last at "
+        r"step (\d+) on examples \[([\d, ]+)\]; none of them changed the model: .*",
+        said.err.strip().splitlines()[-1],
+    )
+    ids = [int(word) for word in found[2].split(",")]
+    assert len(set(ids)) == 8 and set(ids) <= set(range(16))
+    first, last = (
+        load_params(str(tmp_path / "checkpoints" / str(step)))[0]
+        for step in (int(found[1]) - 3, int(found[1]) - 1)
+    )
+    assert digests(first) == digests(last)
 
 
 def test_help_is_quick_and_needs_no_jax():

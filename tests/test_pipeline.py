@@ -397,16 +397,19 @@ print(time.time(), flush=True)
 {ending}
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+    began = time.time()
     done = subprocess.run(
         [sys.executable, "-c", code, good.name],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
     )
-    took = time.time() - float(done.stdout.split()[-1])
+    ending_began = float(done.stdout.split()[-1])
     assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr and took < 5
+    assert "Traceback" not in done.stderr
+    # Starting takes seconds, on a loaded machine many: ending must take less.
+    assert time.time() - ending_began < ending_began - began
 
 
 def test_a_memory_changes_no_batch_and_spares_the_second_decoding(good, monkeypatch):

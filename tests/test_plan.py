@@ -228,21 +228,46 @@ def test_devices_that_are_not_there_need_not_tell_their_slice():
     assert split_slices(one) == [one] and split_slices(two) == [two[:2], two[2:]]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.skipif(
+needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='needs libtpu: pip install "jax[tpu]"'
 )
+
+
+def plan_tpu(folder, topology, *overrides):
+    """In a process of its own, as libtpu needs an environment from before JAX starts."""
+    command = [sys.executable, "-m", "videomae_jax.cli", "plan", f"--topology={topology}"]
+    command += ["--config=configs/pretrain.py:tiny,custom", *TINY, "--config.batch_size=64"]
+    subprocess.run([*command, *overrides, f"--json={folder}/plan.json"], cwd=ROOT, check=True)
+    return json.loads((folder / "plan.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@needs_libtpu
 @pytest.mark.parametrize(
     ("topology", "devices", "memory"),
     [("v5e-16", 16, 16), ("v5e-16x2", 32, 16), ("tpu7x-16", 16, 96)],
 )
 def test_a_step_compiles_for_a_pod_that_is_not_there(tmp_path, topology, devices, memory):
-    command = [sys.executable, "-m", "videomae_jax.cli", "plan", f"--topology={topology}"]
-    command += ["--config=configs/pretrain.py:tiny,custom", *TINY, "--config.batch_size=64"]
-    subprocess.run([*command, f"--json={tmp_path}/plan.json"], cwd=ROOT, check=True)
-    told = json.loads((tmp_path / "plan.json").read_text())
+    told = plan_tpu(tmp_path, topology)
     assert told["mesh"]["data"] == devices and told["capacity"] == memory * 2**30
     assert told["fits"] and "all-reduce" in {row["kind"] for row in told["collectives"]}
     assert any(row["remote"] for row in told["collectives"]) == ("x2" in topology)
     assert told["step_seconds"] > told["compute_floor"] / told["assumed_mfu"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@needs_libtpu
+def test_fsdp_gathers_parameters_and_scatters_gradients_on_tpus(tmp_path):
+    told = plan_tpu(tmp_path, "v5e-8", "--config.mesh.fsdp=8")
+    sent = {row["kind"]: row["bytes"] for row in told["collectives"]}
+    assert set(sent) == {"all-gather", "reduce-scatter", "all-reduce"}
+    # What is not split, biases and norms, and sums of the loss.
+    assert sent["all-reduce"] < 0.1 * sum(sent.values())
+    task = pretrain.build_task(load_config("configs/pretrain.py:tiny,custom", TINY))
+    leaves = jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0)))
+    parameters = 4 * sum(leaf.size for leaf in leaves)
+    # Forward, and again backward; no activation goes anywhere.
+    assert sent["all-gather"] < 2.1 * parameters
+    assert sent["reduce-scatter"] < parameters

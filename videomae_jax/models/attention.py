@@ -11,6 +11,7 @@
 
 import functools
 import logging
+import math
 
 import jax
 import jax.numpy as jnp
@@ -100,15 +101,27 @@ def _on_each_device(function, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.A
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return function(q, k, v)
-
-    def split(axes: tuple[str, ...], size: int) -> tuple[str, ...] | None:
-        parts = 1
-        for axis in axes:
-            parts *= mesh.shape[axis]
-        return None if size % parts else axes
-
-    spec = P(split(CLIP_AXES, q.shape[0]), None, split(HEAD_AXES, q.shape[2]), None)
+    clips, heads = _divide(CLIP_AXES, q.shape[0]), _divide(HEAD_AXES, q.shape[2])
+    spec = P(clips, None, heads, None)
     return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(q, k, v)
+
+
+def keep_clips(x: jax.Array) -> jax.Array:
+    """Say of [B, N, D] that each device has whole tokens of its own clips.
+
+    Where parameters are split over the axes of the clips too, the partitioner then gathers them;
+    it might else split the tokens as the parameters are, and move activations at every layer.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(_divide(CLIP_AXES, x.shape[0]), None, None))
+
+
+def _divide(axes: tuple[str, ...], size: int) -> tuple[str, ...] | None:
+    """The axes of the mesh in use that `size` things are split over: none if they do not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if size % math.prod(mesh.shape[axis] for axis in axes) else axes
 
 
 def _attend_chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

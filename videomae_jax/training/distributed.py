@@ -1,6 +1,7 @@
 """Several processes that train one model: connecting them, and what they tell each other."""
 
 import os
+import re
 import sys
 import time
 import traceback
@@ -17,7 +18,9 @@ from videomae_jax.errors import UserError
 # How much longer than a heartbeat it may take to hear that a peer is dead, in seconds.
 GRACE = 15
 # What a collective says that did not hear from a peer in time: to be tried again.
-LOST = ("DEADLINE_EXCEEDED", "UNAVAILABLE", "ABORTED", "CANCELLED")
+LOST = ("DEADLINE_EXCEEDED", "UNAVAILABLE", "ABORTED", "CANCELLED", "by peer")
+# How what XLA says begins; JAX raises it as ValueError too.
+STATUS = re.compile(r"[A-Z_]+: ")
 
 
 @contextmanager
@@ -45,7 +48,9 @@ def connected(
         _leave(130, "videomae: interrupted")
     except UserError as error:
         _leave(1, f"videomae: {error}")
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if not STATUS.match(str(error)):
+            _leave(1, traceback.format_exc())
         # A collective fails as soon as a peer is gone; whether one is, the heartbeat tells.
         _say(f"videomae: process {jax.process_index()}: {str(error).splitlines()[0]}")
         _say("videomae: waiting for the heartbeat to tell whether another process died")

@@ -35,7 +35,7 @@ RULES = (
     (r"encoder/embed/kernel", P("fsdp", None)),  # [P, D]
     (r"encoder/embed/bias", P()),
     (r"encoder_to_decoder/kernel", P("fsdp", None)),  # [D, Dd]
-    (r"decoder/head/kernel", P(None, "fsdp")),  # [Dd, P]
+    (r"decoder/head/kernel", P("fsdp", None)),  # [Dd, P]
     (r"decoder/head/bias", P()),
     (r"mask_token", P()),
     (r"fc_norm/(scale|bias)", P()),
