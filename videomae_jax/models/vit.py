@@ -62,7 +62,7 @@ class Execution:
 
     dtype: compute dtype. attention: see `attention.py`, already resolved.
     scan: compile one block and loop over it (fast to compile) or unroll (fast to run).
-    remat: "none" keeps every activation; "dots" recomputes all but the matrix products;
+    remat: "none" keeps all but what costs nothing to compute; "dots" keeps matrix products alone;
     "full" keeps only the input of each block.
     """
 
