@@ -35,9 +35,6 @@ def main(argv: list[str] | None = None) -> None:
     # reading files does not use.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    # On CPUs a step computes in the thread that calls it, so that `training.memory` can keep
-    # its temporaries; clips are read by other threads all the while.
-    os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
     parser = _Parser(prog="videomae", description="VideoMAE in JAX: masked video pre-training.")
     parser.add_argument("--version", action="version", version=f"videomae_jax {__version__}")
     add_commands(parser, COMMANDS, package="videomae_jax.commands")

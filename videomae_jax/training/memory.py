@@ -8,6 +8,14 @@ import jax
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
+def compute_in_caller() -> None:
+    """Call it before JAX first looks at its devices: on CPUs a step runs in the thread that calls.
+
+    What a step needs is then the main thread's, the only one whose large arrays glibc can keep.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
 def settle_memory() -> None:
     """Call it between compiling and the first step, on Linux with glibc; else it does nothing.
 
