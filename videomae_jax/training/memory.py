@@ -22,8 +22,8 @@ def settle_memory() -> None:
     Gives the pages that only compiling needed back to the system, 0.1 to 0.7 GB for ViT-S. From
     then on a process that computes on CPUs keeps what it frees: XLA allocates the temporaries of
     every step anew, and the system would clear all their pages each time, about 0.4 s of CPU
-    time a GB. It takes `compute_in_caller`: what other
-    threads allocate at this size is mapped anew whatever is said here.
+    time a GB. It takes `compute_in_caller`: arrays of this size that other threads allocate are
+    mapped anew whatever is said here.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "malloc_trim"):
