@@ -12,6 +12,7 @@ from pathlib import Path
 
 from videomae_jax.benchmark import step
 from videomae_jax.errors import UserError
+from videomae_jax.training.memory import compute_in_caller
 
 
 class Child:
@@ -66,6 +67,7 @@ def serve(folder: Path) -> None:
     def answer(**values):
         print(json.dumps(values), file=replies, flush=True)
 
+    compute_in_caller()
     job = read_job(folder)
     try:
         for line in map(str.strip, sys.stdin):

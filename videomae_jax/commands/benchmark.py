@@ -59,7 +59,9 @@ def main(args: argparse.Namespace) -> None:
     import jax
 
     from videomae_jax.benchmark.step import Job, build_bench
+    from videomae_jax.training.memory import compute_in_caller
 
+    compute_in_caller()
     job = Job(args.model, args.task, args.batch, tuple(args.overrides))
     try:
         # With a peer the device is left to the processes that are timed.

@@ -5,7 +5,6 @@ are float32 whatever it is.
 """
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import jax
@@ -63,7 +62,7 @@ class Execution:
 
     dtype: compute dtype. attention: see `attention.py`, already resolved.
     scan: compile one block and loop over it (fast to compile) or unroll (fast to run).
-    remat: "none" keeps every activation; "dots" recomputes all but the matrix products;
+    remat: "none" keeps all but what costs nothing to compute; "dots" keeps matrix products alone;
     "full" keeps only the input of each block.
     """
 
@@ -191,27 +190,12 @@ class Attention(nn.Module):
         return Dense(width, self.run.dtype, xavier, name="proj")(x)
 
 
-@jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
     """The exact GELU, x times the normal distribution's integral to x, elementwise.
 
-    Its derivative is computed with it and is all that is kept: one array, not two, and no
-    second erf. `jax.nn.gelu` takes the costlier erfc, or is the tanh approximation.
+    `jax.nn.gelu` takes the costlier erfc, or is the tanh approximation.
     """
-    return _gelu_forward(x)[0]
-
-
-def _gelu_forward(x):
-    integral = 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
-    density = (2 * math.pi) ** -0.5 * jnp.exp(-0.5 * x * x)
-    return x * integral, integral + x * density
-
-
-def _gelu_backward(derivative, grad):
-    return (grad * derivative,)
-
-
-gelu.defvjp(_gelu_forward, _gelu_backward)
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 class Mlp(nn.Module):
@@ -224,9 +208,14 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, N, D] -> [B, N, D]."""
         width = x.shape[-1]
+
+        def activate(mlp, x):
+            return Dense(width, mlp.run.dtype, xavier, name="fc2")(gelu(x))
+
         x = Dense(self.hidden, self.run.dtype, xavier, name="fc1")(x)
-        x = gelu(x)
-        return Dense(width, self.run.dtype, xavier, name="fc2")(x)
+        # One array of [B, N, hidden] is kept, not two: the GELU is computed again in the backward
+        # pass, which costs an erf an element; the product after it is not.
+        return nn.remat(activate, prevent_cse=not self.run.scan)(self, x)
 
 
 class DropPath(NamedTuple):

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from videomae_jax.errors import UserError
+from videomae_jax.training.memory import compute_in_caller
 
 # How much longer than a heartbeat it may take to hear that a peer is dead, in seconds.
 GRACE = 15
@@ -39,6 +40,9 @@ def connected(
     Whatever else ends one of several ends it at once, without waiting for the others: they
     would wait in a collective that never comes, until the heartbeat tells them.
     """
+    # With peers for another reason too: on CPUs two programs in flight may meet them in different
+    # orders, and wait for ever.
+    compute_in_caller()
     if not _connect(coordinator, processes, process_id, heartbeat_seconds):
         yield
         return
@@ -71,8 +75,6 @@ def _connect(coordinator, processes, process_id, heartbeat_seconds) -> bool:
         raise UserError(f"--process-id {process_id} of {processes}: use 0 to {processes - 1}")
     # Its handler of SIGTERM would swallow those that come before ours stands.
     jax.config.update("jax_enable_preemption_service", False)
-    # On CPUs two programs in flight may meet their peers in different orders, and wait for ever.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(
             coordinator,
