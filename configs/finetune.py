@@ -157,7 +157,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             run=dict(
                 dtype="auto",  # of the computation: bfloat16 on accelerators, else float32
                 attention="auto",  # xla, chunked, splash, cudnn
-                scan=model.encoder.depth > 12,  # loop over blocks: deep models compile sooner
+                scan=model.encoder.depth > 12,  # loop over blocks to compile sooner; CPUs always do
                 remat="none",  # or dots, full: recompute activations to save memory
             ),
             log_every=20,

@@ -3,7 +3,8 @@
     videomae train --config=configs/pretrain.py:SIZE,DATA[,RECIPE] --workdir=DIR \\
         --config.data.train=VIDEOS [--config.KEY=VALUE ...]
 
-SIZE: tiny, s, b, l, h, g. DATA: k400, ssv2, ucf101, hmdb51, custom. RECIPE: v1 (default), v2.
+SIZE: tiny, s, b, l, h, g. DATA: k400, ssv2, ucf101, hmdb51, custom. RECIPE: v1 (default), v2,
+cross (v1 with a cross-attention decoder, 2401.14391: cheaper, and not the paper's).
 VIDEOS: a manifest or a folder. The numbers are those of the released scripts, except where
 a comment says otherwise.
 """
@@ -43,7 +44,7 @@ V2_SIZE = {
 def get_config(arguments: str = "b,k400") -> ConfigDict:
     """Return the recipe for "SIZE,DATA" or "SIZE,DATA,RECIPE", with every key there is."""
     size, data, recipe = parse_choices(
-        arguments, size=tuple(SIZES), data=tuple(DATA), recipe=("v1", "v2")
+        arguments, size=tuple(SIZES), data=tuple(DATA), recipe=("v1", "v2", "cross")
     )
     model = SIZES[size]
     the = dict(
@@ -58,6 +59,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
         decoder_width=model.decoder.width,
         decoder_heads=model.decoder.heads,
         decoder_depth=model.decoder.depth,
+        decoder_attention="cross" if recipe == "cross" else "self",
     )
     the |= DATA[data]
     the |= K400_SIZE.get(size, {}) if data == "k400" else {}
@@ -65,7 +67,8 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
 
     return ConfigDict(
         dict(
-            name=f"VideoMAE {recipe.upper()} pre-training, ViT-{size}, {data}",
+            name=f"VideoMAE {'V2' if recipe == 'v2' else 'V1'} pre-training, ViT-{size}, {data}"
+            + ", cross-attention decoder (not the paper's)" * (recipe == "cross"),
             task="pretrain",
             seed=0,
             init_from="",  # checkpoint to take the encoder from; "" starts from scratch
@@ -77,6 +80,8 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                     heads=the["decoder_heads"],
                     mlp_width=4 * the["decoder_width"],
                 ),
+                # Or cross: predicted tokens attend to the visible alone.
+                decoder_attention=the["decoder_attention"],
                 patch=(2, model.patch, model.patch),
                 mean=(0.485, 0.456, 0.406),  # of ImageNet; one number per channel
                 std=(0.229, 0.224, 0.225),
@@ -132,7 +137,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             run=dict(
                 dtype="auto",  # of the computation: bfloat16 on accelerators, else float32
                 attention="auto",  # xla, chunked, splash, cudnn
-                scan=model.encoder.depth > 12,  # loop over blocks: deep models compile sooner
+                scan=model.encoder.depth > 12,  # loop over blocks to compile sooner; CPUs always do
                 remat="none",  # or dots, full: recompute activations to save memory
             ),
             log_every=20,

@@ -1,6 +1,8 @@
 """Who may import whom. The direction is what keeps each room readable alone."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,22 @@ def test_a_library_is_known_where_it_belongs(file):
     for library, places in ONLY_IN.items():
         if library in roots:
             assert places & {str(file), file.parts[0]}, f"{file} imports {library}"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]], ids=" ".join)
+def test_help_imports_nothing_slow(words):
+    """What the command line costs before it runs: a tenth of a second, not the ten of these."""
+    program = (
+        "import sys\n"
+        "from videomae_jax.cli import main\n"
+        "try:\n"
+        "    main(sys.argv[1:])\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code\n"
+        "slow = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'tensorflow', 'numpy', 'av', 'PIL'}\n"
+        "sys.exit(' '.join(slow & set(sys.modules)) or None)"
+    )
+    command = [sys.executable, "-c", program, *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.returncode == 0, done.stderr
+    assert "usage: videomae" in done.stdout

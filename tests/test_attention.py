@@ -44,6 +44,11 @@ def draw(*shape, spread=1.0):
     return spread * q, spread * k, v, grad
 
 
+def draw_unequal(queries, keys, heads, width):
+    (q, _, _, grad), (_, k, v, _) = (draw(1, n, heads, width) for n in (queries, keys))
+    return q, k, v, grad
+
+
 def gradients(function, q, k, v, grad):
     out, pull = jax.vjp(function, q, k, v)
     return out, *pull(grad)
@@ -70,20 +75,16 @@ def test_output_and_gradients_are_those_of_float64(implementation, count, width)
     check(function, *draw(1, count, 2, width))
 
 
+# The last block of a decoder answers for the masked tokens alone; in one with cross-attention many
+# ask and few are asked.
+LENGTHS = [(CHUNK + 1, 2 * CHUNK), (2 * CHUNK, 160)]
+
+
+@pytest.mark.parametrize(("queries", "keys"), LENGTHS)
 @pytest.mark.parametrize("implementation", ["xla", "chunked"])
-def test_fewer_queries_than_keys(implementation):
-    q, k, v, grad = draw(1, 2 * CHUNK, 2, 16)
-    last = CHUNK + 1
-
-    def function(q, k, v):
-        return attend(q[:, -last:], k, v, implementation=implementation)
-
-    zero = np.zeros_like(grad)
-    zero[:, -last:] = grad[:, -last:]
-    wanted = reference(q, k, v, zero)
-    got = jax.jit(lambda *a: gradients(function, *a))(q, k, v, grad[:, -last:])
-    assert relative_error(got[0], wanted[0][:, -last:]) < 2e-6
-    assert max(relative_error(a, b) for a, b in zip(got[1:], wanted[1:], strict=True)) < 2e-6
+def test_another_number_of_queries_than_keys(implementation, queries, keys):
+    arrays = draw_unequal(queries, keys, 2, 16)
+    check(lambda *qkv: attend(*qkv, implementation=implementation), *arrays)
 
 
 def test_large_scores_do_not_overflow():
@@ -139,7 +140,25 @@ def test_the_kernel_of_tpus_in_interpret_mode(count, width):
     check(function, *draw(1, count, 1, width), bound=5e-6)
 
 
-COMPILE = """
+@pytest.mark.slow
+# 128 keys are a whole block: the queries' padding then has nothing at all to attend to.
+@pytest.mark.parametrize(("queries", "keys"), [(200, 160), (130, 128), (1408, 160)])
+def test_the_kernel_of_tpus_with_other_queries_than_keys(queries, keys):
+    def function(q, k, v):
+        return attention._attend_splash(q, k, v, interpret=True)
+
+    check(function, *draw_unequal(queries, keys, 1, 64), bound=5e-6)
+
+
+# Tokens that a step has, queries and keys, heads and their width: visible, all of 16 frames and of
+# 32, the last block's, and those of a decoder with cross-attention.
+SHAPES = (
+    *((160, 160, 12, 64), (1568, 1568, 6, 64), (3136, 3136, 6, 64)),
+    *((160, 160, 16, 80), (1568, 1568, 8, 80), (3136, 3136, 16, 80)),
+    *((1408, 1568, 6, 64), (1408, 160, 6, 64)),
+)
+COMPILE = f"""
+SHAPES = {SHAPES}
 import sys
 import jax
 from jax.experimental import topologies
@@ -153,15 +172,13 @@ axes = (jax.sharding.AxisType.Auto,) * 3
 mesh = jax.make_mesh((len(devices), 1, 1), ("data", "fsdp", "tensor"), axes, devices=devices)
 
 with jax.set_mesh(mesh):
-    run = make_execution(load_config("configs/pretrain.py").run)
+    run = make_execution(load_config("configs/pretrain.py"))
 
 def step(q, k, v, grad):
     out, pull = jax.vjp(lambda *qkv: attend(*qkv, implementation=run.attention), q, k, v)
     return out, pull(grad)
 
-# Also the last block's: fewer queries than keys.
-shapes = (1568, 1568, 6, 64), (160, 160, 12, 64), (1568, 1568, 8, 80), (1408, 1568, 6, 64)
-for queries, count, heads, width in shapes:
+for queries, count, heads, width in SHAPES:
     q, k = (
         jax.ShapeDtypeStruct(
             (len(devices), n, heads, width), run.dtype, sharding=NamedSharding(mesh, P("data"))
@@ -171,7 +188,8 @@ for queries, count, heads, width in shapes:
     with jax.set_mesh(mesh):
         lowered = jax.jit(step).trace(q, k, k, q).lower(lowering_platforms=("tpu",))
     text = lowered.compile().as_text()
-    print(queries, width, text.count('custom_call_target="tpu_custom_call"'), "all-gather" in text)
+    kernels = text.count('custom_call_target="tpu_custom_call"')
+    print(queries, count, width, kernels, "all-gather" in text)
 """
 
 
@@ -191,8 +209,9 @@ def test_the_kernel_of_tpus_compiles_ahead_of_time(topology):
         timeout=280,
     )
     assert done.returncode == 0, done.stderr
-    shapes = ("1568 64", "160 64", "1568 80", "1408 64")
-    assert done.stdout.splitlines() == [f"{shape} 2 False" for shape in shapes]
+    assert done.stdout.splitlines() == [
+        f"{queries} {count} {width} 2 False" for queries, count, _, width in SHAPES
+    ]
 
 
 def test_each_machine_gets_its_own():

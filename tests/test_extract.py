@@ -270,6 +270,8 @@ def test_mistakes_are_one_line(checkpoint, manifest, tmp_path, capsys, monkeypat
     nothing = manifest.parent / "nothing.csv"
     nothing.write_text("bad.mp4")
     assert "nothing to write: 1 of 1 videos unreadable" in said(videos=nothing)
+    cli.main(["data", "pack", str(manifest), str(tmp_path / "packed"), "--format=original"])
+    assert "holds records, which have no time stamps" in said(videos=tmp_path / "packed")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install 'videomae_jax[parquet]'" in said(out="x.parquet")
 

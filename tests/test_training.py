@@ -90,6 +90,13 @@ def test_eight_devices_compute_what_one_does(one_device, mesh):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+def test_a_cross_attention_decoder_on_eight_devices():
+    cross = tiny("--config.model.decoder_attention=cross")
+    one, _ = run(cross, mesh=dict(data=1, fsdp=1, tensor=1), devices=jax.devices()[:1])
+    eight, _ = run(cross, mesh=dict(data=2, fsdp=2, tensor=2))
+    np.testing.assert_allclose(eight, one, rtol=1e-5)
+
+
 def test_accumulated_parts_add_up_to_the_batch(one_device):
     devices = jax.devices()[:2]
     losses, _ = run(
@@ -279,22 +286,24 @@ def test_impossible_plans_are_refused(overrides, words):
         make_plan(config, examples=500)
 
 
-def test_only_matrices_decay():
-    params = jax.eval_shape(pretrain.build_task(tiny()).init, jax.random.key(0))
+@pytest.mark.parametrize("attention", ["self", "cross"])
+def test_only_matrices_decay(attention):
+    config = tiny(f"--config.model.decoder_attention={attention}")
+    params = jax.eval_shape(pretrain.build_task(config).init, jax.random.key(0))
     decays = {
         path_name(path)
         for path, yes in jax.tree_util.tree_leaves_with_path(decay_mask(params))
         if yes
     }
-    assert all(name.endswith(("kernel", "attn/qkv")) for name in decays)
+    assert all(name.endswith(("kernel", "/qkv")) for name in decays)
     # Embedding, decoder input, head, and four matrices in each of the two stacks.
     assert len(decays) == 3 + 2 * 4
 
 
 def test_every_leaf_of_every_size_has_one_row_in_the_sharding_table():
     mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
-    for size in ("s", "b", "l", "h", "g"):
-        config = load_config(f"configs/pretrain.py:{size},k400")
+    for size in ("s", "b", "l", "h", "g", "b,k400,cross"):
+        config = load_config(f"configs/pretrain.py:{size}" + ",k400" * (len(size) == 1))
         task = pretrain.build_task(config)
         state = jax.eval_shape(lambda: make_state(task, adamw(config), seed=0))  # noqa: B023
         if size == "s":

@@ -24,6 +24,7 @@ from videomae_jax.tasks.encoder import make_execution
 from videomae_jax.tasks.infer import build_network, outputs
 from videomae_jax.tasks.task import Task
 from videomae_jax.training.chips import peak_flops
+from videomae_jax.training.memory import return_freed_memory
 from videomae_jax.training.optim import Plan, make_optimizer, warmup_cosine
 from videomae_jax.training.sharding import batch_devices, batch_sharding, make_mesh
 from videomae_jax.training.step import INIT, STEP, jit_steps
@@ -102,6 +103,7 @@ def build_bench(job: Job) -> Bench:
             lowered = steps.train.lower(state, here)
         compiled = lowered.compile()
         compile_seconds = time.perf_counter() - began
+    return_freed_memory()
 
     held = {"state": state, "finite": True}
 
@@ -129,7 +131,7 @@ def build_bench(job: Job) -> Bench:
         "devices": mesh.size,
         "device": f"{mesh.size} x {device.device_kind}",
         "platform": device.platform,
-        "dtype": make_execution(config.run).dtype.name,
+        "dtype": make_execution(config).dtype.name,
         "run": {**config.run.to_dict(), "compute": task.facts["compute"]},
     }
     return Bench(step, facts, after, batch, batch_sharding(mesh))

@@ -96,6 +96,11 @@ def main(args: argparse.Namespace) -> None:
     batch_size = args.batch_size or WINDOWS * mesh.size
     check_batch(batch_size, mesh)
     videos = read_videos(args.videos)
+    if videos.reader:
+        raise UserError(
+            f"{args.videos} holds records, which have no time stamps: give the list or the folder "
+            "they were packed from"
+        )
     params, config, *_ = load_checkpoint(
         args.checkpoint,
         num_heads=args.num_heads,

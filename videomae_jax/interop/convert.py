@@ -261,6 +261,11 @@ def from_native(params: Mapping[str, Any], dialect: str, *, patch: Triple) -> di
     matrix does not show. Raises UserError for parameters the dialect has no names for.
     """
     leaves = {path: np.asarray(leaf) for path, leaf in _leaves(params)}
+    if any("/cross/" in path for path in leaves):
+        raise UserError(
+            f"{DIALECTS[dialect]} has no decoder with cross-attention, which "
+            "model.decoder_attention=cross has: use native, or stablehlo for the features"
+        )
     drop = "encoder." if dialect == "mcg" and "head/kernel" in leaves else ""
     dims = _native_dimensions(leaves, patch)
     tensors = {}

@@ -60,16 +60,27 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A narrow transformer over all tokens, and a head on the masked ones."""
+    """A narrow transformer, and a head on the masked tokens.
+
+    attention: "self", the paper's: all tokens attend to all. "cross": the masked ones attend to
+    the visible, never to each other, and the visible stay as they are (CrossMAE, 2401.14391).
+    """
 
     size: Size
     run: Execution
     outputs: int
+    attention: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, masked: int) -> jax.Array:
-        """[B, N, Dd], masked tokens last -> float32 [B, masked, P]."""
-        x = apply_blocks(x, self.size, self.run, last=masked)
+    def __call__(self, visible: jax.Array, hidden: jax.Array) -> jax.Array:
+        """[B, n, Dd] and [B, m, Dd] -> float32 [B, m, P]."""
+        if self.attention == "cross":
+            x = apply_blocks(hidden, self.size, self.run, context=visible)
+        else:
+            # Visible first, then masked, never put back in raster order: attention does not
+            # care, each token carries its position, and the head needs only the masked tail.
+            both = jnp.concatenate([visible, hidden], axis=1)
+            x = apply_blocks(both, self.size, self.run, last=hidden.shape[1])
         x = layer_norm("norm", self.run.dtype)(x)
         head = Dense(self.outputs, self.run.dtype, xavier, name="head")
         return head(x).astype(jnp.float32)
@@ -78,7 +89,8 @@ class Decoder(nn.Module):
 class VideoMAE(nn.Module):
     """The pre-training model. The mask is an input: nothing random happens here.
 
-    encoder, decoder: the two transformers. patch: (frames, height, width) of a tubelet.
+    encoder, decoder: the two transformers. decoder_attention: see `Decoder`.
+    patch: (frames, height, width) of a tubelet.
     mean, std: pixel statistics; their length is the number of channels. position_grid: the
     grid the position tables are made for, interpolated to the clip's; None makes them for
     the clip's own, as the reference does.
@@ -91,12 +103,15 @@ class VideoMAE(nn.Module):
     std: tuple[float, ...]
     position_grid: Triple | None = None
     run: Execution = Execution()
+    decoder_attention: str = "self"
 
     def setup(self):
         outputs = math.prod(self.patch) * len(self.mean)
         width = self.decoder.width
         self.video_encoder = Encoder(self.encoder, self.run, name="encoder")
-        self.video_decoder = Decoder(self.decoder, self.run, outputs, name="decoder")
+        self.video_decoder = Decoder(
+            self.decoder, self.run, outputs, self.decoder_attention, name="decoder"
+        )
         self.mask_token = self.param("mask_token", _mask_token, (width,))
         self.encoder_to_decoder = Dense(
             width, self.run.dtype, _one_over_root(self.encoder.width), bias_init=None
@@ -115,10 +130,7 @@ class VideoMAE(nn.Module):
         places = self._places(grid, self.decoder.width, batch=patches.shape[0])
         visible += gather_tubes(places, mask.visible, mask).astype(visible.dtype)
         hidden = self.mask_token + predicted_patches(places, mask, decoded)
-        # Visible first, then masked, never put back in raster order: attention does not care,
-        # each token carries its position, and the head needs only the masked tail.
-        both = jnp.concatenate([visible, hidden.astype(visible.dtype)], axis=1)
-        return self.video_decoder(both, masked=hidden.shape[1])
+        return self.video_decoder(visible, hidden.astype(visible.dtype))
 
     def encode(self, patches: jax.Array, mask: TubeMask, grid: Triple) -> jax.Array:
         """Encode the visible patches of uint8 [B, N, P]: [B, N * K / cells, D]."""

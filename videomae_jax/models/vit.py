@@ -108,14 +108,19 @@ class Dense(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection; biases on q and v, never on k."""
+    """Multi-head attention with one fused projection; biases on q and v, never on k."""
 
     heads: int
     run: Execution
 
     @nn.compact
-    def __call__(self, x: jax.Array, last: int | None = None) -> jax.Array:
-        """[B, N, D] -> [B, N, D], or of the last tokens alone [B, last, D]."""
+    def __call__(
+        self, x: jax.Array, last: int | None = None, context: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, N, D] -> [B, N, D], or of the last tokens alone [B, last, D].
+
+        context: the tokens [B, n, D] that all attend to; None for those of `x` themselves.
+        """
         batch, _, width = x.shape
         head = (self.heads, width // self.heads)
 
@@ -136,10 +141,12 @@ class Attention(nn.Module):
             y = x.reshape(-1, width) @ matrix + shift.astype(self.run.dtype)
             return jnp.moveaxis(y.reshape(*x.shape[:2], self.heads, -1, head[1]), 3, 0)
 
-        if last is None:
+        if last is None and context is None:
             q, k, v = project(x, slice(0, 3))
         else:
-            (q,), (k, v) = project(x[:, -last:], slice(0, 1)), project(x, slice(1, 3))
+            queries = x if last is None else x[:, -last:]
+            source = x if context is None else context
+            (q,), (k, v) = project(queries, slice(0, 1)), project(source, slice(1, 3))
         x = attend(q, k, v, implementation=self.run.attention).reshape(batch, -1, width)
         return Dense(width, self.run.dtype, xavier, name="proj")(x)
 
@@ -204,19 +211,25 @@ def drop_branch(x: jax.Array, drop: DropPath | None, branch: int) -> jax.Array:
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block."""
+    """A pre-norm transformer block; with a context its attention is to that alone."""
 
     size: Size
     run: Execution
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, drop: DropPath | None, last: int | None = None
+        self,
+        x: jax.Array,
+        drop: DropPath | None,
+        last: int | None = None,
+        context: jax.Array | None = None,
     ) -> tuple[jax.Array, None]:
         """[B, N, D] -> ([B, N or last, D], None): the carry and output of a scan over blocks."""
         dtype = self.run.dtype
-        attention = Attention(self.size.heads, self.run, name="attn")
-        mixed = attention(layer_norm("norm1", dtype)(x), last)
+        # Of the same shapes, so the name is what tells the weights of the two apart.
+        name = "attn" if context is None else "cross"
+        attention = Attention(self.size.heads, self.run, name=name)
+        mixed = attention(layer_norm("norm1", dtype)(x), last, context)
         x = keep_clips((x if last is None else x[:, -last:]) + drop_branch(mixed, drop, 0))
         mlp = Mlp(self.size.mlp_width, self.run, name="mlp")
         x = keep_clips(x + drop_branch(mlp(layer_norm("norm2", dtype)(x)), drop, 1))
@@ -229,14 +242,16 @@ def apply_blocks(
     run: Execution,
     *,
     last: int | None = None,
+    context: jax.Array | None = None,
     drop_path: float = 0.0,
     keys: jax.Array | None = None,
 ) -> jax.Array:
     """Run [B, N, D] through `size.depth` blocks; call it inside a compact module.
 
     last: return the last tokens alone, [B, last, D]; all others only give the last block its
-    keys and values. drop_path: rate of the last block's branches, falling linearly to 0 at the
-    first. keys: typed PRNG keys [B]; None drops nothing.
+    keys and values. context: tokens [B, n, D] that every block attends to, in place of its own.
+    drop_path: rate of the last block's branches, falling linearly to 0 at the first. keys: typed
+    PRNG keys [B]; None drops nothing.
     The parameters stand under "blocks" with a leading [depth] axis, however they are run,
     so checkpoints, sharding rules and conversions know one layout only.
     """
@@ -245,15 +260,19 @@ def apply_blocks(
         layers = jax.vmap(lambda key: jax.random.split(key, size.depth), out_axes=1)(keys)
         drop = DropPath(np.linspace(0, drop_path, size.depth, dtype=np.float32), layers)
     stack = nn.scan(
-        Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=size.depth
+        Block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast, nn.broadcast),
+        length=size.depth,
     )(size, run, name="blocks")
     if stack.is_initializing():
-        return stack(x, drop)[0][:, -(last or x.shape[1]) :]
+        return stack(x, drop, None, context)[0][:, -(last or x.shape[1]) :]
 
     # Run as functions of the parameters: a scan of Flax has blocks of one shape only.
-    def block(x, layer, last):
+    def block(x, layer, context, last):
         params, drop = layer
-        return Block(size, run, parent=None).apply({"params": params}, x, drop, last)
+        return Block(size, run, parent=None).apply({"params": params}, x, drop, last, context)
 
     if run.remat != "none":
         if run.remat not in REMAT_POLICIES:
@@ -265,23 +284,23 @@ def apply_blocks(
             block,
             policy=REMAT_POLICIES[run.remat],
             prevent_cse=not run.scan,
-            static_argnums=2,
+            static_argnums=3,
         )
     layers = (stack.variables["params"], drop)
     if run.scan:
 
         def body(x, layer):
-            return block(x, layer, None)
+            return block(x, layer, context, None)
 
         if last is None:
             return jax.lax.scan(body, x, layers)[0]
         x, _ = jax.lax.scan(body, x, jax.tree.map(lambda leaf: leaf[:-1], layers))
-        return block(x, jax.tree.map(lambda leaf: leaf[-1], layers), last)[0]
+        return block(x, jax.tree.map(lambda leaf: leaf[-1], layers), context, last)[0]
     # Split once: the gradient is then one concatenation, where that of an index is a sum.
     leaves, structure = jax.tree.flatten(layers)
     split = zip(*(_unstack(leaf) for leaf in leaves), strict=True)
     for index, layer in enumerate(map(structure.unflatten, split)):
-        x, _ = block(x, layer, last if index == size.depth - 1 else None)
+        x, _ = block(x, layer, context, last if index == size.depth - 1 else None)
     return x
 
 

@@ -11,6 +11,8 @@ from videomae_jax.models.attention import choose_implementation
 from videomae_jax.models.tokens import Triple
 from videomae_jax.models.vit import Execution, Size
 
+SHALLOW = 4  # blocks
+
 
 def encoder_fields(config: ConfigDict) -> dict[str, Any]:
     """Return the fields of a model that `config.model` and `config.run` decide for any task.
@@ -29,7 +31,7 @@ def encoder_fields(config: ConfigDict) -> dict[str, Any]:
         mean=tuple(model.mean),
         std=tuple(model.std),
         position_grid=tuple(model.position_grid) or None,
-        run=make_execution(config.run),
+        run=make_execution(config),
     )
 
 
@@ -41,8 +43,9 @@ def positions_line(grid: Triple, source: Triple | None) -> str:
     return f"sin-cos, {text}, interpolated from {' x '.join(map(str, source))}"
 
 
-def make_execution(run: ConfigDict) -> Execution:
-    """Resolve what `run` leaves to the machine: the mesh in use, else this machine's devices."""
+def make_execution(config: ConfigDict) -> Execution:
+    """Resolve what `config.run` leaves to the machine: the mesh in use, else its devices."""
+    run, depth = config.run, config.model.encoder.depth
     # `videomae plan` builds models for a mesh of devices that are not there.
     if jax.sharding.get_abstract_mesh().empty:  # the only one to ask while tracing
         platform = jax.default_backend()
@@ -54,6 +57,8 @@ def make_execution(run: ConfigDict) -> Execution:
     return Execution(
         dtype=jnp.dtype(dtype),
         attention=choose_implementation(run.attention, platform=platform, dtype=dtype),
-        scan=run.scan,
+        # On CPUs a loop over blocks takes no longer than the blocks in a row, half of the time to
+        # compile and less memory; but for a few small ones, of which turns take longer.
+        scan=run.scan or (platform == "cpu" and depth > SHALLOW),
         remat=run.remat,
     )

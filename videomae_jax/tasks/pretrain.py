@@ -27,12 +27,23 @@ PICTURES = 4  # clips shown at each evaluation
 # Named streams of randomness, folded into the run's key so that none repeats another.
 MASK, DECODER_MASK = range(2)
 
+# Of `model.decoder_attention`, in words for people.
+DECODERS = {
+    "self": "self-attention over visible and predicted tokens",
+    "cross": "cross-attention from predicted to visible tokens (CrossMAE, not the paper's)",
+}
+
 EVAL_SEED = 2022  # held-out clips keep their masks from run to run, so that losses compare
 
 
 def build_model(config: ConfigDict) -> VideoMAE:
     """Make the model of `config.model`, run as `config.run` says on this machine's devices."""
-    return VideoMAE(decoder=Size(**config.model.decoder), **encoder_fields(config))
+    kind = config.model.decoder_attention
+    if kind not in DECODERS:
+        raise UserError(f"model.decoder_attention {kind!r} is unknown: use {' or '.join(DECODERS)}")
+    return VideoMAE(
+        decoder=Size(**config.model.decoder), decoder_attention=kind, **encoder_fields(config)
+    )
 
 
 def prepare(
@@ -79,6 +90,7 @@ def build_task(config: ConfigDict) -> Task:
         visible=round(visible_share * tokens),
         decoded=round(decoded * tokens),
         values=values,
+        cross=model.decoder_attention == "cross",
     )
 
     def draw(key, ids) -> tuple[TubeMask, TubeMask | None]:
@@ -158,6 +170,7 @@ def build_task(config: ConfigDict) -> Task:
             "positions": positions_line(grid, model.position_grid),
             "mask": f"{config.mask.kind}, ratio {config.mask.ratio}: "
             f"{round(visible_share * tokens)} tokens visible, {round(decoded * tokens)} predicted",
+            "decoder": f"{model.decoder.depth} blocks, {DECODERS[model.decoder_attention]}",
             "loss": "mean squared error of "
             + (f"pixels normalized per patch{zero}" if config.normalized_targets else "pixels"),
             "compute": f"{model.run.dtype.name}, attention {model.run.attention}, "

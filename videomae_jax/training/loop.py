@@ -29,6 +29,7 @@ from videomae_jax.training import banner
 from videomae_jax.training.checkpoint import FOLDER, Checkpoints, check_space
 from videomae_jax.training.disk import work_directory
 from videomae_jax.training.distributed import Peers, say
+from videomae_jax.training.memory import return_freed_memory
 from videomae_jax.training.monitor import Monitor, read_metrics
 from videomae_jax.training.neighbours import OnlineKnn
 from videomae_jax.training.optim import make_optimizer, make_plan, warmup_cosine
@@ -154,6 +155,7 @@ def train(
                 # Ahead of the first step: to tell its memory, and to keep compiling out of the
                 # rate.
                 train_step = steps.train.lower(state, batch).compile()
+                return_freed_memory()
                 rows = {
                     "devices": banner.devices_line(mesh),
                     "model": banner.model_line(state.params),

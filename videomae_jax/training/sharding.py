@@ -23,13 +23,13 @@ BATCH_SPEC = P(("data", "fsdp"))
 # Every leaf of the state matches exactly one row, by the end of its path. The leading axis of
 # whatever stands under "blocks" is the depth.
 RULES = (
-    (r"blocks/attn/qkv", P(None, "fsdp", None, "tensor", None)),  # [depth, D, 3, heads, d]
-    (r"blocks/attn/[qv]_bias", P(None, "tensor", None)),  # [depth, heads, d]
-    (r"blocks/attn/proj/kernel", P(None, "tensor", "fsdp")),  # [depth, heads * d, D]
+    (r"blocks/(attn|cross)/qkv", P(None, "fsdp", None, "tensor", None)),  # [depth, D, 3, heads, d]
+    (r"blocks/(attn|cross)/[qv]_bias", P(None, "tensor", None)),  # [depth, heads, d]
+    (r"blocks/(attn|cross)/proj/kernel", P(None, "tensor", "fsdp")),  # [depth, heads * d, D]
     (r"blocks/mlp/fc1/kernel", P(None, "fsdp", "tensor")),
     (r"blocks/mlp/fc1/bias", P(None, "tensor")),
     (r"blocks/mlp/fc2/kernel", P(None, "tensor", "fsdp")),
-    (r"blocks/(attn/proj|mlp/fc2)/bias", P()),
+    (r"blocks/(attn/proj|cross/proj|mlp/fc2)/bias", P()),
     (r"blocks/norm[12]/(scale|bias)", P()),
     (r"(encoder|decoder)/norm/(scale|bias)", P()),
     (r"encoder/embed/kernel", P("fsdp", None)),  # [P, D]
