@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from videomae_jax.config import load_config
 from videomae_jax.models.flops import pretrain_flops
-from videomae_jax.models.vit import SIZES, Execution, Size, apply_blocks, gelu
+from videomae_jax.models.vit import SIZES, Execution, Size, apply_blocks, gelu, normalize
 from videomae_jax.tasks import pretrain
 
 PUBLISHED = {"s": 22, "b": 87, "l": 305, "h": 633}  # M, with a head of 400 classes
@@ -123,6 +123,27 @@ def test_positions_can_be_interpolated_from_another_grid():
 
     assert loss() == loss("--config.model.position_grid=(8,4,4)")
     assert loss() != loss("--config.model.position_grid=(8,28,28)")
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_norm_and_its_gradients_are_those_of_flax(dtype):
+    keys = jax.random.split(jax.random.key(0), 3)
+    # Far from zero, where a variance in one pass would have lost its digits.
+    x = (300 + jax.random.normal(keys[0], (2, 7, 48))).astype(dtype)
+    scale, bias = jax.random.normal(keys[1], (2, 48))
+    grad = jax.random.normal(keys[2], x.shape)
+    norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32)
+
+    def reference(x, scale, bias):
+        return norm.apply({"params": {"scale": scale, "bias": bias}}, x)
+
+    ours, pull = jax.vjp(normalize, x, scale, bias)
+    theirs, pull_theirs = jax.vjp(reference, x, scale, bias)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    for mine, other in zip(pull(grad), pull_theirs(grad), strict=True):
+        assert mine.dtype == other.dtype
+        bound = 1e-2 if mine.dtype == jnp.bfloat16 else 1e-4
+        np.testing.assert_allclose(np.float32(mine), np.float32(other), atol=bound, rtol=bound)
 
 
 def test_the_gelu_and_its_derivative_are_those_of_float64():

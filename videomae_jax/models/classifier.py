@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from videomae_jax.models.mae import Encoder
 from videomae_jax.models.tokens import Triple, normalize_pixels, positions
-from videomae_jax.models.vit import Execution, Size, layer_norm
+from videomae_jax.models.vit import Execution, LayerNorm, Size
 
 # The reference cuts its normal distribution at +-2, a hundred sigmas: it never does.
 linear = nn.initializers.normal(0.02)
@@ -42,7 +42,7 @@ class VideoClassifier(nn.Module):
             self.encoder, self.run, final_norm=False, drop_path=self.drop_path, name="encoder"
         )
         # In float32 whatever the compute dtype: one vector per clip costs nothing.
-        self.fc_norm = layer_norm("fc_norm", jnp.float32)
+        self.fc_norm = LayerNorm(jnp.float32, name="fc_norm")
         self.head = nn.Dense(
             self.classes, kernel_init=nn.initializers.normal(0.02 * HEAD_SCALE), name="head"
         )

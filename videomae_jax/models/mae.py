@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from videomae_jax.models.masking import TubeMask, gather_tubes, mask_to_bool
 from videomae_jax.models.tokens import Triple, normalize_pixels, pixel_targets, positions
-from videomae_jax.models.vit import Dense, Execution, Size, apply_blocks, layer_norm, xavier
+from videomae_jax.models.vit import Dense, Execution, LayerNorm, Size, apply_blocks, xavier
 
 
 def _one_over_root(fan_in: int):
@@ -56,7 +56,7 @@ class Encoder(nn.Module):
         embed = Dense(self.size.width, self.run.dtype, init, init, name="embed")
         x = embed(patches) + places.astype(self.run.dtype)
         x = apply_blocks(x, self.size, self.run, drop_path=self.drop_path, keys=keys)
-        return layer_norm("norm", self.run.dtype)(x) if self.final_norm else x
+        return LayerNorm(self.run.dtype, name="norm")(x) if self.final_norm else x
 
 
 class Decoder(nn.Module):
@@ -81,7 +81,7 @@ class Decoder(nn.Module):
             # care, each token carries its position, and the head needs only the masked tail.
             both = jnp.concatenate([visible, hidden], axis=1)
             x = apply_blocks(both, self.size, self.run, last=hidden.shape[1])
-        x = layer_norm("norm", self.run.dtype)(x)
+        x = LayerNorm(self.run.dtype, name="norm")(x)
         head = Dense(self.outputs, self.run.dtype, xavier, name="head")
         return head(x).astype(jnp.float32)
 

@@ -79,9 +79,49 @@ REMAT_POLICIES = {
 }
 
 
-def layer_norm(name: str, dtype: jnp.dtype) -> nn.LayerNorm:
-    """A LayerNorm as everywhere in the reference: eps 1e-6, two-pass float32 variance."""
-    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
+class LayerNorm(nn.Module):
+    """LayerNorm as everywhere in the reference: eps 1e-6, a learned scale and bias."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] of any dtype -> [..., D] in the compute dtype, computed in float32."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return normalize(x, scale, bias).astype(self.dtype)
+
+
+@jax.custom_vjp
+def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """Return (x - mean) / std * scale + bias over the last axis, float32.
+
+    Keeps x and two numbers a row for the gradient, where differentiating the steps one by one
+    would keep three arrays like x.
+    """
+    return _normalize_forward(x, scale, bias)[0]
+
+
+def _normalize_forward(x, scale, bias):
+    centred = x.astype(jnp.float32)
+    mean = centred.mean(-1, keepdims=True)
+    centred -= mean
+    # In two passes: the mean of squares less the square of the mean cancels.
+    inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
+    return centred * inverse * scale + bias, (x, mean, inverse, scale)
+
+
+def _normalize_backward(saved, grad):
+    x, mean, inverse, scale = saved
+    unit = (x.astype(jnp.float32) - mean) * inverse
+    rows = tuple(range(x.ndim - 1))
+    inner = grad * scale
+    along = (inner * unit).mean(-1, keepdims=True)
+    dx = inverse * (inner - inner.mean(-1, keepdims=True) - unit * along)
+    return dx.astype(x.dtype), (grad * unit).sum(rows), grad.sum(rows)
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class Dense(nn.Module):
@@ -229,10 +269,10 @@ class Block(nn.Module):
         # Of the same shapes, so the name is what tells the weights of the two apart.
         name = "attn" if context is None else "cross"
         attention = Attention(self.size.heads, self.run, name=name)
-        mixed = attention(layer_norm("norm1", dtype)(x), last, context)
+        mixed = attention(LayerNorm(dtype, name="norm1")(x), last, context)
         x = keep_clips((x if last is None else x[:, -last:]) + drop_branch(mixed, drop, 0))
         mlp = Mlp(self.size.mlp_width, self.run, name="mlp")
-        x = keep_clips(x + drop_branch(mlp(layer_norm("norm2", dtype)(x)), drop, 1))
+        x = keep_clips(x + drop_branch(mlp(LayerNorm(dtype, name="norm2")(x)), drop, 1))
         return x, None
 
 
