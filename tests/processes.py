@@ -57,12 +57,9 @@ def training(
         "PYTHONPATH": str(ROOT),
         "JAX_NUM_CPU_DEVICES": str(devices),
         "PYTHONUNBUFFERED": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),  # as launch/env.sh does
         "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in less time
     }
-    if count > 1:
-        # CPU programs of several processes do not work from the cache: each process would load
-        # what the first compiled for itself, and wait for peers that do not come.
-        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     command = [
         sys.executable,
         "-c",

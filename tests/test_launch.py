@@ -75,7 +75,9 @@ def test_skypilot_reads_its_task(monkeypatch):
     (resources,) = task.resources
     assert resources.use_spot and task.envs["WORKDIR"].startswith("/work")
     codes = resources.job_recovery["recover_on_exit_codes"]
-    assert 42 in codes and 1 not in codes and all(code == 42 or code >= 127 for code in codes)
+    # Saved, a dead peer, killed, the watchdog, a signal that came too early.
+    assert {42, 134, 137, 142, 143} <= set(codes)
+    assert all(code == 42 or code >= 127 for code in codes)
     assert "max_restarts_on_errors" not in resources.job_recovery
 
 

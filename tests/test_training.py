@@ -180,8 +180,8 @@ def test_accelerators_resize_and_cpus_leave_it_to_the_host(monkeypatch):
     assert train.shape == (4, 256, 32, 3) and train.sized and evaluate.shape == (4, 32, 32, 3)
 
 
-def compiled_text(mesh):
-    config = tiny()
+def compiled_text(mesh, *more):
+    config = tiny(*more)
     mesh = make_mesh(mesh)
     with jax.set_mesh(mesh):
         functions = jit_steps(
@@ -205,9 +205,12 @@ def test_data_parallel_reduces_gradients_and_moves_nothing_else():
     assert collectives(compiled_text(dict(data=8, fsdp=1, tensor=1))) == {"all-reduce"}
 
 
-def test_fsdp_gathers_parameters_and_reduces_gradients():
+@pytest.mark.parametrize(
+    "more", [(), ("--config.run.scan=True",), ("--config.model.decoder_attention=cross",)], ids=str
+)
+def test_fsdp_gathers_parameters_and_reduces_gradients(more):
     # XLA for CPU keeps a part of an all-reduce where that for TPU has reduce-scatter: test_plan.
-    kinds = collectives(compiled_text(dict(data=1, fsdp=8, tensor=1)))
+    kinds = collectives(compiled_text(dict(data=1, fsdp=8, tensor=1), *more))
     assert kinds == {"all-gather", "all-reduce"}
 
 

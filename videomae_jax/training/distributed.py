@@ -92,7 +92,12 @@ def _connect(coordinator, processes, process_id, heartbeat_seconds) -> bool:
                 "of --coordinator, --processes and --process-id, or none"
             ) from None
         return False
-    return jax.process_count() > 1
+    if jax.process_count() == 1:
+        return False
+    if jax.default_backend() == "cpu":
+        # Each process would load what the first compiled for itself, and wait for ever for peers.
+        jax.config.update("jax_enable_compilation_cache", False)
+    return True
 
 
 def say(text: str) -> None:

@@ -173,13 +173,14 @@ class Monitor:
         self._write(step, mean | speed, "  ".join(line))
 
     def _write(self, step, values, line):
-        say(line)
         if self._writer:
             self._writer.write_scalars(step, values)
             # Opened each time: an open file that somebody removed takes every write in silence.
             with open(self._file, "a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
             self._goodput.write()
+        # Last: what was said is also written, whatever happens next.
+        say(line)
 
 
 def read_metrics(workdir: str) -> list[dict[str, float]]:
