@@ -95,19 +95,18 @@ class Records:
             return decode_pictures(self.read_pictures(path, choose), channels=channels)
         video = self._find(path)
         records = range(*self.first[[video, video + 1]])
+        how = dict(channels=channels, indexed=self.format == "mp4")
         if len(records) == 1:
-            return read_clip(self._values(records[0])[0], choose, channels=channels)
+            return read_clip(self._values(records[0])[0], choose, **how)
         indices, record, frame = self._choose(video, choose)
-        clip = None
-        for part in np.unique(record):
-            inside = record == part
-            found = read_clip(
-                self._values(part)[0], lambda _, rows=inside: frame[rows], channels=channels
-            )
-            if clip is None:
-                clip = np.empty((len(indices), *found.shape[1:]), np.uint8)
-            clip[inside] = found
-        return clip
+        order = np.argsort(record, kind="stable")
+        clips = [
+            read_clip(self._values(part)[0], lambda _, rows=record == part: frame[rows], **how)
+            for part in np.unique(record)
+        ]
+        clip = clips[0] if len(clips) == 1 else np.concatenate(clips)
+        # Most often they are in order already, and to copy them keeps the other threads waiting.
+        return clip if (order[:-1] < order[1:]).all() else clip[np.argsort(order)]
 
     def read_pictures(self, path: str, choose: Callable[[int], np.ndarray]) -> list[bytes]:
         """Return the chosen frames as they are stored. Raises UnreadableVideo."""

@@ -56,6 +56,9 @@ def main(args: argparse.Namespace) -> None:
             f"data.memory_gb={config.data.memory_gb:g} holds about {found.memory_share:.0%} of the "
             "videos; together is the rate of those, once they are decoded"
         )
+    if jax.default_backend() == "cpu":
+        both = 1 / (1 / found.needed + 1 / found.rates["together"].clips)
+        print(f"steps take the same cores as the input: {both:.4g} clips/s of both")
     print(sentence)
     if args.json:
         result = {
