@@ -12,6 +12,7 @@ from videomae_jax.config import load_config
 SMALL = ["--config=configs/pretrain.py:tiny,custom", "--config.data.holdout=0", "--seconds=0.2"]
 SMALL += [f"--config.clip.{side}=32" for side in ("height", "width")]
 SMALL += ["--config.clip.frames=4", "--config.clip.stride=2"]
+SMALL += [f"--config.model.{part}.depth=1" for part in ("encoder", "decoder")]
 
 
 def measure(tmp_path, source, *flags):
