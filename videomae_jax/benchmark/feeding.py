@@ -27,7 +27,7 @@ from videomae_jax.data.sources import Videos, thin_videos
 from videomae_jax.data.synthetic import SyntheticSample
 from videomae_jax.errors import UserError
 from videomae_jax.tasks.task import Task
-from videomae_jax.training.loop import open_videos
+from videomae_jax.training.loop import check_batch, open_videos
 from videomae_jax.training.optim import make_optimizer, warmup_cosine
 from videomae_jax.training.sharding import batch_devices, batch_sharding, make_mesh
 from videomae_jax.training.step import jit_steps
@@ -76,6 +76,7 @@ def measure(config: ConfigDict, kind: ModuleType, *, seconds: float) -> Feeding:
     there. Together is everything but the step, in batches of the size of the measured step.
     """
     mesh = make_mesh(config.mesh)
+    check_batch(config, mesh)
     config, videos, _ = kind.prepare(config, *open_videos(config))
     cores = len(os.sched_getaffinity(0))
     threads = config.data.threads or cores
