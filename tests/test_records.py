@@ -365,7 +365,8 @@ def test_the_command_packs_and_trains_elsewhere(videos, tmp_path, capsys):
     assert len(train(read_videos(moved), steps=1)[0]["video"]) == 4
     for arguments, message in [
         (["--format", "gif"], "format 'gif' is unknown: use jpeg, mp4, original"),
-        (["--quality", "99"], "--quality 99 is out of range: use 1 to 95"),
+        (["--quality", "0", "--format", "jpeg"], "--quality 0 is out of range: use 1 to 95"),
+        (["--quality", "99"], "--quality 99 is out of range: use 0 to 51"),
         (["--shards", "40"], "20 videos in 40 shards by 1 processes: use --shards 1 to 20"),
         (["--process-index", "2"], "--process-index 2 of --process-count 1: use 0 to 0"),
     ]:

@@ -43,6 +43,7 @@ def read_clip(
     *,
     channels: int = 3,
     decoder: str = "pyav",
+    indexed: bool = False,
 ) -> np.ndarray:
     """Decode chosen frames of a video: uint8 [F, H, W, channels], RGB or grey, upright.
 
@@ -51,7 +52,8 @@ def read_clip(
     [F], in any order; repeated ones are decoded once. Rotation flags are applied,
     alpha is dropped, grey covers 0 to 255.
     Frame i is the same picture with each `decoder`: what another one than PyAV would
-    number otherwise or cannot read, and grey, is PyAV's.
+    number otherwise or cannot read, and grey, is PyAV's. indexed: the file is a whole one of
+    `encode.Mp4Writer`, whose frames the container's own index numbers.
     Raises UnreadableVideo for whatever is wrong with the file, UserError for
     other channels than 1 and 3 and for a decoder that is not there.
     """
@@ -59,7 +61,7 @@ def read_clip(
         raise UserError(f"a clip has 1 channel (grey) or 3 (RGB), not {channels}: use 3")
     decode = open_decoder(decoder)
     with _opened(source) as (container, stream):
-        timeline = _scan(container, stream)
+        timeline = _read_index(stream) if indexed else _scan(container, stream)
         indices = np.asarray(choose(timeline.count))
         if decode and channels == 3 and timeline.plain:
             clip = decode(source, indices.tolist(), timeline.count)
@@ -221,6 +223,19 @@ def _scan(container, stream) -> Timeline:
     if not timeline.count:
         raise UnreadableVideo("no frames")
     return timeline
+
+
+def _read_index(stream) -> Timeline:
+    """Number the frames as the index of an mp4 does: exact where none is reordered or left out."""
+    entries = list(stream.index_entries)
+    if not entries:
+        raise UnreadableVideo("no frames")
+    return Timeline(
+        count=len(entries),
+        times=[entry.timestamp for entry in entries],
+        keys=[place for place, entry in enumerate(entries) if entry.is_keyframe],
+        plain=True,
+    )
 
 
 def _seconds(stream, timeline: Timeline) -> np.ndarray:

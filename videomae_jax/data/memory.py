@@ -17,9 +17,14 @@ class FrameMemory:
     """
 
     def __init__(self, *, budget: int):
-        self._free = budget
+        self._budget = self._free = budget
         self._kept: dict[Hashable, np.ndarray] = {}
         self._lock = threading.Lock()
+
+    def share(self, count: int) -> float:
+        """Return the part of `count` videos that there is room for, judging by those kept."""
+        used = self._budget - self._free
+        return min(1.0, len(self._kept) * self._budget / (used * count)) if used else 0.0
 
     def read_clip(
         self, key: Hashable, read: Callable, choose: Callable[[int], np.ndarray]

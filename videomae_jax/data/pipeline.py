@@ -225,8 +225,7 @@ def _load(
     # 190 clips/s with 2 threads, 150 with 4). Slow disks may want more.
     threads = threads or len(os.sched_getaffinity(0))
     failures: list[Exception] = []
-    # JPEG pictures are decoded by TensorFlow in its own threads, without the lock.
-    jpeg = not videos.memory and isinstance(videos.reader, Records) and videos.reader.kind == "jpeg"
+    jpeg = _in_regions(videos)
     no_clips = np.zeros((group, *sample.shape), np.uint8), np.zeros((group, 2), np.int32)
     no_pictures = np.array([], object), np.zeros(4, np.int32), np.zeros((group, 1, 4), np.int32)
 
@@ -234,12 +233,8 @@ def _load(
         return sample.together(videos, index, rngs)
 
     def fetch_pictures(index: int, rngs: Sequence[np.random.Generator]) -> tuple:
-        path = videos.paths[index]
-        pictures = videos.reader.read_pictures(
-            path, lambda count: sample.choose(index, count, rngs)
-        )
-        height, width = videos.reader.size(path)
-        return np.array(pictures, object), *_region(sample.place(width, height, rngs), width)
+        pictures, region, boxes = _fetch_pictures(videos, index, sample, rngs)
+        return np.array(pictures, object), region, boxes
 
     fetch, nothing = (fetch_pictures, no_pictures) if jpeg else (fetch_clips, no_clips)
 
@@ -294,6 +289,41 @@ def _load(
         if failures:
             raise failures[0]
         yield tuple(leaf.reshape(rows, *leaf.shape[2:]) for leaf in batch)
+
+
+def decode_clips(
+    videos: Videos, index: int, *, sample: ClipSample, rngs: Sequence[np.random.Generator]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decode what the clips of one video take, as for a batch: what `sample.cut_all` is given.
+
+    Raises UnreadableVideo.
+    """
+    if _in_regions(videos):
+        pictures, region, boxes = _fetch_pictures(videos, index, sample, rngs)
+        frames = _decode_regions(tf.constant(pictures), region, channels=sample.channels)
+        return frames.numpy(), boxes
+    frames = videos.read_clip(
+        index, lambda count: sample.choose(index, count, rngs), channels=sample.channels
+    )
+    return frames, sample.place(frames.shape[2], frames.shape[1], rngs)
+
+
+_decode_regions = tf.function(decode_regions, reduce_retracing=True)
+
+
+def _in_regions(videos: Videos) -> bool:
+    """Whether TensorFlow decodes parts of pictures, in its own threads, without the lock."""
+    return not videos.memory and isinstance(videos.reader, Records) and videos.reader.kind == "jpeg"
+
+
+def _fetch_pictures(
+    videos: Videos, index: int, sample: ClipSample, rngs: Sequence[np.random.Generator]
+) -> tuple[list[bytes], np.ndarray, np.ndarray]:
+    """The pictures of clips, the region of them to decode, and the boxes in that."""
+    path = videos.paths[index]
+    pictures = videos.reader.read_pictures(path, lambda count: sample.choose(index, count, rngs))
+    height, width = videos.reader.size(path)
+    return pictures, *_region(sample.place(width, height, rngs), width)
 
 
 def _region(boxes: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -69,6 +69,7 @@ class Records:
     videos, see `Videos`. first: int64 [videos + 1], the first record of each. columns: those
     of RECORD_TYPES; crc and frames are missing where nobody has counted them. sizes: int32
     [videos, 2], height and width, of kind "jpeg". reasons: why a video without records has none.
+    format: what `videomae data pack` was told.
     """
 
     kind: str
@@ -79,6 +80,7 @@ class Records:
     columns: dict[str, np.ndarray]
     sizes: np.ndarray | None = None
     reasons: dict[str, str] | None = None
+    format: str | None = None
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -93,19 +95,18 @@ class Records:
             return decode_pictures(self.read_pictures(path, choose), channels=channels)
         video = self._find(path)
         records = range(*self.first[[video, video + 1]])
+        how = dict(channels=channels, indexed=self.format == "mp4")
         if len(records) == 1:
-            return read_clip(self._values(records[0])[0], choose, channels=channels)
+            return read_clip(self._values(records[0])[0], choose, **how)
         indices, record, frame = self._choose(video, choose)
-        clip = None
-        for part in np.unique(record):
-            inside = record == part
-            found = read_clip(
-                self._values(part)[0], lambda _, rows=inside: frame[rows], channels=channels
-            )
-            if clip is None:
-                clip = np.empty((len(indices), *found.shape[1:]), np.uint8)
-            clip[inside] = found
-        return clip
+        order = np.argsort(record, kind="stable")
+        clips = [
+            read_clip(self._values(part)[0], lambda _, rows=record == part: frame[rows], **how)
+            for part in np.unique(record)
+        ]
+        clip = clips[0] if len(clips) == 1 else np.concatenate(clips)
+        # Most often they are in order already, and to copy them keeps the other threads waiting.
+        return clip if (order[:-1] < order[1:]).all() else clip[np.argsort(order)]
 
     def read_pictures(self, path: str, choose: Callable[[int], np.ndarray]) -> list[bytes]:
         """Return the chosen frames as they are stored. Raises UnreadableVideo."""
@@ -118,6 +119,14 @@ class Records:
         _, record, frame = self._choose(video, choose)
         parts = {part: self._values(part) for part in np.unique(record).tolist()}
         return [parts[r][f] for r, f in zip(record.tolist(), frame.tolist(), strict=True)]
+
+    def spans(self, path: str, choose: Callable[[int], np.ndarray]) -> list[tuple[str, int, int]]:
+        """Return where the records of the chosen frames lie: (file, offset, length)."""
+        video = self._find(path)
+        records = np.arange(*self.first[[video, video + 1]])
+        if len(records) > 1:
+            records = np.unique(self._choose(video, choose)[1])
+        return [self._span(record) for record in records]
 
     def size(self, path: str) -> tuple[int, int]:
         """Return height and width of the pictures of a video of kind "jpeg"."""
@@ -138,10 +147,14 @@ class Records:
         part = np.searchsorted(ends, indices, side="right")
         return indices, first + part, indices - np.where(part, ends[part - 1], 0)
 
+    def _span(self, record: int) -> tuple[str, int, int]:
+        """The file of a record, its offset and its length."""
+        shard = self.shards[self.columns["shard"][record]]
+        return shard, *(int(self.columns[key][record]) for key in ("offset", "length"))
+
     def _values(self, record: int) -> list[bytes]:
         """The values of a record's feature. Raises UnreadableVideo that names file and offset."""
-        shard = self.shards[self.columns["shard"][record]]
-        offset, length = (int(self.columns[key][record]) for key in ("offset", "length"))
+        shard, offset, length = self._span(record)
         where = f"{os.path.basename(shard)}, bytes {offset} to {offset + length - 1}"
         data = read_bytes(shard, offset, length)
         if len(data) < length:
@@ -217,7 +230,8 @@ def _open_packed(folder: str) -> Videos:
             "into the same folder, which writes only those"
         )
     reasons = unpack_texts(columns["reason"])
-    jpeg = index["settings"]["format"] == "jpeg"
+    format = index["settings"]["format"]
+    jpeg = format == "jpeg"
     records = Records(
         kind="jpeg" if jpeg else "video",
         key="frames" if jpeg else "video",
@@ -227,6 +241,7 @@ def _open_packed(folder: str) -> Videos:
         columns={key: columns[key] for key in RECORD_TYPES},
         sizes=np.stack([columns["height"], columns["width"]], axis=1),
         reasons={path: why for path, why in zip(paths, reasons, strict=True) if why},
+        format=format,
     )
     return Videos(
         paths=paths,

@@ -35,6 +35,10 @@ class ClipReader(Protocol):
         self, path: str, choose: Callable[[int], np.ndarray], *, channels: int
     ) -> np.ndarray: ...
 
+    def spans(
+        self, path: str, choose: Callable[[int], np.ndarray]
+    ) -> list[tuple[str, int, int]]: ...
+
 
 @dataclass(frozen=True)
 class Videos:
@@ -72,6 +76,11 @@ class Videos:
         if self.memory:
             return self.memory.read_clip((self.reader, path, channels), read, choose)
         return read(choose)
+
+    def spans(self, index: int, choose: Callable[[int], np.ndarray]) -> list[tuple[str, int, int]]:
+        """Return where the bytes lie that `choose` needs: (file, offset, length); -1 is all."""
+        path = self.paths[index]
+        return self.reader.spans(path, choose) if self.reader else [(path, 0, -1)]
 
 
 def read_videos(path: str | os.PathLike) -> Videos:

@@ -1,4 +1,4 @@
-"""Prepare videos for training: list them, check them, pack them.
+"""Prepare videos for training: list them, check them, pack them, measure how fast they come.
 
 videomae data COMMAND --help tells more of each.
 """
@@ -7,7 +7,7 @@ import argparse
 
 from videomae_jax.commands import add_commands
 
-COMMANDS = ("list", "check", "pack")
+COMMANDS = ("list", "check", "pack", "benchmark")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """Write videos as records that are read faster: short clips re-encoded, or as they are.
 
-videomae data pack VIDEOS OUT [--format jpeg|mp4|original]
+videomae data pack VIDEOS OUT [--format mp4|jpeg|original]
 
 OUT, a folder or an address such as gs://bucket/folder, can then be trained on in the place of
 VIDEOS. The same command goes on where it was stopped. Several machines share the work with
@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="where the records go; made if missing")
     parser.add_argument(
         "--format",
-        default="jpeg",
-        help="jpeg: a picture per frame; mp4: key frames every 12; original: the files' bytes "
+        default="mp4",
+        help="mp4: key frames every 12; jpeg: a picture per frame; original: the files' bytes "
         "(default: %(default)s)",
     )
     parser.add_argument(
@@ -74,7 +74,9 @@ def main(args: argparse.Namespace) -> None:
         if sys.stderr.isatty():
             print(f"\r{done:,} of about {mine:,} videos", end="", file=sys.stderr, flush=True)
 
-    quality = args.quality or (23 if args.format == "mp4" else 85)
+    quality = args.quality
+    if quality is None:
+        quality = 23 if args.format == "mp4" else 85
     index = pack(
         videos,
         args.out.rstrip("/"),
