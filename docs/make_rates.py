@@ -42,7 +42,7 @@ PEERS = ("decord", "decord2", "opencv")
 OURS = {
     "manifest": None,
     "jpeg 85": ("jpeg", 85),
-    "mp4": ("mp4", 23),
+    "mp4": ("mp4", 21),
 }
 
 

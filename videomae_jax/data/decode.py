@@ -226,13 +226,17 @@ def _scan(container, stream) -> Timeline:
 
 
 def _read_index(stream) -> Timeline:
-    """Number the frames as the index of an mp4 does: exact where none is reordered or left out."""
+    """Number the frames by the index of an mp4 of `encode.Mp4Writer`, without its packets.
+
+    Its times are those of decoding: as steady as those of display, and earlier by the delay of
+    reordering. Groups are closed, so a key frame has the same place in both orders.
+    """
     entries = list(stream.index_entries)
     if not entries:
         raise UnreadableVideo("no frames")
     return Timeline(
         count=len(entries),
-        times=[entry.timestamp for entry in entries],
+        times=[entry.timestamp - entries[0].timestamp for entry in entries],
         keys=[place for place, entry in enumerate(entries) if entry.is_keyframe],
         plain=True,
     )

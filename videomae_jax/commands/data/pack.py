@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         default="mp4",
-        help="mp4: key frames every 12; jpeg: a picture per frame; original: the files' bytes "
+        help="mp4: key frames every 16; jpeg: a picture per frame; original: the files' bytes "
         "(default: %(default)s)",
     )
     parser.add_argument(
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quality",
         type=int,
         metavar="N",
-        help="of JPEG, 1 to 95 (default: 85), or the rate factor of mp4, 0 to 51 (default: 23)",
+        help="of JPEG, 1 to 95 (default: 85), or the rate factor of mp4, 0 to 51 (default: 21)",
     )
     parser.add_argument(
         "--shards", type=int, default=0, metavar="N", help="files (default: one per 128 videos)"
@@ -76,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
 
     quality = args.quality
     if quality is None:
-        quality = 23 if args.format == "mp4" else 85
+        quality = 21 if args.format == "mp4" else 85
     index = pack(
         videos,
         args.out.rstrip("/"),
