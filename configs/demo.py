@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
 
     # 72 tokens: a step costs 30 ms.
     config.clip.update(frames=8, stride=2, height=48, width=48)
+    config.clip.update(source_height=112, source_width=112)  # all of the pictures
     config.model.patch = (4, 8, 8)
     # A patch is a sixth of the picture here, not a fourteenth: of fewer visible ones too
     # little can be told.

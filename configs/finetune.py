@@ -97,7 +97,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 stride=the["stride"],  # of dense clips
                 height=224,
                 width=224,
-                # Of training clips on their way to the device, where they are cropped.
+                # Of training clips at most, on their way to the device, where they are cropped.
                 source_height=256,
                 source_width=340,
             ),
@@ -127,6 +127,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 max_bad_share=0.05,  # end the run when more of the videos cannot be read
                 decoder="pyav",  # or torchcodec, decord, where installed; the frames are the same
                 threads=0,  # decoders; 0 takes one per core
+                ahead=2,  # batches kept ready on the host, and as many on the devices
                 memory_gb=0.0,  # of decoded videos kept in main memory; 0 decodes for each clip
                 class_names=(),  # of labels 0, 1, ...; () takes those of train
             ),

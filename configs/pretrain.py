@@ -87,7 +87,15 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 std=(0.229, 0.224, 0.225),
                 position_grid=(),  # grid to interpolate positions from; () makes them afresh
             ),
-            clip=dict(frames=16, stride=the["stride"], height=224, width=224),
+            clip=dict(
+                frames=16,
+                stride=the["stride"],
+                height=224,
+                width=224,
+                # Of training clips at most, on their way to an accelerator that resizes them.
+                source_height=256,
+                source_width=256,
+            ),
             mask=dict(
                 kind="tube",  # or random, frame, running_cell
                 ratio=the["mask_ratio"],
@@ -108,6 +116,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 max_bad_share=0.05,  # end the run when more of the videos cannot be read
                 decoder="pyav",  # or torchcodec, decord, where installed; the frames are the same
                 threads=0,  # decoders; 0 takes one per core
+                ahead=2,  # batches kept ready on the host, and as many on the devices
                 memory_gb=0.0,  # of decoded videos kept in main memory; 0 decodes for each clip
             ),
             batch_size=the["batch_size"],  # videos per optimizer step, over all devices

@@ -155,13 +155,14 @@ def time_in_turns(jobs: list[Job], steps: int) -> list[tuple[list[float], dict]]
 
 
 def time_rows() -> None:
-    for point in variants(TIMED):
-        key = name("measured", point)
-        if key in read():
-            continue
-        job = Job(point["model"], "pretrain", point["batch"], overrides(point))
-        [(seconds, _)] = time_in_turns([job], STEPS)
-        keep(key, point | {"seconds": seconds, "environment": environment()})
+    """Time all points in turns, in one go: what disturbs one disturbs its neighbours alike."""
+    points = variants(TIMED)
+    if all(name("measured", point) in read() for point in points):
+        return
+    jobs = [Job(p["model"], "pretrain", p["batch"], overrides(p)) for p in points]
+    for point, (seconds, _) in zip(points, time_in_turns(jobs, STEPS), strict=True):
+        row = {"seconds": seconds, "environment": environment()}
+        keep(name("measured", point), point | row)
 
 
 def time_modes() -> None:
@@ -228,24 +229,27 @@ def draw_axis(axes, axis: str, rows: dict[str, dict]) -> None:
     def compiled(value):
         return rows.get(name("compiled", BASE | {axis: value, "devices": 1, "axis": "data"}))
 
-    def measured(value):
-        row = rows.get(name("measured", BASE | {axis: value}))
-        return row and {"seconds": statistics.median(row["seconds"])}
-
-    for row_of, quantity, label, style in (
-        (compiled, "flops", "FLOPs, closed form", "o-C0"),
-        (compiled, "temporaries", "temporaries, compiled for CPU", "s--C1"),
-        (compiled, "arguments", "state and batch, compiled for CPU", "^:C7"),
-        (measured, "seconds", "time, measured", "Dk"),
+    values = AXES[axis]
+    for quantity, label, style in (
+        ("flops", "FLOPs, closed form", "o-C0"),
+        ("temporaries", "temporaries, compiled for CPU", "s--C1"),
+        ("arguments", "state and batch, compiled for CPU", "^:C7"),
     ):
-        values = AXES[axis]
-        found = {value: row_of(value) for value in values}
+        found = {value: compiled(value) for value in values}
         if not found[BASE[axis]]:
             continue
         one = found[BASE[axis]][quantity]
         points = [(value, row[quantity] / one) for value, row in found.items() if row]
         places = [values.index(v) if axis == "model" else v for v, _ in points]
         axes.plot(places, [cost for _, cost in points], style, label=label, markersize=6)
+    timed = {v: rows.get(name("measured", BASE | {axis: v})) for v in TIMED.get(axis, ())}
+    if all(timed.values()) and timed:
+        one = statistics.median(timed[BASE[axis]]["seconds"])
+        for value, row in timed.items():
+            low, middle, high = (f(row["seconds"]) / one for f in (min, statistics.median, max))
+            label = "time, measured: median, least and most" if value == BASE[axis] else None
+            spread = [[middle - low], [high - middle]]
+            axes.errorbar([value], [middle], spread, fmt="Dk", capsize=3, label=label)
     ticks = range(len(AXES[axis])) if axis == "model" else AXES[axis]
     axes.set_yscale("log", base=2)
     if axis != "model":
@@ -277,6 +281,9 @@ def draw_devices(axes, rows: dict[str, dict]) -> None:
                 bottom += size
             labels.append(f"{layout}\n= {count}")
             place += 1
+    if not place:
+        axes.text(0.5, 0.5, "not compiled yet", ha="center", transform=axes.transAxes)
+        return
     axes.set_xticks(range(place), labels, fontsize=8)
     axes.set_ylabel("MB sent per device and step")
     axes.set_title(
@@ -288,6 +295,9 @@ def draw_devices(axes, rows: dict[str, dict]) -> None:
 def draw_pods(axes, rows: dict[str, dict]) -> None:
     """Floors of a step on real chips that were not there, one group of bars a slice."""
     there = [count for count in CHIPS if f"pods v5e-{count}" in rows]
+    if not there:
+        axes.text(0.5, 0.5, "TPU slices: not compiled yet", ha="center", transform=axes.transAxes)
+        return
     for index, floor in enumerate(("compute", "memory", "network")):
         heights = [1e3 * rows[f"pods v5e-{count}"][f"{floor}_floor"] for count in there]
         places = [place + 0.27 * (index - 1) for place in range(len(there))]
@@ -296,8 +306,7 @@ def draw_pods(axes, rows: dict[str, dict]) -> None:
     axes.set_ylabel("floor of a step, ms")
     title = f"ViT-B on TPU v5e, {CLIPS_PER_CHIP} clips a chip: compiled ahead of time,\n"
     axes.set_title(title + "floors by data sheet; nothing ran", fontsize=9)
-    if there:
-        axes.legend(fontsize=8)
+    axes.legend(fontsize=8)
 
 
 if __name__ == "__main__":

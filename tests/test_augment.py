@@ -90,7 +90,7 @@ PILLOW = {
 @pytest.mark.parametrize("name", PILLOW)
 def test_each_operation_is_pillows(name):
     clip = noise()
-    ours = np.asarray(jax.jit(change_pixels)(clip, draws(name)))
+    ours = np.asarray(jax.jit(change_pixels)(clip, draws(name), (40, 48)))
     theirs = np.stack([np.asarray(PILLOW[name](Image.fromarray(np.asarray(f)))) for f in clip])
     assert np.abs(theirs.astype(float) - np.asarray(clip)).max() > 10
     # Pillow cuts off what is behind the point; the factor multiplies its rounding of the grey.
@@ -101,7 +101,7 @@ def test_each_operation_is_pillows(name):
 def test_each_map_is_pillows(name):
     clip = video(height=40, width=48)
     source = compose_maps(draws(name), height=40, width=48)
-    ours = np.asarray(resample(clip, source, height=40, width=48))
+    ours = np.asarray(resample(clip, source, (40, 48), height=40, width=48))
     fill, linear = (128,) * 3, Image.Resampling.BILINEAR
     forms = {
         "shear_x": (1, 0.21, 0, 0, 1, 0),
@@ -127,16 +127,18 @@ def test_each_map_is_pillows(name):
 
 def test_tables_see_the_picture_as_those_before_left_it():
     clip = video()
-    both = jax.jit(change_pixels)(clip, draws("invert", None, "equalize", "solarize_add"))
+    both = jax.jit(change_pixels)(clip, draws("invert", None, "equalize", "solarize_add"), (40, 48))
     one = jax.jit(change_pixels)
     step = clip
     for name in ("invert", "equalize", "solarize_add"):
-        step = one(step, draws(name, None, None, None)).astype(jnp.uint8)
+        step = one(step, draws(name, None, None, None), (40, 48)).astype(jnp.uint8)
     np.testing.assert_array_equal(both.astype(jnp.uint8), step)
 
 
 def test_no_draw_changes_nothing():
-    np.testing.assert_allclose(change_pixels(video(), draws(None, None)), video(), atol=1e-4)
+    np.testing.assert_allclose(
+        change_pixels(video(), draws(None, None), (40, 48)), video(), atol=1e-4
+    )
     np.testing.assert_array_equal(compose_maps(draws(None), height=4, width=6), jnp.eye(3))
 
 
@@ -174,9 +176,26 @@ def test_one_key_gives_one_result_in_any_batch():
     np.testing.assert_allclose(run(keys, clips)[4:5], run(keys[4:5], clips[4:5]), atol=1e-3)
 
 
+@pytest.mark.parametrize("grey", [False, True])
+def test_what_a_clip_does_not_fill_changes_nothing(grey):
+    """A clip in the corner of a larger one is augmented like the same clip alone."""
+    clip = noise()[..., :1] if grey else noise()
+    mean, std = (MEAN[:1], STD[:1]) if grey else (MEAN, STD)
+    how = SETTINGS | dict(mean=mean, std=std, erase=0.0)
+    room = jnp.pad(clip, [(0, 0), (0, 17), (0, 9), (0, 0)])
+    keys = jax.random.split(jax.random.key(2), 64)
+    alone = jax.jit(jax.vmap(lambda key: augment(key, clip, **how)))(keys)
+    inside = jax.jit(jax.vmap(lambda key, size: augment(key, room, size, **how)))(
+        keys, jnp.broadcast_to(jnp.asarray(clip.shape[1:3]), (64, 2))
+    )
+    np.testing.assert_allclose(inside, alone, atol=0.01)
+    whole = jax.jit(jax.vmap(lambda key: augment(key, room, **how)))(keys)
+    assert np.abs(whole - alone).mean() > 10
+
+
 def test_a_flip_is_a_flip():
     clip = video(height=32, width=32)
-    flipped = resample(clip, flip_map(32), height=32, width=32)
+    flipped = resample(clip, flip_map(32), (32, 32), height=32, width=32)
     np.testing.assert_allclose(flipped, pix.flip_left_right(clip), atol=1e-3)
     keys = jax.random.split(jax.random.key(0), 64)
     # A square picture, cropped to all of it or nearly: what differs is the mirror.
@@ -191,15 +210,15 @@ def test_a_flip_is_a_flip():
 def test_resampling_a_box_is_a_bilinear_resize():
     clip = video(height=40, width=48)
     box = Box(*map(jnp.float32, (8, 10, 20, 16)))
-    ours = resample(clip, box_map(box, height=32, width=30), height=32, width=30)
+    ours = resample(clip, box_map(box, height=32, width=30), (40, 48), height=32, width=30)
     theirs = jax.image.resize(
         clip[:, 10:26, 8:28].astype(jnp.float32), (3, 32, 30, 3), "bilinear", antialias=False
     )
     # The border differs: ours interpolates with what lies outside of the box.
     np.testing.assert_allclose(ours[:, 1:-1, 1:-1], theirs[:, 1:-1, 1:-1], atol=0.02)
-    whole = resample(clip, jnp.eye(3), height=40, width=48)
+    whole = resample(clip, jnp.eye(3), (40, 48), height=40, width=48)
     np.testing.assert_allclose(whole, clip, atol=1e-3)
-    outside = resample(clip, jnp.eye(3).at[0, 2].set(100.0), height=40, width=48)
+    outside = resample(clip, jnp.eye(3).at[0, 2].set(100.0), (40, 48), height=40, width=48)
     np.testing.assert_array_equal(outside, GREY)
 
 

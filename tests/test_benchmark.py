@@ -40,6 +40,12 @@ def test_feed_and_step_together(tmp_path):
     assert measure(tmp_path, "--what=feed", "--batch=8")["bytes_per_second"] > 0
 
 
+def test_resizing_on_host_and_device(tmp_path):
+    got = measure(tmp_path, "--what=resize", "--batch=1", "--config.clip.frames=2")
+    assert got["host_ms"] > 0 and got["device_ms"] > 0 and got["source"] == [256, 256]
+    assert got["most"] == 1 and 0.8 < got["equal"] < 1
+
+
 @pytest.mark.parametrize("task", ["pretrain", "finetune", "encode"])
 def test_beside_transformers_the_losses_agree(tmp_path, task):
     pytest.importorskip("torch")

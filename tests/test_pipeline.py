@@ -25,6 +25,7 @@ from videomae_jax.data.pipeline import SUBSTITUTES, clip_batches, eval_batches
 from videomae_jax.data.sources import Videos, read_videos
 from videomae_jax.data.synthetic import synthetic_batches
 from videomae_jax.errors import UserError
+from videomae_jax.tasks.resize import resize_clip
 
 SAMPLE = PretrainSample(frames=4, stride=2, height=32, width=48, channels=3, train=True)
 GOOD = 11
@@ -177,6 +178,12 @@ def test_a_batch_that_cannot_be_divided_is_refused_at_once(good):
         clip_batches(good, batch_size=2, process_count=4, **how)
 
 
+def test_how_far_ahead_is_read_changes_no_batch(good):
+    assert all(map(same, train(good, steps=3), train(good, steps=3, ahead=1, threads=3)))
+    with pytest.raises(UserError, match="data.ahead 0: use 1 or more"):
+        train(good, steps=1, ahead=0)
+
+
 def test_training_reads_what_it_can_and_replaces_the_rest(mixed, tmp_path):
     videos, reasons = mixed
     file = tmp_path / "bad_videos.csv"
@@ -290,6 +297,54 @@ def test_a_training_clip_is_a_crop_of_consecutive_frames(good):
         if box == (0, 0, 96, 64):
             assert (clip == whole[start : start + 8 : 2]).all()
     assert (0, 0, 96, 64) in boxes and len(boxes) > 15
+
+
+CANVAS = (56, 72)  # the videos are 64 x 96: the largest boxes do not fit
+
+
+def test_clips_for_the_device_are_the_boxes_as_they_are(good):
+    videos = good.paths[:1]
+    whole = read_clip(videos[0], np.arange)
+    sample = replace(SAMPLE, canvas=CANVAS)
+    sizes = set()
+    for seed in range(30):
+        clips, (size,) = sample.together(good, 0, [np.random.default_rng(seed)])
+        assert clips.shape == (1, 4, *CANVAS, 3)
+        high, wide = size.tolist()
+        rng = np.random.default_rng(seed)
+        start = int(sample.indices(len(whole), rng)[0])
+        x, y, box_wide, box_high = sample.box(96, 64, rng)
+        if box_high <= CANVAS[0] and box_wide <= CANVAS[1]:
+            assert (high, wide) == (box_high, box_wide)
+            part = whole[start : start + 8 : 2, y : y + high, x : x + wide]
+        else:  # resized, as for a device that does nothing
+            assert (high, wide) == (SAMPLE.height, SAMPLE.width)
+            part = SAMPLE(good, 0, np.random.default_rng(seed))
+        assert (clips[0, :, :high, :wide] == part).all()
+        assert not clips[0, :, high:].any() and not clips[0, :, :, wide:].any()
+        sizes.add((high, wide))
+    assert len(sizes) > 3 and (SAMPLE.height, SAMPLE.width) in sizes
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_the_device_makes_of_them_what_the_host_would_have_made(good, repeats):
+    how = dict(steps=4, repeats=repeats)
+    sized = dict(sample=replace(SAMPLE, canvas=CANVAS), **how)
+    batches = train(good, **sized)
+    resize = jax.jit(jax.vmap(functools.partial(resize_clip, height=32, width=48)))
+    for batch, host in zip(batches, train(good, **how), strict=True):
+        assert batch["size"].dtype == np.int32 and batch.keys() == host.keys() | {"size"}
+        made = np.asarray(resize(batch["video"], batch["size"]))
+        assert np.abs(made.astype(int) - host["video"]).max() <= 1
+        assert (made == host["video"]).mean() > 0.8
+        assert all((batch[key] == host[key]).all() for key in ("id", "row", "label"))
+    # As pure a function of the position as others are, sizes included.
+    halves = [train(good, process_index=i, process_count=2, **sized) for i in range(2)]
+    for whole, *parts in zip(batches, *halves, strict=True):
+        assert same(whole, {key: np.concatenate([p[key] for p in parts]) for key in whole})
+    rest = sized | dict(start=2, steps=2)
+    assert all(map(same, batches[2:], train(good, **rest)))
+    assert all(map(same, batches, train(replace(good, memory=FrameMemory(budget=10**9)), **sized)))
 
 
 def test_grey_clips_have_one_channel(good):

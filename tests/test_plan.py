@@ -118,6 +118,16 @@ ENTRY %main (a: f32[4,2]) -> f32[4,2] {{
     assert not row.remote
 
 
+def test_a_plan_for_accelerators_resizes(monkeypatch):
+    """What is compiled has the batch that training would be fed."""
+    here = plan_here("--config.batch_size=8")
+    monkeypatch.setattr(pretrain, "platform_in_use", lambda: "gpu")
+    there = plan_here("--config.batch_size=8")
+    larger = 4 * 3 * (256 * 256 - 32 * 32) + 8  # a clip and its size
+    assert there.arguments - here.arguments == pytest.approx(larger, abs=64)
+    assert there.flops == here.flops
+
+
 def test_what_slices_exchange_is_counted():
     # As XLA for TPU writes it, from a compile for v5e-16x2.
     text = """HloModule step

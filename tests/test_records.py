@@ -15,7 +15,7 @@ from videos import number, numbered, write_broken, write_video
 
 from videomae_jax import cli
 from videomae_jax.data.bad import BadVideos
-from videomae_jax.data.clips import PretrainSample, ViewSample
+from videomae_jax.data.clips import PretrainSample, ViewSample, resize_crop
 from videomae_jax.data.decode import UnreadableVideo, read_clip
 from videomae_jax.data.memory import FrameMemory
 from videomae_jax.data.pack import Settings, pack, part_edges
@@ -126,6 +126,16 @@ def test_records_are_a_pure_function_of_the_position(packed, format, repeats):
         assert same(joined, straight[step])
     ids = np.concatenate([batch["id"] for batch in straight])
     assert (ids.reshape(-1, repeats) == ids[::repeats, None]).all()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_records_give_boxes_for_the_device(packed, format):
+    batches = train(packed[format], steps=2, sample=replace(SAMPLE, canvas=(64, 96)))
+    for batch, host in zip(batches, train(packed[format], steps=2), strict=True):
+        for clip, size, resized in zip(batch["video"], batch["size"], host["video"], strict=True):
+            high, wide = size.tolist()
+            made = resize_crop(clip, box=(0, 0, wide, high), width=48, height=32)
+            assert (made == resized).all() and not clip[:, high:].any()
 
 
 def test_jpegs_decode_alike_in_the_graph_and_outside(packed):

@@ -153,6 +153,33 @@ def test_bfloat16_computes_about_the_same_and_keeps_float32_state(one_device):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"float32", "int32"}
 
 
+def test_a_clip_is_resized_before_anything_else(one_device):
+    task = pretrain.build_task(tiny())
+    params = task.init(jax.random.key(0))
+    (batch,) = synthetic_batches(shape=(4, 32, 32, 3), batch_size=2, seed=0, num_steps=1)
+    sums = jax.jit(task.train_sums)
+    plain = sums(params, batch, jax.random.key(1))
+    canvas = np.pad(batch["video"], [(0, 0), (0, 0), (0, 8), (0, 16), (0, 0)])
+    size = np.full([2, 2], 32, np.int32)
+    same = sums(params, batch | {"video": canvas, "size": size}, jax.random.key(1))
+    assert float(same["error"]) == pytest.approx(float(plain["error"]), rel=1e-6)
+    # Twice as large and averaged again.
+    large = batch["video"].repeat(2, axis=2).repeat(2, axis=3)
+    shrunk = sums(params, batch | {"video": large, "size": 2 * size}, jax.random.key(1))
+    assert float(shrunk["error"]) == pytest.approx(float(plain["error"]), rel=0.1)
+
+
+def test_accelerators_resize_and_cpus_leave_it_to_the_host(monkeypatch):
+    config = tiny("--config.clip.source_width=20")
+    samples = pretrain.build_task(config).samples
+    train, evaluate = samples()
+    assert train.shape == evaluate.shape == (4, 32, 32, 3) and not train.sized
+    monkeypatch.setattr(pretrain, "platform_in_use", lambda: "tpu")
+    train, evaluate = samples()
+    # Never smaller than the clip: larger boxes come in its size.
+    assert train.shape == (4, 256, 32, 3) and train.sized and evaluate.shape == (4, 32, 32, 3)
+
+
 def compiled_text(mesh):
     config = tiny()
     mesh = make_mesh(mesh)
@@ -162,8 +189,9 @@ def compiled_text(mesh):
         )
         sharding = batch_sharding(mesh)
         batch = {
-            "video": jax.ShapeDtypeStruct((8, 4, 32, 32, 3), jnp.uint8, sharding=sharding),
+            "video": jax.ShapeDtypeStruct((8, 4, 48, 40, 3), jnp.uint8, sharding=sharding),
             "id": jax.ShapeDtypeStruct((8,), jnp.int32, sharding=sharding),
+            "size": jax.ShapeDtypeStruct((8, 2), jnp.int32, sharding=sharding),
         }
         return functions.train.lower(functions.abstract_state, batch).compile().as_text()
 

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax.benchmark.step import Bench
+from videomae_jax.data.clips import resize_crop
 from videomae_jax.data.feed import Feed
 from videomae_jax.errors import UserError
 from videomae_jax.models.attention import IMPLEMENTATIONS, attend, choose_implementation
+from videomae_jax.tasks.resize import resize_clip
 
 COUNTS = (160, 1568, 3136)  # tokens: visible, of 16 frames, of 32 frames
 HEAD_WIDTHS = (64, 80)
@@ -81,6 +83,39 @@ def time_feed(
         for batch in feed:
             jax.block_until_ready(batch)
         return clips * repeats / (time.perf_counter() - began)
+
+
+def time_resize(clips: np.ndarray, *, height: int, width: int, repeats: int) -> dict[str, float]:
+    """Time the resizing of uint8 [B, F, H, W, C] on the host, in one thread, and on a device.
+
+    Milliseconds a clip, medians: "host_ms", "device_ms", and of all threads together
+    "host_cpu_ms", "device_cpu_ms". equal: the share of the values that are; most: the largest
+    difference.
+    """
+    size = clips.shape[2:4]
+    sizes, here = jnp.asarray([size] * len(clips)), jnp.asarray(clips)
+    resize = jax.jit(jax.vmap(functools.partial(resize_clip, height=height, width=width)))
+    resize = resize.lower(here, sizes).compile()
+    box = (0, 0, size[1], size[0])
+
+    def on_host():
+        return np.stack([resize_crop(clip, box=box, width=width, height=height) for clip in clips])
+
+    def on_device():
+        return jax.block_until_ready(resize(here, sizes))
+
+    result = {}
+    for name, function in (("host", on_host), ("device", on_device)):
+        seconds, cpu_seconds = [], []
+        for _ in range(1 + repeats):
+            began, cpu_began = time.perf_counter(), time.process_time()
+            made = function()
+            seconds.append(time.perf_counter() - began)
+            cpu_seconds.append(time.process_time() - cpu_began)
+        result[f"{name}_ms"] = 1e3 * statistics.median(seconds[1:]) / len(clips)
+        result[f"{name}_cpu_ms"] = 1e3 * statistics.median(cpu_seconds[1:]) / len(clips)
+    difference = np.abs(np.asarray(made).astype(np.int16) - on_host())
+    return {**result, "equal": float((difference == 0).mean()), "most": int(difference.max())}
 
 
 def time_end_to_end(bench: Bench, *, repeats: int) -> dict[str, float]:

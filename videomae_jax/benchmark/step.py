@@ -1,7 +1,8 @@
 """One optimizer step, or one pass of the encoder, timed again and again.
 
-The step is the one `videomae train` runs, optimizer included; fine-tuning goes without
-augmentation, drop path and label smoothing, so that a peer can do the same work.
+The step is the one `videomae train` runs, optimizer included. Clips have their size already, and
+fine-tuning goes without augmentation, drop path and label smoothing, so that a peer can do the
+same work.
 """
 
 import time

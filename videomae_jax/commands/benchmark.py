@@ -1,16 +1,18 @@
 """Time training steps on synthetic clips, alone or beside PyTorch, and the parts of a step.
 
-videomae benchmark [--what step|attention|feed|end-to-end] [--model b] [--batch N] [--json FILE]
+videomae benchmark [--what step|attention|feed|resize|end-to-end] [--model b] [--batch N]
   [--task pretrain|finetune|encode] [--peer transformers --peer-python PYTHON] [--device cpu]
+  [--json FILE]
 
-The step is the one `videomae train` runs, optimizer included; finetune leaves out augmentation.
+The step is the one `videomae train` runs, optimizer included, on clips that have their size;
+finetune leaves out augmentation.
 """
 
 import argparse
 
 DEVICES = ("auto", "cpu", "gpu", "tpu")
 PEERS = ("none", "transformers", "transformers-compile")
-WHAT = ("step", "attention", "feed", "end-to-end")
+WHAT = ("step", "attention", "feed", "resize", "end-to-end")
 WARM_UP = 2
 # Relative difference of the first losses; bfloat16 keeps 8 bits.
 AGREE = {"float32": 1e-4, "bfloat16": 1e-2}
@@ -71,6 +73,8 @@ def main(args: argparse.Namespace) -> None:
         result, text = _attention(args, device)
     elif args.what == "feed":
         result, text = _feed(job, args)
+    elif args.what == "resize":
+        result, text = _resize(job, args, device)
     elif args.what == "end-to-end":
         result, text = _end_to_end(build_bench(job), args)
     elif args.peer == "none":
@@ -119,6 +123,27 @@ def _feed(job, args):
     result = {"clips_per_second": rate, "bytes_per_second": rate * size}
     result["environment"] = {"device": f"{mesh.size} x {jax.devices()[0].device_kind}"}
     return result, f"  {rate:.4g} clips/s from the host to the device, {rate * size / 1e9:.3g} GB/s"
+
+
+def _resize(job, args, device):
+    import numpy as np
+
+    from videomae_jax.benchmark.parts import time_resize
+    from videomae_jax.benchmark.step import job_config
+
+    config = job_config(job)
+    clip = config.clip
+    size = (clip.source_height, clip.source_width, len(config.model.mean))
+    clips = np.random.default_rng(0).integers(0, 256, (args.batch, clip.frames, *size), np.uint8)
+    result = time_resize(clips, height=clip.height, width=clip.width, repeats=args.repeats)
+    result |= {"source": size[:2], "environment": {"device": device}}
+    return result, (
+        f"  {size[0]} x {size[1]} to {clip.height} x {clip.width}, {clip.frames} frames\n"
+        f"  on the host {result['host_ms']:.3g} ms a clip in one thread, on the device "
+        f"{result['device_ms']:.3g} ms ({result['device_cpu_ms']:.3g} ms of all host threads)\n"
+        f"  of noise {result['equal']:.1%} of the values are equal, the others differ by "
+        f"{result['most']} at most"
+    )
 
 
 def _end_to_end(bench, args):

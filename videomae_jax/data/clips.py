@@ -18,7 +18,7 @@ class ClipSample:
 
     A kind of sample has `shape`, `channels` and three pure functions: `indices(count, rng)`,
     which frames, int64 [...]; `boxes(width, height, rng)`, which parts of the picture; and
-    `cut(frames, boxes)`, the clip. `sized` samples give clips that fill only a part of `shape`.
+    `cut(frames, boxes)`, the clip. Clips of `sized` samples may fill only a part of `shape`.
     """
 
     sized = False
@@ -58,34 +58,62 @@ class ClipSample:
         return self.shape[-3], self.shape[-2]
 
 
-@dataclass(frozen=True)
-class PretrainSample(ClipSample):
-    """The clip that pre-training sees, uint8 [F, H, W, C].
+@dataclass(frozen=True, kw_only=True)
+class CropSample(ClipSample):
+    """One box of the chosen frames, uint8 [F, H, W, C], at random in training.
 
-    In training a random start and a random multi-scale crop; else the middle clip
-    and the largest centred crop, whatever the rng. Both are resized bilinearly.
-    Raises UnreadableVideo.
+    Resized bilinearly to height x width; or, with a canvas, a height and a width no less than
+    those, put into the top left corner of that as it is, for the device to resize. Only a box
+    larger than the canvas is resized here.
     """
 
     frames: int
-    stride: int
     height: int
     width: int
     channels: int
     train: bool
+    canvas: tuple[int, int] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(F, H, W, C), the same for every clip."""
-        return self.frames, self.height, self.width, self.channels
+        return self.frames, *(self.canvas or (self.height, self.width)), self.channels
+
+    @property
+    def sized(self) -> bool:
+        """Whether clips fill only a part of `shape`."""
+        return self.canvas is not None
 
     def boxes(self, width: int, height: int, rng: np.random.Generator) -> list[Box]:
         """The one box of the clip."""
         return [self.box(width, height, rng)]
 
+    def size(self, boxes: Sequence[Box]) -> tuple[int, int]:
+        """The height and the width that a clip fills."""
+        _, _, wide, high = boxes[0]
+        fits = self.canvas and high <= self.canvas[0] and wide <= self.canvas[1]
+        return (high, wide) if fits else (self.height, self.width)
+
     def cut(self, frames: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
-        """The box of the frames, resized."""
-        return resize_crop(frames, box=boxes[0], width=self.width, height=self.height)
+        """The box of the frames, resized or on its canvas."""
+        high, wide = self.size(boxes)
+        part = resize_crop(frames, box=boxes[0], width=wide, height=high)
+        if not self.canvas:
+            return part
+        clip = np.zeros(self.shape, np.uint8)
+        clip[:, :high, :wide] = part
+        return clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSample(CropSample):
+    """The clip that pre-training sees.
+
+    In training a random start and a random multi-scale crop; else the middle clip
+    and the largest centred crop, whatever the rng. Raises UnreadableVideo.
+    """
+
+    stride: int
 
     def indices(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Which frames of `count`: int64 [F]."""
@@ -107,7 +135,7 @@ class PretrainSample(ClipSample):
         return x, y, wide, high
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DenseSample(PretrainSample):
     """The clip that fine-tuning sees where actions are short, as Kinetics.
 
@@ -132,38 +160,23 @@ class DenseSample(PretrainSample):
         return _shape_box(self, width, height, rng)
 
 
-@dataclass(frozen=True)
-class SparseSample(ClipSample):
+@dataclass(frozen=True, kw_only=True)
+class SparseSample(CropSample):
     """The clip that fine-tuning sees where actions take the whole video, as Something-Something.
 
     The frames of `sampling.sparse_indices`, in evaluation of the first of the test clips; the
     picture as in `DenseSample`.
     """
 
-    frames: int
-    height: int
-    width: int
-    channels: int
-    train: bool
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(F, H, W, C), the same for every clip."""
-        return self.frames, self.height, self.width, self.channels
-
-    def boxes(self, width: int, height: int, rng: np.random.Generator) -> list[Box]:
-        """The one box of the clip."""
-        return [_shape_box(self, width, height, rng)]
-
-    def cut(self, frames: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
-        """The box of the frames, resized."""
-        return resize_crop(frames, box=boxes[0], width=self.width, height=self.height)
-
     def indices(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Which frames of `count`: int64 [F]."""
         if not self.train:
             return sampling.sparse_views(count, frames=self.frames, views=1)[0]
         return sampling.sparse_indices(count, rng, frames=self.frames)
+
+    def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
+        """Which part of the picture: (x, y, width, height) in pixels."""
+        return _shape_box(self, width, height, rng)
 
 
 @dataclass(frozen=True)
@@ -260,12 +273,13 @@ def _shape_box(
 def resize_crop(clip: np.ndarray, *, box: Box, width: int, height: int) -> np.ndarray:
     """Cut one box (x, y, width, height) out of all frames and resize it: uint8 [F, H, W, C].
 
-    Pillow's bilinear filter, which averages where it shrinks, as in the reference.
+    Pillow's bilinear filter, which averages where it shrinks, as in the reference. A box of that
+    size already is a view.
     """
     x, y, wide, high = box
     cut = clip[:, y : y + high, x : x + wide]
     if (wide, high) == (width, height):
-        return np.ascontiguousarray(cut)
+        return cut
     out = np.empty((len(clip), height, width, clip.shape[3]), np.uint8)
     grey = clip.shape[3] == 1
     for index, picture in enumerate(cut):

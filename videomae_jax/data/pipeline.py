@@ -31,6 +31,8 @@ tf.config.set_visible_devices([], "TPU")
 RETRIES, PAUSE = 2, 0.2
 # How many other videos are tried in the place of an unreadable one.
 SUBSTITUTES = 16
+# Batches kept ready, where nobody says how many.
+AHEAD = 2
 
 Batch = dict[str, np.ndarray]
 
@@ -48,6 +50,7 @@ def clip_batches(
     process_index: int = 0,
     process_count: int = 1,
     threads: int | None = None,
+    ahead: int = AHEAD,
 ) -> Iterator[Batch]:
     """The training batches of steps start_step to start_step + num_steps - 1.
 
@@ -59,12 +62,15 @@ def clip_batches(
     video, one after the other, are drawn each for itself, from one decode.
     An unreadable video is recorded in `bad`, and another one, drawn from (seed, p) where p is
     the first of its clips, takes its place; id and label are those of the video that was read.
+    `threads` read clips at once, one a core where None, and `ahead` batches are kept ready.
     Raises UserError for a batch that cannot be divided, and while iterating where
     there are too many bad videos. What else `sample` raises comes through.
     """
     rows = _rows(batch_size, process_count)
     if seed < 0:
         raise UserError(f"seed {seed} is negative: use {-seed}")
+    if ahead < 1:
+        raise UserError(f"data.ahead {ahead}: use 1 or more")
     count = len(videos)
     # The clips of a video that this process decodes at once; what is in them does not depend
     # on it, so the number of processes may change.
@@ -109,6 +115,7 @@ def clip_batches(
         group=group,
         rows=rows,
         threads=threads,
+        ahead=ahead,
     )
     return finish()
 
@@ -207,6 +214,7 @@ def _load(
     group: int,
     rows: int,
     threads: int | None,
+    ahead: int = AHEAD,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Batches of `load(read, position, place)` in order: (video, size, index, whether it was read).
 
@@ -280,7 +288,8 @@ def _load(
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
     dataset = places.map(read, num_parallel_calls=threads, deterministic=True)
-    dataset = dataset.batch(rows // group, drop_remainder=True).prefetch(2).with_options(options)
+    dataset = dataset.batch(rows // group, drop_remainder=True).prefetch(ahead)
+    dataset = dataset.with_options(options)
     for batch in dataset.as_numpy_iterator():
         if failures:
             raise failures[0]

@@ -57,7 +57,7 @@ class SyntheticSample:
     """The clip of a synthetic video, for where a `ClipSample` would read a file."""
 
     shape: tuple[int, int, int, int]
-    sized: bool = False
+    sized: bool
 
     def __call__(self, videos: Videos, index: int, rng: np.random.Generator) -> np.ndarray:
         return moving_pattern(self.shape, seed=0, index=int(videos.paths[index].rpartition("/")[2]))

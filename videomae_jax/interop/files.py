@@ -246,12 +246,12 @@ def _config(facts: ModelFacts, beside: Beside) -> ConfigDict:
     side = beside.image_size
     config.model.update(patch=facts.patch, mean=beside.mean, std=beside.std)
     config.clip.update(frames=beside.frames, height=side, width=side)
+    # The margin around the crops stays what it is at 224.
+    config.clip.source_height = round(config.clip.source_height * side / 224)
+    config.clip.source_width = round(config.clip.source_width * side / 224)
     if facts.task == "classify":
         config.model.classes = facts.classes
         config.data.class_names = beside.labels
-        # The margin around the crops stays what it is at 224.
-        config.clip.source_height = round(config.clip.source_height * side / 224)
-        config.clip.source_width = round(config.clip.source_width * side / 224)
     else:
         config.normalized_targets = beside.normalized_targets
     config.run.scan = facts.encoder.depth > 12

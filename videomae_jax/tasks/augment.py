@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from videomae_jax.errors import UserError
 from videomae_jax.tasks.randaugment import change_pixels, compose_maps, draw_operations
@@ -37,6 +38,7 @@ class Box(NamedTuple):
 def augment(
     key: jax.Array,
     video: jax.Array,
+    size: jax.Array | None = None,
     *,
     height: int,
     width: int,
@@ -51,34 +53,36 @@ def augment(
 ) -> jax.Array:
     """Augment one clip uint8 [F, H, W, C]: float32 [F, height, width, C] on the same scale.
 
-    mean, std: the model's pixel statistics. operations, magnitude, deviation: of RandAugment;
-    0 operations is none. min_area: of the crop, a share of the picture. flip: whether half of
-    the clips are mirrored. erase: the chance of random erasing.
+    size: int32 [2], the height and the width that the clip fills from the top left corner, the
+    rest being zeros; None for all. mean, std: the model's pixel statistics. operations,
+    magnitude, deviation: of RandAugment; 0 operations is none. min_area: of the crop, a share
+    of the picture. flip: whether half of the clips are mirrored. erase: the chance of random
+    erasing.
     """
     draw_key, crop_key, flip_key, erase_key = jax.random.split(key, 4)
-    high, wide = video.shape[1:3]
+    high, wide = size = jnp.asarray(video.shape[1:3]) if size is None else size
     source = jnp.eye(3)
     if operations:
         draws = draw_operations(
             draw_key, count=operations, magnitude=magnitude, deviation=deviation
         )
         source = compose_maps(draws, height=high, width=wide)
-        video = change_pixels(video, draws)
+        video = change_pixels(video, draws, size)
     source = source @ box_map(
         crop_box(crop_key, height=high, width=wide, min_area=min_area), height=height, width=width
     )
     if flip:
         mirrored = jax.random.bernoulli(flip_key)
         source = source @ jnp.where(mirrored, flip_map(width), jnp.eye(3))
-    video = resample(video, source, height=height, width=width)
+    video = resample(video, source, size, height=height, width=width)
     return erase_box(erase_key, video, chance=erase, mean=mean, std=std)
 
 
-def crop_box(key: jax.Array, *, height: int, width: int, min_area: float) -> Box:
+def crop_box(key: jax.Array, *, height: ArrayLike, width: ArrayLike, min_area: float) -> Box:
     """Draw the box of a random resized crop; the largest centred legal one if none fits."""
     box = _draw_box(key, height=height, width=width, area=(min_area, 1.0), aspect=CROP_ASPECT)
-    wide = min(width, round(height * CROP_ASPECT[1]))
-    high = min(height, round(width / CROP_ASPECT[0]))
+    wide = jnp.minimum(width, jnp.round(height * CROP_ASPECT[1]))
+    high = jnp.minimum(height, jnp.round(width / CROP_ASPECT[0]))
     centred = Box((width - wide) // 2, (height - high) // 2, wide, high)
     return jax.tree.map(lambda found, else_: jnp.where(box.width > 0, found, else_), box, centred)
 
@@ -86,8 +90,8 @@ def crop_box(key: jax.Array, *, height: int, width: int, min_area: float) -> Box
 def _draw_box(
     key: jax.Array,
     *,
-    height: int,
-    width: int,
+    height: ArrayLike,
+    width: ArrayLike,
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> Box:
@@ -119,29 +123,32 @@ def flip_map(width: int) -> jax.Array:
     return jnp.asarray([[-1.0, 0.0, width], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
 
 
-def resample(video: jax.Array, source: jax.Array, *, height: int, width: int) -> jax.Array:
+def resample(
+    video: jax.Array, source: jax.Array, size: jax.Array, *, height: int, width: int
+) -> jax.Array:
     """Fetch each pixel from where `source` says: float32 [F, height, width, C].
 
-    video: [F, H, W, C] of any dtype. Linear along each axis, edge pixels held, grey outside;
-    no averaging where it shrinks, as in the reference.
+    video: [F, H, W, C] of any dtype. size: int32 [2], the height and the width that it fills.
+    Linear along each axis, edge pixels held, grey outside; no averaging where it shrinks, as
+    in the reference.
     """
     # Two matrix products instead of gathers, which are slow on TPUs: first along the rows of
     # the source, then down the columns of the result (Catmull and Smith, 1980).
     (a, b, c), (d, e, f) = source[0], source[1]
     x, y = jnp.arange(width) + 0.5, jnp.arange(height) + 0.5
     rows = (jnp.arange(video.shape[1]) + 0.5)[:, None]
-    across = _taps(a * x + b * (rows - d * x - f) / e + c, video.shape[2])  # [H, width, W]
-    down = _taps(d * x[:, None] + e * y + f, video.shape[1])  # [width, height, H]
+    across = _taps(a * x + b * (rows - d * x - f) / e + c, size[1], video.shape[2])
+    down = _taps(d * x[:, None] + e * y + f, size[0], video.shape[1])  # [width, height, H]
     z = video.astype(jnp.float32) - GREY  # no weight, no light: what is missing is grey
-    z = jnp.einsum("fvuc,vxu->fvxc", z, across)
+    z = jnp.einsum("fvuc,vxu->fvxc", z, across)  # across: [H, width, W]
     return jnp.einsum("fvxc,xyv->fyxc", z, down) + GREY
 
 
-def _taps(places: jax.Array, size: int) -> jax.Array:
-    """Return the weights of `size` pixels in a linear interpolation at [...]: [..., size]."""
+def _taps(places: jax.Array, size: jax.Array, room: int) -> jax.Array:
+    """Return what interpolating at places [...] takes of `size` of `room` pixels: [..., room]."""
     inside = (places >= 0) & (places <= size)
     nearest = jnp.clip(places - 0.5, 0, size - 1)[..., None]
-    return jnp.maximum(0, 1 - jnp.abs(nearest - jnp.arange(size))) * inside[..., None]
+    return jnp.maximum(0, 1 - jnp.abs(nearest - jnp.arange(room))) * inside[..., None]
 
 
 def erase_box(

@@ -109,7 +109,7 @@ def build_task(config: ConfigDict) -> Task:
 
         video, targets = mix_clips(
             jax.random.fold_in(key, MIX),
-            jax.vmap(augment_clip)(row_keys(AUGMENT), batch["video"]),
+            jax.vmap(augment_clip)(row_keys(AUGMENT), batch["video"], batch.get("size")),
             smooth_targets(batch["label"], classes=model.classes, smoothing=config.label_smoothing),
             batch["row"],
             group=change.group,
@@ -134,7 +134,7 @@ def build_task(config: ConfigDict) -> Task:
         eval_sums=eval_sums,
         summarize=summarize,
         pictures=lambda params, batch: {},
-        samples=functools.partial(clip_samples, config),
+        samples=lambda: (train_sample(config), eval_sample(config)),
         check_clips=lambda clips: check_group(change, clips=clips),
         train_flops=train_flops,
         facts={
@@ -155,18 +155,29 @@ def build_task(config: ConfigDict) -> Task:
     )
 
 
-def clip_samples(config: ConfigDict) -> tuple[Callable, Callable]:
-    """Return the samplers of training and evaluation clips, as `config.clip` says."""
+def train_sample(config: ConfigDict) -> Callable:
+    """Return the sampler of training clips, as `config.clip` says.
+
+    They come in the size they have in the video, up to that of the source.
+    """
+    high, wide = config.clip.source_height, config.clip.source_width
+    return _sample(config, height=high, width=wide, train=True, canvas=(high, wide))
+
+
+def eval_sample(config: ConfigDict) -> Callable:
+    """Return the sampler of evaluation clips, as `config.clip` says."""
+    return _sample(config, height=config.clip.height, width=config.clip.width, train=False)
+
+
+def _sample(config: ConfigDict, **options) -> Callable:
     # PyAV is only needed where videos are read.
     from videomae_jax.data.clips import DenseSample, SparseSample
 
     clip = config.clip
-    make = functools.partial(SparseSample, frames=clip.frames, channels=len(config.model.mean))
+    options |= dict(frames=clip.frames, channels=len(config.model.mean))
     if clip.sampling == "dense":
-        make = functools.partial(DenseSample, **make.keywords, stride=clip.stride)
-    source = dict(height=clip.source_height, width=clip.source_width)
-    target = dict(height=clip.height, width=clip.width)
-    return make(**source, train=True), make(**target, train=False)
+        return DenseSample(stride=clip.stride, **options)
+    return SparseSample(**options)
 
 
 def view_sample(config: ConfigDict, *, segments: int, crops: int):

@@ -43,15 +43,18 @@ def positions_line(grid: Triple, source: Triple | None) -> str:
     return f"sin-cos, {text}, interpolated from {' x '.join(map(str, source))}"
 
 
-def make_execution(config: ConfigDict) -> Execution:
-    """Resolve what `config.run` leaves to the machine: the mesh in use, else its devices."""
-    run, depth = config.run, config.model.encoder.depth
+def platform_in_use() -> str:
+    """Return the platform of the mesh in use, else of this machine's devices."""
     # `videomae plan` builds models for a mesh of devices that are not there.
     if jax.sharding.get_abstract_mesh().empty:  # the only one to ask while tracing
-        platform = jax.default_backend()
-    else:
-        platform = jax.sharding.get_mesh().devices.flat[0].platform
-    dtype = run.dtype
+        return jax.default_backend()
+    return jax.sharding.get_mesh().devices.flat[0].platform
+
+
+def make_execution(config: ConfigDict) -> Execution:
+    """Resolve what `config.run` leaves to the machine: the platform in use."""
+    run, depth = config.run, config.model.encoder.depth
+    platform, dtype = platform_in_use(), run.dtype
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
     return Execution(

@@ -36,7 +36,7 @@ def untrained_params(config: ConfigDict) -> Params:
 
 def clip_sample(config: ConfigDict) -> Callable:
     """Return the sampler of the one clip of a video that evaluation in training looks at."""
-    return _task(config).clip_samples(config)[1]
+    return _task(config).eval_sample(config)
 
 
 def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax.Array]:

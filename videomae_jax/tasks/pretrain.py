@@ -17,9 +17,10 @@ from videomae_jax.models.mae import VideoMAE, reconstruction_sums
 from videomae_jax.models.masking import TubeMask, draw_mask, mask_counts
 from videomae_jax.models.tokens import patch_grid, patchify
 from videomae_jax.models.vit import Size
-from videomae_jax.tasks.encoder import encoder_fields, positions_line
+from videomae_jax.tasks.encoder import encoder_fields, platform_in_use, positions_line
 from videomae_jax.tasks.knn import check_neighbours
 from videomae_jax.tasks.reconstruct import reconstruct
+from videomae_jax.tasks.resize import resize_clip
 from videomae_jax.tasks.task import Task
 
 PICTURES = 4  # clips shown at each evaluation
@@ -111,8 +112,8 @@ def build_task(config: ConfigDict) -> Task:
         mask, decoded = draw(jax.random.key(0), jnp.zeros([1], jnp.int32))
         return model.init(key, patches, mask, grid, decoded)["params"]
 
-    def clip_sums(params, batch, key, ids):
-        patches = patchify(batch["video"], model.patch)
+    def clip_sums(params, video, key, ids):
+        patches = patchify(video, model.patch)
         mask, decoded = draw(key, ids)
         return reconstruction_sums(
             model.apply({"params": params}, patches, mask, grid, decoded),
@@ -124,13 +125,16 @@ def build_task(config: ConfigDict) -> Task:
         )
 
     def train_sums(params, batch, key):
-        ids = batch["id"]
+        video, ids = batch["video"], batch["id"]
+        if "size" in batch:
+            resize = functools.partial(resize_clip, height=clip.height, width=clip.width)
+            video = jax.vmap(resize)(video, batch["size"])
         if config.repeats > 1:  # clips of one video lie side by side, each with a mask of its own
             ids = ids * config.repeats + batch["row"] % config.repeats
-        return jax.tree.map(jnp.sum, clip_sums(params, batch, key, ids))
+        return jax.tree.map(jnp.sum, clip_sums(params, video, key, ids))
 
     def eval_sums(params, batch):
-        return clip_sums(params, batch, jax.random.key(EVAL_SEED), batch["id"])
+        return clip_sums(params, batch["video"], jax.random.key(EVAL_SEED), batch["id"])
 
     # Whole on every process, whoever had read the clips.
     @functools.partial(jax.jit, out_shardings=P())
@@ -160,7 +164,7 @@ def build_task(config: ConfigDict) -> Task:
         eval_sums=eval_sums,
         summarize=summarize,
         pictures=pictures,
-        samples=functools.partial(clip_samples, config),
+        samples=lambda: (train_sample(config), eval_sample(config)),
         check_clips=lambda clips: None,
         train_flops=train_flops,
         knn=config.knn if config.knn.k else None,
@@ -180,15 +184,37 @@ def build_task(config: ConfigDict) -> Task:
     )
 
 
-def clip_samples(config: ConfigDict) -> tuple[Callable, Callable]:
-    """Return the samplers of training and evaluation clips, as `config.clip` says."""
+def train_sample(config: ConfigDict) -> Callable:
+    """Return the sampler of training clips, as `config.clip` says.
+
+    On accelerators clips come in the size they have in the video, up to that of the source.
+    """
+    clip = config.clip
+    # There the device has no time of its own, and Pillow takes a quarter of it (docs/data.md).
+    if platform_in_use() == "cpu":
+        return _sample(config, train=True)
+    canvas = max(clip.source_height, clip.height), max(clip.source_width, clip.width)
+    return _sample(config, train=True, canvas=canvas)
+
+
+def eval_sample(config: ConfigDict) -> Callable:
+    """Return the sampler of evaluation clips, as `config.clip` says."""
+    return _sample(config, train=False)
+
+
+def _sample(config: ConfigDict, **options) -> Callable:
     # PyAV is only needed where videos are read.
     from videomae_jax.data.clips import PretrainSample
 
     clip = config.clip
-    shape = dict(height=clip.height, width=clip.width, channels=len(config.model.mean))
-    make = functools.partial(PretrainSample, frames=clip.frames, stride=clip.stride, **shape)
-    return make(train=True), make(train=False)
+    return PretrainSample(
+        frames=clip.frames,
+        stride=clip.stride,
+        height=clip.height,
+        width=clip.width,
+        channels=len(config.model.mean),
+        **options,
+    )
 
 
 def summarize(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -88,7 +88,7 @@ def build_task(config: ConfigDict) -> Task:
 
     def train_sums(params, batch, key):
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
-        video = jax.vmap(augment_clip)(keys, batch["video"])
+        video = jax.vmap(augment_clip)(keys, batch["video"], batch.get("size"))
         sums = clip_sums(params, batch, video)
         # Which head is the best of one small batch says nothing: the loss of all is enough.
         return {name: sums[name].sum() for name in ("error", "count")}
@@ -102,7 +102,7 @@ def build_task(config: ConfigDict) -> Task:
         eval_sums=eval_sums,
         summarize=functools.partial(summarize, rates=tuple(config.rates)),
         pictures=lambda params, batch: {},
-        samples=functools.partial(classify.clip_samples, config),
+        samples=lambda: (classify.train_sample(config), classify.eval_sample(config)),
         check_clips=lambda clips: None,
         train_flops=forward_flops,  # backward through the heads alone: next to nothing
         facts={

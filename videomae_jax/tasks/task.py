@@ -12,7 +12,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 Params = Any
-# "video" uint8 [B, F, H, W, C], "id" int32 [B], maybe "label"; in training "row" int32 [B]
+# "video" uint8 [B, F, H, W, C], "id" int32 [B], maybe "label"; in training "row" int32 [B] and,
+# where clips do not fill all of it, "size" int32 [B, 2], the height and width that they do
 Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
 

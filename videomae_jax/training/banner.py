@@ -58,11 +58,12 @@ def model_line(params: Any) -> str:
     return f"{millions(params)} parameters, {millions(params['encoder'])} of them the encoder"
 
 
-def memory_line(compiled: jax.stages.Compiled, batch: Any) -> str:
+def memory_line(compiled: jax.stages.Compiled, batch: Any, *, ahead: int) -> str:
     """What the compiled step needs on each device, and the batches in flight on the host."""
     stats = compiled.memory_analysis()
     arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
-    host = HOST_BATCHES * tree_bytes(batch) / jax.process_count()
+    # Being filled, those ready in tf.data, and as many on their way to the devices.
+    host = (1 + 2 * ahead) * tree_bytes(batch) / jax.process_count()
     return (
         f"{size_text(device_bytes(stats))} per device (state and batch {size_text(arguments)}, "
         f"temporaries {size_text(temporaries)}); {size_text(host)} of batches per host"
@@ -90,10 +91,6 @@ def workdir_line(
         return f"{workdir}, a new run" + (f" from {init_from}" if init_from else "")
     changed = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in changes.items())
     return f"{workdir}, going on from step {start:,}" + (f"; changed: {changed}" if changed else "")
-
-
-# Being filled, two ready in tf.data, two ahead on their way to the devices.
-HOST_BATCHES = 5
 
 
 def text(title: str, rows: dict[str, str]) -> str:

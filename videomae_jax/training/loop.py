@@ -107,8 +107,10 @@ def train(
         # The position in the data is the step, so a resumed run meets the same batches.
         train_sample, eval_sample = task.samples()
         if config.data.train == "synthetic":
-            train_sample = SyntheticSample(train_sample.shape)
-            eval_sample = SyntheticSample(eval_sample.shape)
+            train_sample, eval_sample = (
+                SyntheticSample(sample.shape, sized=sample.sized)
+                for sample in (train_sample, eval_sample)
+            )
         knn = task.knn and OnlineKnn(
             config,
             named_weights(steps.abstract_state),
@@ -130,8 +132,10 @@ def train(
             process_index=share,
             process_count=shares,
             threads=config.data.threads or None,
+            ahead=config.data.ahead,
         )
-        feed = stack.enter_context(Feed(batches, sharding=batch_sharding(mesh)))
+        feed = Feed(batches, sharding=batch_sharding(mesh), ahead=config.data.ahead)
+        stack.enter_context(feed)
         monitor = Monitor(
             workdir,
             total_steps=plan.steps,
@@ -164,7 +168,7 @@ def train(
                     "batch": banner.batch_line(config, mesh),
                     "rate": banner.rate_line(config, plan),
                     "length": banner.length_line(config, plan, len(train_videos)),
-                    "memory": banner.memory_line(train_step, batch),
+                    "memory": banner.memory_line(train_step, batch, ahead=config.data.ahead),
                     "workdir": banner.workdir_line(
                         workdir, start, changes, init_from=config.init_from
                     ),

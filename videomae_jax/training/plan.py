@@ -7,7 +7,7 @@ data sheets (`chips.py`), and an estimate that assumes a share of the peak.
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import NamedTuple
 
@@ -108,7 +108,7 @@ def plan_step(
             accumulation=config.accumulation,
             ema_decay=config.ema_decay,
         )
-        batch = abstract_batch(task.samples()[0].shape, clips, mesh)
+        batch = abstract_batch(task.samples()[0], clips, mesh)
         traced = steps.train.trace(steps.abstract_state, batch)
         lowered = traced.lower(lowering_platforms=(_platform(device),))
         try:
@@ -184,14 +184,16 @@ def change_config(config: ConfigDict, change: dict[str, int | str]) -> ConfigDic
     return config.lock()
 
 
-def abstract_batch(
-    shape: tuple[int, ...], clips: int, mesh: Mesh
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of what the feed gives a step: video, id, row and label."""
-    sharding = batch_sharding(mesh)
-    numbers = jax.ShapeDtypeStruct((clips,), jnp.int32, sharding=sharding)
-    video = jax.ShapeDtypeStruct((clips, *shape), jnp.uint8, sharding=sharding)
-    return {"video": video, "id": numbers, "row": numbers, "label": numbers}
+def abstract_batch(sample: Callable, clips: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of what the feed gives a step: video, id, row, label and, of some samples, size."""
+
+    def shapes(dtype, *shape):
+        return jax.ShapeDtypeStruct((clips, *shape), dtype, sharding=batch_sharding(mesh))
+
+    numbers = shapes(jnp.int32)
+    size = {"size": shapes(jnp.int32, 2)} if sample.sized else {}
+    video = shapes(jnp.uint8, *sample.shape)
+    return {"video": video, "id": numbers, "row": numbers, "label": numbers, **size}
 
 
 def _platform(device: jax.Device) -> str:
