@@ -196,7 +196,7 @@ def check_digests(items: dict[str, Any], meta: dict) -> None:
 
 def config_from_json(tree: dict) -> ConfigDict:
     """Rebuild a config; JSON has no tuples, our configs have no lists."""
-    if "decoder" in tree["model"]:
+    if "decoder" in tree.get("model", ()):
         # Those of runs from before there was another.
         model = {"decoder_attention": "self", **tree["model"]}
         tree = {**tree, "model": model}
