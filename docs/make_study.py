@@ -38,7 +38,8 @@ MAIN = "tube .75"
 SCRATCH, LONG, PRETRAINED = "scratch", "scratch, equal compute", "pre-trained"
 UNTRAINED = "kNN, untrained encoder"
 RATES = (7e-4, 2e-3)
-BATCH = 32
+# Small batches: in pre-training the number of steps counts, not that of clips.
+BATCH = {"pretrain": 16, "classify": 32, "probe": 32}
 SCORES = ("top1", "frozen", "shuffled")
 FIT = 25  # of the 34 training clips of a class, where the other 9 choose the rate
 
@@ -56,8 +57,8 @@ class Form:
 
 
 FORMS = {
-    "full": Form(1400, 600, 3, tuple(MASKS), (4, 12), None),
-    "short": Form(800, 200, 3, (MAIN,), (), {SCRATCH: 1e-3, LONG: 1e-3, PRETRAINED: 1e-3}),
+    "full": Form(2400, 300, 3, tuple(MASKS), (12, 4), None),
+    "short": Form(1200, 150, 3, (MAIN,), (), {SCRATCH: 2e-3, LONG: 2e-3, PRETRAINED: 2e-3}),
 }
 
 
@@ -232,16 +233,16 @@ def arms(form: Form) -> dict[str, int]:
 
     first = pretrain.build_task(pretrain_config("tube .75")).train_flops
     second = classify.build_task(finetune_config()).train_flops
-    steps = form.finetune_steps
+    steps, clips = form.finetune_steps, BATCH["pretrain"] / BATCH["classify"]
     return {
         SCRATCH: steps,
-        LONG: steps + round(form.pretrain_steps * first / second),
+        LONG: steps + round(form.pretrain_steps * clips * first / second),
         PRETRAINED: steps,
     }
 
 
 def pretrain_config(mask: str):
-    """Return the pre-training recipe at 8 x 32 x 32."""
+    """Return the pre-training recipe at 16 x 32 x 32."""
     from videomae_jax.config import load_config
 
     config = load_config(f"{ROOT}/configs/pretrain.py:tiny,custom")
@@ -252,7 +253,7 @@ def pretrain_config(mask: str):
 
 
 def finetune_config():
-    """Return the fine-tuning recipe at 8 x 32 x 32, with crops and flips only: it is short."""
+    """Return the fine-tuning recipe at 16 x 32 x 32, with crops and flips only: it is short."""
     from videomae_jax.config import load_config
 
     config = load_config(f"{ROOT}/configs/finetune.py:tiny,custom")
@@ -265,7 +266,7 @@ def finetune_config():
 
 
 def probe_config():
-    """Return the linear probe's recipe at 8 x 32 x 32."""
+    """Return the linear probe's recipe at 16 x 32 x 32."""
     from videomae_jax.config import load_config
 
     config = load_config(f"{ROOT}/configs/probe.py:linear,tiny,custom")
@@ -276,9 +277,12 @@ def probe_config():
 
 
 def shared(config):
-    """Set what both stages have in common."""
-    config.clip.update(frames=8, stride=2, height=32, width=32)
-    config.batch_size, config.base_lr = BATCH, 0.0
+    """Set what all stages have in common: clips of all 48 frames of a video, in 64 tokens."""
+    config.clip.update(frames=16, stride=3, height=32, width=32)
+    config.model.patch = (4, 8, 8)
+    if config.task != "pretrain":
+        config.clip.sampling = "sparse"
+    config.batch_size, config.base_lr = BATCH[config.task], 0.0
     config.data.update(threads=1, memory_gb=2.0)
     config.log_every, config.keep_checkpoints = 50, 1
     return config
