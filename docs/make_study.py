@@ -125,10 +125,13 @@ def main() -> None:
 
 def do_study(do, form: Form) -> Iterator[list[dict]]:
     """Do everything, what matters most first, and yield the results of each part."""
-    yield do(pretraining(form, MAIN))
-    tuned = [] if form.rates else do(tuning(form))
-    yield tuned
-    rates = form.rates or choose_rates(tuned)
+    # Whatever need not wait for each other is done together, so that no core is idle.
+    tuned = [] if form.rates else tuning(form)
+    first = do(pretraining(form, MAIN) + [run for run in tuned if not run.start])
+    yield first
+    second = do([run for run in tuned if run.start])
+    yield second
+    rates = form.rates or choose_rates([r for r in first + second if r["held_out"] == "tune"])
     steps, runs = arms(form), finetuning(form, rates, MAIN)
     for arm in (SCRATCH, LONG):
         for seed in range(form.seeds):
@@ -137,10 +140,10 @@ def do_study(do, form: Form) -> Iterator[list[dict]]:
     yield do_probes(do, form)
     runs = [run for run in runs if run.arm != LONG]
     yield do([dataclasses.replace(run, train=str(few)) for few in form.labels for run in runs])
-    for mask in form.masks[1:]:
-        yield do(pretraining(form, mask))
-        yield do(finetuning(form, rates, mask))
-        yield do(neighbours(form, mask))
+    masks = form.masks[1:]
+    yield do([run for mask in masks for run in pretraining(form, mask)])
+    for mask in masks:
+        yield do(finetuning(form, rates, mask) + neighbours(form, mask))
 
 
 def do_runs(pool, out: Path, runs: list[Run], *, began: float) -> list[dict]:
