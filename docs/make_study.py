@@ -311,12 +311,14 @@ def train_run(out: Path, run: Run) -> dict:
     config.data.eval = str(out / f"{run.held_out}.csv")
     config.init_from = str(out / "runs" / run.start / "work") if run.start else ""
     workdir = str(out / "runs" / run.name / "work")
-    train(
+    finished = train(
         config.lock(),
         kind,
         workdir=workdir,
         load_weights=lambda path: load_checkpoint(path).params,
     )
+    if not finished:  # stopped by a signal: half a run is no result
+        raise InterruptedError(f"{run.name} was stopped")
     if run.kind == "finetune":
         return score(workdir, config.data.eval)
     last = read_metrics(workdir)[-1]
