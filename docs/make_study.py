@@ -57,7 +57,7 @@ class Form:
 
 
 FORMS = {
-    "full": Form(2400, 300, 3, tuple(MASKS), (12, 4), None),
+    "full": Form(2400, 300, 3, tuple(MASKS), (12,), None),
     "short": Form(1200, 150, 3, (MAIN,), (), {SCRATCH: 2e-3, LONG: 2e-3, PRETRAINED: 2e-3}),
 }
 
@@ -83,12 +83,18 @@ class Run:
 
 
 class Worker:
-    """Does one run and writes its result; what it prints goes into a log beside it."""
+    """Does some runs in turn and writes their results; what they print goes into logs beside."""
 
     def __init__(self, out: Path):
         self.out = out
 
-    def __call__(self, run: Run) -> str:
+    def __call__(self, runs: tuple[Run, ...]) -> str:
+        for run in runs:
+            if not (self.out / "runs" / run.name / "result.json").exists():
+                self.do(run)
+        return runs[-1].name
+
+    def do(self, run: Run) -> None:
         folder = self.out / "runs" / run.name
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log):
@@ -97,7 +103,6 @@ class Worker:
             result |= dict(seconds=time.time() - began, cpu_seconds=time.process_time() - spent)
             result |= dataclasses.asdict(run)
         write(folder / "result.json", json.dumps(result, indent=1))
-        return run.name
 
 
 def main() -> None:
@@ -140,18 +145,22 @@ def do_study(do, form: Form) -> Iterator[list[dict]]:
     yield do_probes(do, form)
     runs = [run for run in runs if run.arm != LONG]
     yield do([dataclasses.replace(run, train=str(few)) for few in form.labels for run in runs])
-    masks = form.masks[1:]
-    yield do([run for mask in masks for run in pretraining(form, mask)])
-    for mask in masks:
-        yield do(finetuning(form, rates, mask) + neighbours(form, mask))
+    chains = []
+    for mask in form.masks[1:]:
+        stages = pretraining(form, mask), finetuning(form, rates, mask), neighbours(form, mask)
+        chains += zip(*stages, strict=True)
+    yield do(chains)
 
 
-def do_runs(pool, out: Path, runs: list[Run], *, began: float) -> list[dict]:
-    """Do what is not done yet, some at once, and return every result in the order of `runs`."""
-    files = [out / "runs" / run.name / "result.json" for run in runs]
-    todo = [run for run, file in zip(runs, files, strict=True) if not file.exists()]
-    for count, name in enumerate(pool.imap_unordered(Worker(out), todo), 1):
-        print(f"{(time.time() - began) / 60:6.1f} min  {count} of {len(todo)}  {name}", flush=True)
+def do_runs(pool, out: Path, runs: list[Run | tuple[Run, ...]], *, began: float) -> list[dict]:
+    """Do what is not done yet, some at once, and return every result in the order of `runs`.
+
+    The runs of a tuple are done one after the other.
+    """
+    chains = [run if isinstance(run, tuple) else (run,) for run in runs]
+    for count, name in enumerate(pool.imap_unordered(Worker(out), chains), 1):
+        print(f"{(time.time() - began) / 60:6.1f} min  {count} of {len(runs)}  {name}", flush=True)
+    files = [out / "runs" / run.name / "result.json" for chain in chains for run in chain]
     return [json.loads(file.read_text()) for file in files]
 
 
