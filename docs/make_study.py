@@ -38,7 +38,8 @@ MAIN = "tube .75"
 SCRATCH, LONG, PRETRAINED = "scratch", "scratch, equal compute", "pre-trained"
 UNTRAINED = "kNN, untrained encoder"
 RATES = (7e-4, 2e-3)
-BATCH = 32
+# Small batches: in pre-training the number of steps counts, not that of clips.
+BATCH = {"pretrain": 16, "classify": 32, "probe": 32}
 SCORES = ("top1", "frozen", "shuffled")
 FIT = 25  # of the 34 training clips of a class, where the other 9 choose the rate
 
@@ -56,8 +57,8 @@ class Form:
 
 
 FORMS = {
-    "full": Form(1400, 600, 3, tuple(MASKS), (4, 12), None),
-    "short": Form(800, 200, 3, (MAIN,), (), {SCRATCH: 1e-3, LONG: 1e-3, PRETRAINED: 1e-3}),
+    "full": Form(2400, 300, 3, tuple(MASKS), (12,), None),
+    "short": Form(1200, 150, 3, (MAIN,), (), {SCRATCH: 2e-3, LONG: 2e-3, PRETRAINED: 2e-3}),
 }
 
 
@@ -82,12 +83,18 @@ class Run:
 
 
 class Worker:
-    """Does one run and writes its result; what it prints goes into a log beside it."""
+    """Does some runs in turn and writes their results; what they print goes into logs beside."""
 
     def __init__(self, out: Path):
         self.out = out
 
-    def __call__(self, run: Run) -> str:
+    def __call__(self, runs: tuple[Run, ...]) -> str:
+        for run in runs:
+            if not (self.out / "runs" / run.name / "result.json").exists():
+                self.do(run)
+        return runs[-1].name
+
+    def do(self, run: Run) -> None:
         folder = self.out / "runs" / run.name
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log):
@@ -96,7 +103,6 @@ class Worker:
             result |= dict(seconds=time.time() - began, cpu_seconds=time.process_time() - spent)
             result |= dataclasses.asdict(run)
         write(folder / "result.json", json.dumps(result, indent=1))
-        return run.name
 
 
 def main() -> None:
@@ -124,10 +130,13 @@ def main() -> None:
 
 def do_study(do, form: Form) -> Iterator[list[dict]]:
     """Do everything, what matters most first, and yield the results of each part."""
-    yield do(pretraining(form, MAIN))
-    tuned = [] if form.rates else do(tuning(form))
-    yield tuned
-    rates = form.rates or choose_rates(tuned)
+    # Whatever need not wait for each other is done together, so that no core is idle.
+    tuned = [] if form.rates else tuning(form)
+    first = do(pretraining(form, MAIN) + [run for run in tuned if not run.start])
+    yield first
+    second = do([run for run in tuned if run.start])
+    yield second
+    rates = form.rates or choose_rates([r for r in first + second if r["held_out"] == "tune"])
     steps, runs = arms(form), finetuning(form, rates, MAIN)
     for arm in (SCRATCH, LONG):
         for seed in range(form.seeds):
@@ -136,18 +145,22 @@ def do_study(do, form: Form) -> Iterator[list[dict]]:
     yield do_probes(do, form)
     runs = [run for run in runs if run.arm != LONG]
     yield do([dataclasses.replace(run, train=str(few)) for few in form.labels for run in runs])
+    chains = []
     for mask in form.masks[1:]:
-        yield do(pretraining(form, mask))
-        yield do(finetuning(form, rates, mask))
-        yield do(neighbours(form, mask))
+        stages = pretraining(form, mask), finetuning(form, rates, mask), neighbours(form, mask)
+        chains += zip(*stages, strict=True)
+    yield do(chains)
 
 
-def do_runs(pool, out: Path, runs: list[Run], *, began: float) -> list[dict]:
-    """Do what is not done yet, some at once, and return every result in the order of `runs`."""
-    files = [out / "runs" / run.name / "result.json" for run in runs]
-    todo = [run for run, file in zip(runs, files, strict=True) if not file.exists()]
-    for count, name in enumerate(pool.imap_unordered(Worker(out), todo), 1):
-        print(f"{(time.time() - began) / 60:6.1f} min  {count} of {len(todo)}  {name}", flush=True)
+def do_runs(pool, out: Path, runs: list[Run | tuple[Run, ...]], *, began: float) -> list[dict]:
+    """Do what is not done yet, some at once, and return every result in the order of `runs`.
+
+    The runs of a tuple are done one after the other.
+    """
+    chains = [run if isinstance(run, tuple) else (run,) for run in runs]
+    for count, name in enumerate(pool.imap_unordered(Worker(out), chains), 1):
+        print(f"{(time.time() - began) / 60:6.1f} min  {count} of {len(runs)}  {name}", flush=True)
+    files = [out / "runs" / run.name / "result.json" for chain in chains for run in chain]
     return [json.loads(file.read_text()) for file in files]
 
 
@@ -232,16 +245,16 @@ def arms(form: Form) -> dict[str, int]:
 
     first = pretrain.build_task(pretrain_config("tube .75")).train_flops
     second = classify.build_task(finetune_config()).train_flops
-    steps = form.finetune_steps
+    steps, clips = form.finetune_steps, BATCH["pretrain"] / BATCH["classify"]
     return {
         SCRATCH: steps,
-        LONG: steps + round(form.pretrain_steps * first / second),
+        LONG: steps + round(form.pretrain_steps * clips * first / second),
         PRETRAINED: steps,
     }
 
 
 def pretrain_config(mask: str):
-    """Return the pre-training recipe at 8 x 32 x 32."""
+    """Return the pre-training recipe at 16 x 32 x 32."""
     from videomae_jax.config import load_config
 
     config = load_config(f"{ROOT}/configs/pretrain.py:tiny,custom")
@@ -252,7 +265,7 @@ def pretrain_config(mask: str):
 
 
 def finetune_config():
-    """Return the fine-tuning recipe at 8 x 32 x 32, with crops and flips only: it is short."""
+    """Return the fine-tuning recipe at 16 x 32 x 32, with crops and flips only: it is short."""
     from videomae_jax.config import load_config
 
     config = load_config(f"{ROOT}/configs/finetune.py:tiny,custom")
@@ -265,7 +278,7 @@ def finetune_config():
 
 
 def probe_config():
-    """Return the linear probe's recipe at 8 x 32 x 32."""
+    """Return the linear probe's recipe at 16 x 32 x 32."""
     from videomae_jax.config import load_config
 
     config = load_config(f"{ROOT}/configs/probe.py:linear,tiny,custom")
@@ -276,9 +289,12 @@ def probe_config():
 
 
 def shared(config):
-    """Set what both stages have in common."""
-    config.clip.update(frames=8, stride=2, height=32, width=32)
-    config.batch_size, config.base_lr = BATCH, 0.0
+    """Set what all stages have in common: clips of all 48 frames of a video, in 64 tokens."""
+    config.clip.update(frames=16, stride=3, height=32, width=32)
+    config.model.patch = (4, 8, 8)
+    if config.task != "pretrain":
+        config.clip.sampling = "sparse"
+    config.batch_size, config.base_lr = BATCH[config.task], 0.0
     config.data.update(threads=1, memory_gb=2.0)
     config.log_every, config.keep_checkpoints = 50, 1
     return config
@@ -304,12 +320,14 @@ def train_run(out: Path, run: Run) -> dict:
     config.data.eval = str(out / f"{run.held_out}.csv")
     config.init_from = str(out / "runs" / run.start / "work") if run.start else ""
     workdir = str(out / "runs" / run.name / "work")
-    train(
+    finished = train(
         config.lock(),
         kind,
         workdir=workdir,
         load_weights=lambda path: load_checkpoint(path).params,
     )
+    if not finished:  # stopped by a signal: half a run is no result
+        raise InterruptedError(f"{run.name} was stopped")
     if run.kind == "finetune":
         return score(workdir, config.data.eval)
     last = read_metrics(workdir)[-1]
