@@ -89,3 +89,17 @@ def test_help_imports_nothing_slow(words):
     done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr
     assert "usage: videomae" in done.stdout
+
+
+def test_the_benchmark_needs_no_reader_of_videos_and_no_checkpoints():
+    """A GPU machine may have JAX, Flax and Optax alone."""
+    code = """
+import sys
+for name in ("tensorflow", "av", "PIL", "clu", "orbax", "matplotlib"):
+    sys.modules[name] = None  # importing it raises ImportError
+from videomae_jax.benchmark import child, parts, step
+from videomae_jax.commands import benchmark
+job = step.Job("tiny", "pretrain", 1, ())
+assert step.random_batch(job, step.job_config(job))["video"].shape[0] == 1
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=True, timeout=120)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax.benchmark.step import Bench
-from videomae_jax.data.clips import resize_crop
 from videomae_jax.data.feed import Feed
 from videomae_jax.errors import UserError
 from videomae_jax.models.attention import IMPLEMENTATIONS, attend, choose_implementation
@@ -92,6 +91,9 @@ def time_resize(clips: np.ndarray, *, height: int, width: int, repeats: int) -> 
     "host_cpu_ms", "device_cpu_ms". equal: the share of the values that are; most: the largest
     difference.
     """
+    # Brings Pillow and PyAV, which all else here does without.
+    from videomae_jax.data.clips import resize_crop
+
     size = clips.shape[2:4]
     sizes, here = jnp.asarray([size] * len(clips)), jnp.asarray(clips)
     resize = jax.jit(jax.vmap(functools.partial(resize_clip, height=height, width=width)))
