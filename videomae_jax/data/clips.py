@@ -33,10 +33,16 @@ class ClipSample:
 
         A size is the height and the width that a clip fills.
         """
+        return self.cut_all(*self.fetch(videos, index, rngs))
+
+    def fetch(
+        self, videos: Videos, index: int, rngs: Sequence[np.random.Generator]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Decode what the clips take, and draw their boxes: what `cut_all` is given."""
         frames = videos.read_clip(
             index, lambda count: self.choose(index, count, rngs), channels=self.channels
         )
-        return self.cut_all(frames, self.place(frames.shape[2], frames.shape[1], rngs))
+        return frames, self.place(frames.shape[2], frames.shape[1], rngs)
 
     def choose(self, index: int, count: int, rngs: Sequence[np.random.Generator]) -> np.ndarray:
         """Which frames of video `index`, of `count`, the clips have, one clip after the other."""

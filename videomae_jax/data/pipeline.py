@@ -302,10 +302,7 @@ def decode_clips(
         pictures, region, boxes = _fetch_pictures(videos, index, sample, rngs)
         frames = _decode_regions(tf.constant(pictures), region, channels=sample.channels)
         return frames.numpy(), boxes
-    frames = videos.read_clip(
-        index, lambda count: sample.choose(index, count, rngs), channels=sample.channels
-    )
-    return frames, sample.place(frames.shape[2], frames.shape[1], rngs)
+    return sample.fetch(videos, index, rngs)
 
 
 _decode_regions = tf.function(decode_regions, reduce_retracing=True)
