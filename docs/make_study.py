@@ -57,7 +57,7 @@ class Form:
 
 
 FORMS = {
-    "full": Form(2400, 300, 3, tuple(MASKS), (12,), None),
+    "full": Form(2400, 300, 3, tuple(MASKS), (12, 4), None),
     "short": Form(1200, 150, 3, (MAIN,), (), {SCRATCH: 2e-3, LONG: 2e-3, PRETRAINED: 2e-3}),
 }
 
