@@ -87,22 +87,14 @@ def build_bench(job: Job) -> Bench:
     with jax.set_mesh(mesh):
         task = _task(config)
         here = jax.device_put(batch, batch_sharding(mesh))
-        optimizer, schedule = make_optimizer(config), warmup_cosine(PLAN)
-        steps = jit_steps(task, optimizer, schedule, mesh, seed=SEED, accumulation=1)
-        state = steps.init()
-        began = time.perf_counter()
         if job.task == "encode":
-            network, state = build_network(config), state.params
-
-            @jax.jit
-            def encode(params, batch):
-                features = outputs(network, params, batch["video"])["features"]
-                return params, {"loss": jnp.square(features).mean()}
-
-            lowered = encode.lower(state, here)
+            run, state = _encoder(config, task)
         else:
-            lowered = steps.train.lower(state, here)
-        compiled = lowered.compile()
+            optimizer, schedule = make_optimizer(config), warmup_cosine(PLAN)
+            steps = jit_steps(task, optimizer, schedule, mesh, seed=SEED, accumulation=1)
+            run, state = steps.train, steps.init()
+        began = time.perf_counter()
+        compiled = run.lower(state, here).compile()
         compile_seconds = time.perf_counter() - began
     settle_memory()
 
@@ -184,6 +176,18 @@ def _task(config: ConfigDict) -> Task:
         return jax.tree.map(jnp.sum, task.eval_sums(params, batch))
 
     return task._replace(train_sums=train_sums)
+
+
+def _encoder(config: ConfigDict, task: Task) -> tuple[Callable, dict]:
+    """The jitted encoder in the form of a step, and its weights: no optimizer's state beside."""
+    network = build_network(config)
+
+    def encode(params, batch):
+        features = outputs(network, params, batch["video"])["features"]
+        return params, {"loss": jnp.square(features).mean()}
+
+    key = jax.random.fold_in(jax.random.key(SEED), INIT)
+    return jax.jit(encode, donate_argnums=0), jax.jit(task.init)(key)
 
 
 def _clip_flops(job: Job, config: ConfigDict, task: Task) -> float:
