@@ -243,8 +243,14 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def plan_tpu(folder, topology, *overrides):
-    """In a process of its own, as libtpu needs an environment from before JAX starts."""
+needs_cuda = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None,
+    reason='needs the CUDA plugin: pip install "videomae_jax[plan-gpu]"',
+)
+
+
+def plan_away(folder, topology, *overrides):
+    """In a process of its own, as compilers need an environment from before JAX starts."""
     command = [sys.executable, "-m", "videomae_jax.cli", "plan", f"--topology={topology}"]
     command += ["--config=configs/pretrain.py:tiny,custom", *TINY, "--config.batch_size=64"]
     subprocess.run([*command, *overrides, f"--json={folder}/plan.json"], cwd=ROOT, check=True)
@@ -259,7 +265,7 @@ def plan_tpu(folder, topology, *overrides):
     [("v5e-16", 16, 16), ("v5e-16x2", 32, 16), ("tpu7x-16", 16, 96)],
 )
 def test_a_step_compiles_for_a_pod_that_is_not_there(tmp_path, topology, devices, memory):
-    told = plan_tpu(tmp_path, topology)
+    told = plan_away(tmp_path, topology)
     assert told["mesh"]["data"] == devices and told["capacity"] == memory * 2**30
     assert told["fits"] and "all-reduce" in {row["kind"] for row in told["collectives"]}
     assert any(row["remote"] for row in told["collectives"]) == ("x2" in topology)
@@ -268,9 +274,20 @@ def test_a_step_compiles_for_a_pod_that_is_not_there(tmp_path, topology, devices
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@needs_cuda
+def test_a_step_compiles_for_gpus_that_are_not_there(tmp_path):
+    told = plan_away(tmp_path, "h100-8x2")
+    assert told["mesh"]["data"] == 16 and told["capacity"] == 80 * 10**9 and told["fits"]
+    assert [(row["kind"], row["remote"]) for row in told["collectives"]] == [("all-reduce", True)]
+    forward, backward = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
+    assert told["kernels"][forward] == told["kernels"][backward] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @needs_libtpu
 def test_fsdp_gathers_parameters_and_scatters_gradients_on_tpus(tmp_path):
-    told = plan_tpu(tmp_path, "v5e-8", "--config.mesh.fsdp=8")
+    told = plan_away(tmp_path, "v5e-8", "--config.mesh.fsdp=8")
     sent = {row["kind"]: row["bytes"] for row in told["collectives"]}
     assert set(sent) == {"all-gather", "reduce-scatter", "all-reduce"}
     # What is not split, biases and norms, and sums of the loss.

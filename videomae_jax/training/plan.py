@@ -7,6 +7,7 @@ data sheets (`chips.py`), and an estimate that assumes a share of the peak.
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import NamedTuple
@@ -36,8 +37,9 @@ GPU_SHARE = 0.92
 class StepPlan(NamedTuple):
     """One optimizer step on a mesh: bytes and FLOPs are of one device, times in seconds.
 
-    needed: bytes in all. capacity: bytes there are, None where unknown. The floors are None for
-    devices that `chips.py` does not know.
+    needed: bytes in all. capacity: bytes there are, None where unknown. kernels: which of a
+    library or our own the program calls, and in how many places. The floors are None for devices
+    that `chips.py` does not know.
     """
 
     clips: int  # of a step, over all devices
@@ -50,6 +52,7 @@ class StepPlan(NamedTuple):
     capacity: int | None
     fits: bool
     collectives: list[Collective]
+    kernels: dict[str, int]
     compute_floor: float | None
     memory_floor: float | None
     network_floor: float | None
@@ -130,6 +133,7 @@ def plan_step(
             capacity=capacity,
             fits=False,
             collectives=[],
+            kernels={},
             compute_floor=compute,
             memory_floor=None,
             network_floor=None,
@@ -137,9 +141,8 @@ def plan_step(
     stats = compiled.memory_analysis()
     arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
     needed = banner.device_bytes(stats)
-    collectives = read_collectives(
-        compiled.as_text(), places=[places[device] for device in mesh.devices.flat]
-    )
+    program = compiled.as_text()
+    collectives = read_collectives(program, places=[places[device] for device in mesh.devices.flat])
     # What is read or written at least once: arguments, results, and, both, what is kept between.
     moved = arguments + stats.output_size_in_bytes + 2 * temporaries
     network = [c.bytes / (chip.network if c.remote else chip.link) for c in collectives if chip]
@@ -152,6 +155,7 @@ def plan_step(
         capacity=capacity,
         fits=capacity is None or needed <= share * capacity,
         collectives=collectives,
+        kernels=dict(Counter(re.findall(r'custom_call_target="([^"]+)"', program)).most_common()),
         compute_floor=compute,
         memory_floor=moved / chip.bandwidth if chip else None,
         network_floor=sum(network) if chip else None,
@@ -251,6 +255,8 @@ def text(title: str, config: ConfigDict, step: StepPlan, *, steps: int | None, m
     for row in step.collectives:
         where = " between slices or hosts" * row.remote
         rows[row.kind + where] = f"{size(row.bytes)} sent per device and step, {row.calls} calls"
+    if step.kernels:
+        rows["kernels"] = ", ".join(f"{name} in {n} places" for name, n in step.kernels.items())
     if step.compute_floor is None:
         rows["time"] = f"no data sheet of {step.device} here: run a step and see"
     elif (seconds := step.step_seconds(mfu)) is not None:

@@ -103,8 +103,15 @@ def parse_topology(topology: str) -> tuple[str, int, int]:
     return name, count, copies
 
 
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package that it would be in
+        return False
+
+
 def _tpus(name, count, copies):
-    if importlib.util.find_spec("libtpu") is None:
+    if not _installed("libtpu"):
         raise UserError('compiling for a TPU needs libtpu: pip install "jax[tpu]"')
     from jax.experimental import topologies
 
@@ -120,11 +127,13 @@ def _tpus(name, count, copies):
 
 
 def _gpus(name, count, copies):
-    if importlib.util.find_spec("jax_cuda12_plugin") is None:
-        raise UserError(
-            "compiling for a GPU that is not there needs the CUDA plugin: "
-            'pip install "videomae_jax[plan-gpu]"'
-        )
+    # cuDNN compiles the attention.
+    for package, module in (("the CUDA plugin", "jax_cuda12_plugin"), ("cuDNN", "nvidia.cudnn")):
+        if not _installed(module):
+            raise UserError(
+                f"compiling for a GPU that is not there needs {package}: "
+                'pip install "videomae_jax[plan-gpu]"'
+            )
     from jax.experimental import topologies
 
     chip = find_chip(GPUS[name])
