@@ -195,7 +195,8 @@ def pods() -> None:
             result = Path(folder) / "plan.json"
             command = [sys.executable, "-m", "videomae_jax.cli", "plan", f"--topology=v5e-{count}"]
             command += ["--config=configs/pretrain.py:b,k400", f"--json={result}"]
-            command += [f"--config.batch_size={CLIPS_PER_CHIP * count}", "--examples=240000"]
+            command += [f"--config.batch_size={CLIPS_PER_CHIP * count}", "--config.run.scan=True"]
+            command += ["--examples=240000"]
             subprocess.run(command, check=True, cwd=FOLDER.parent)
             keep(key, json.loads(result.read_text()))
 
