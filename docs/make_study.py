@@ -226,8 +226,9 @@ def do_probes(do, form: Form) -> list[dict]:
     probe = Run("probe", f"linear probe {MAIN}", 0, steps, start=starts[0].name)
     (tuned,) = do([dataclasses.replace(probe, train="fit", held_out="tune")])
     results = do([dataclasses.replace(probe, seed=s.seed, start=s.name) for s in starts])
+    best = tuned["best_rate"]  # a multiple of the config's
     for result in results:
-        result |= dict(rate=tuned["best_rate"], top1=result[f"top1_x{tuned['best_rate']:g}"])
+        result |= dict(rate=best * probe_config().lr, top1=result[f"top1_x{best:g}"])
     untrained = Run("knn", UNTRAINED, 0, start=starts[0].name)
     return results + do([*neighbours(form, MAIN), untrained])
 
@@ -438,8 +439,10 @@ def report_lines(form: str, rows: dict[tuple, list[dict]], results: list[dict]) 
     for (arm, train), group in rows.items():
         labels = 34 if train == "train" else int(train)
         minutes = statistics.mean(result["cpu_seconds"] for result in group) / 60
+        steps, rate = group[0]["steps"], group[0]["rate"]
+        how = f"{steps} x {rate:g}" if steps else "-"
         yield (
-            f"| {arm} | {labels} | {group[0]['steps']} x {group[0]['rate']:g} | "
+            f"| {arm} | {labels} | {how} | "
             + " | ".join(spread([result.get(score) for result in group]) for score in SCORES)
             + f" | {minutes:.1f} |"
         )
