@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 WIDTH, HEIGHT, FRAMES, GOP = 456, 256, 300, 250
 SAMPLE = PretrainSample(frames=16, stride=4, height=224, width=224, channels=3, train=True)
 SEED, BATCH = 0, 8
-STEPS, PACKED_STEPS = 10, 20  # of a turn
+STEPS, PACKED_STEPS = 10, 40  # of a turn: long beside the making of the pipeline
 PEERS = ("decord", "decord2", "opencv")
 # Name: format, quality. The first has no packing: it is the list of files.
 OURS = {

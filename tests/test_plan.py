@@ -224,6 +224,22 @@ def test_the_command_and_train_plan_say_the_same(tmp_path, capsys):
     assert f"{told['needed'] / 1e6:.3g} MB of" in said and "closed form" in said
 
 
+@pytest.mark.parametrize(
+    ("message", "needed"),
+    [
+        ("RESOURCE_EXHAUSTED: ... Used 21.5G of 15.75G hbm. Exceeded ...", 21.5 * 2**30),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (19.87G) exceeds available HBM (15.75G).",
+            19.87 * 2**30,
+        ),
+        ("INTERNAL: Used 21.5G of 15.75G hbm", None),
+    ],
+)
+def test_what_a_compiler_says_when_memory_runs_out(message, needed):
+    assert plan._out_of_memory(message) == (needed and int(needed))
+
+
 def test_a_mesh_that_the_devices_cannot_have_is_refused_before_compiling():
     with pytest.raises(UserError, match="needs a multiple of 3 devices, there are 8"):
         plan_here("--config.mesh.fsdp=3")

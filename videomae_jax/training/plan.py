@@ -215,8 +215,10 @@ def _capacity(device: jax.Device, chip: Chip | None) -> int | None:
 
 
 def _out_of_memory(message: str) -> int | None:
-    """Bytes that a compiler would have needed, or None for another error of its."""
-    match = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+    """Bytes that a compiler would have needed at least, or None for another error of its."""
+    match = re.search(
+        r"(?:Used |temporaries \()([\d.]+)([KMGT]?)(?: of [\d.]+[KMGT]? hbm|\) exceeds)", message
+    )
     if not match or "RESOURCE_EXHAUSTED" not in message:
         return None
     return int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
