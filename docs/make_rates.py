@@ -138,23 +138,24 @@ def read_ours(videos: Videos, ask: dict) -> dict:
     from videomae_jax.data.pipeline import clip_batches
 
     began = time.perf_counter()
-    batches = list(
-        clip_batches(
-            videos,
-            sample=SAMPLE,
-            batch_size=BATCH,
-            seed=SEED,
-            start_step=ask["step"],
-            num_steps=ask["steps"],
-            bad=BadVideos(videos, max_share=0.0),
-        )
+    batches = clip_batches(
+        videos,
+        sample=SAMPLE,
+        batch_size=BATCH,
+        seed=SEED,
+        start_step=ask["step"],
+        num_steps=ask["steps"],
+        bad=BadVideos(videos, max_share=0.0),
     )
+    ids, seen = zip(*((batch["id"], sparse(batch["video"])) for batch in batches), strict=True)
     seconds = time.perf_counter() - began
-    return {
-        "seconds": seconds,
-        "ids": np.concatenate([batch["id"] for batch in batches]).tolist(),
-        "means": [float(clip.mean()) for batch in batches for clip in batch["video"]],
-    }
+    means = [float(clip.mean()) for clips in seen for clip in clips]
+    return {"seconds": seconds, "ids": np.concatenate(ids).tolist(), "means": means}
+
+
+def sparse(clips: np.ndarray) -> np.ndarray:
+    """A pixel of 64, to tell clips by: to keep them whole would time the system's memory too."""
+    return clips[..., ::8, ::8, :].copy()
 
 
 def read_by(peer, videos: Videos, ask: dict) -> dict:
@@ -164,7 +165,7 @@ def read_by(peer, videos: Videos, ask: dict) -> dict:
     def clip(row, index):
         rng = np.random.default_rng([SEED, first + row, 0])
         frames = peer(videos.paths[index], lambda count: SAMPLE.choose(index, count, [rng]))
-        return SAMPLE.cut_all(frames, SAMPLE.place(WIDTH, HEIGHT, [rng]))[0][0]
+        return sparse(SAMPLE.cut_all(frames, SAMPLE.place(WIDTH, HEIGHT, [rng]))[0][0])
 
     began = time.perf_counter()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

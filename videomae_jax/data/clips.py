@@ -57,7 +57,8 @@ class ClipSample:
         parts = np.split(frames, len(boxes))
         clips = [self.cut(part, box) for part, box in zip(parts, boxes.tolist(), strict=True)]
         sizes = [self.size(box) for box in boxes.tolist()]
-        return np.stack(clips), np.array(sizes, np.int32)
+        stacked = np.stack(clips) if len(clips) > 1 else np.ascontiguousarray(clips[0])[None]
+        return stacked, np.array(sizes, np.int32)
 
     def size(self, boxes: Sequence[Box]) -> tuple[int, int]:
         """The height and the width that a clip fills."""

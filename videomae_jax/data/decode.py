@@ -44,6 +44,7 @@ def read_clip(
     channels: int = 3,
     decoder: str = "pyav",
     indexed: bool = False,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Decode chosen frames of a video: uint8 [F, H, W, channels], RGB or grey, upright.
 
@@ -53,7 +54,8 @@ def read_clip(
     alpha is dropped, grey covers 0 to 255.
     Frame i is the same picture with each `decoder`: what another one than PyAV would
     number otherwise or cannot read, and grey, is PyAV's. indexed: the file is a whole one of
-    `encode.Mp4Writer`, whose frames the container's own index numbers.
+    `encode.Mp4Writer`, whose frames the container's own index numbers. out: where PyAV puts the
+    frames, if they have that size, so that they need not be copied again.
     Raises UnreadableVideo for whatever is wrong with the file, UserError for
     other channels than 1 and 3 and for a decoder that is not there.
     """
@@ -68,14 +70,16 @@ def read_clip(
             if clip is not None:
                 return clip
         wanted = np.unique(indices).tolist()
-        pictures = {
-            index: _picture(frame, channels)
-            for index, frame in _frames(container, stream, timeline, wanted)
-        }
-    sizes = sorted({picture.shape[:2] for picture in pictures.values()})
-    if len(sizes) > 1:
-        raise UnreadableVideo(f"the picture size changes from {sizes[0]} to {sizes[1]}")
-    return np.stack([pictures[index] for index in indices.tolist()])
+        for index, frame in _frames(container, stream, timeline, wanted):
+            picture = _picture(frame, channels)
+            if out is None:
+                out = np.empty((len(indices), *picture.shape), np.uint8)
+            if picture.shape != out.shape[1:]:
+                sizes = f"from {out.shape[1:3]} to {picture.shape[:2]}"
+                raise UnreadableVideo(f"the picture size changes {sizes}")
+            for place in np.flatnonzero(indices == index):
+                out[place] = picture
+    return out
 
 
 @contextmanager
@@ -96,7 +100,7 @@ def open_frames(source: str | bytes, *, channels: int = 3) -> Iterator[tuple]:
         def read(wanted: list[int]) -> Iterator[np.ndarray]:
             size = None
             for _, frame in _frames(container, stream, timeline, wanted):
-                picture = _picture(frame, channels)
+                picture = np.ascontiguousarray(_picture(frame, channels))
                 size = size or picture.shape[:2]
                 if picture.shape[:2] != size:
                     raise UnreadableVideo(
@@ -334,7 +338,7 @@ def _until(frames: Iterator[av.VideoFrame], time: int) -> av.VideoFrame | None:
 
 
 def _picture(frame: av.VideoFrame, channels: int) -> np.ndarray:
-    """One frame as uint8 [H, W, channels], turned upright.
+    """One frame as uint8 [H, W, channels], turned upright: a view of FFmpeg's memory.
 
     Colours follow the matrix and the range that the file names. swscale's default
     interpolation stays: FAST_BILINEAR is no faster on even sizes, where both give
@@ -343,4 +347,4 @@ def _picture(frame: av.VideoFrame, channels: int) -> np.ndarray:
     """
     picture = frame.to_ndarray(format=PIXEL_FORMATS[channels], threads=1)
     upright = np.rot90(picture, k=round(frame.rotation / 90))
-    return np.ascontiguousarray(upright).reshape(*upright.shape[:2], channels)
+    return upright if upright.ndim == 3 else upright[..., None]

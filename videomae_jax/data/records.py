@@ -99,14 +99,23 @@ class Records:
         if len(records) == 1:
             return read_clip(self._values(records[0])[0], choose, **how)
         indices, record, frame = self._choose(video, choose)
-        order = np.argsort(record, kind="stable")
-        clips = [
-            read_clip(self._values(part)[0], lambda _, rows=record == part: frame[rows], **how)
-            for part in np.unique(record)
-        ]
-        clip = clips[0] if len(clips) == 1 else np.concatenate(clips)
-        # Most often they are in order already, and to copy them keeps the other threads waiting.
-        return clip if (order[:-1] < order[1:]).all() else clip[np.argsort(order)]
+        parts = np.unique(record)
+        if len(parts) == 1:
+            return read_clip(self._values(parts[0])[0], lambda _: frame, **how)
+        # Each part writes into the whole: what is copied keeps the other threads waiting.
+        clip = np.empty((len(indices), *self.size(path), channels), np.uint8)
+        for part in parts:
+            rows = np.flatnonzero(record == part)
+            together = rows[-1] - rows[0] < len(rows)
+            found = read_clip(
+                self._values(part)[0],
+                lambda _, rows=rows: frame[rows],
+                out=clip[rows[0] : rows[-1] + 1] if together else None,
+                **how,
+            )
+            if not together:
+                clip[rows] = found
+        return clip
 
     def read_pictures(self, path: str, choose: Callable[[int], np.ndarray]) -> list[bytes]:
         """Return the chosen frames as they are stored. Raises UnreadableVideo."""
@@ -129,7 +138,7 @@ class Records:
         return [self._span(record) for record in records]
 
     def size(self, path: str) -> tuple[int, int]:
-        """Return height and width of the pictures of a video of kind "jpeg"."""
+        """Return height and width of the pictures of a packed video."""
         height, width = self.sizes[self.places[path]].tolist()
         return height, width
 
