@@ -491,8 +491,9 @@ def draw(file: Path, rows: dict[tuple, list[dict]]) -> None:
             x = place + 0.26 * (offset - 1)
             left.bar(x, statistics.mean(values), 0.24, color=colour, alpha=0.6)
             left.plot([x] * len(values), values, ".", color="black", markersize=4)
-    left.set_xticks(range(len(full)), [arm.replace(", ", ",\n") for arm in full], fontsize=7)
-    left.tick_params(axis="x", rotation=30)
+    names = [arm.replace(", ", ",\n") for arm in full]
+    turned = dict(rotation=30, ha="right", rotation_mode="anchor")
+    left.set_xticks(range(len(full)), names, fontsize=7, **turned)
     for axes in (left, right):
         axes.axhline(100 / 12, color="black", linestyle=":", linewidth=1)
         axes.set_ylabel("top-1, %")
@@ -505,6 +506,9 @@ def draw(file: Path, rows: dict[tuple, list[dict]]) -> None:
         for count, group in points:
             right.plot([count] * len(group), [100 * r["top1"] for r in group], "k.", markersize=3)
     right.set(xlabel="labelled clips of each class", xscale="log", title="dotted: chance")
+    counts = sorted(count for count, _ in points)
+    right.set_xticks(counts, map(str, counts))
+    right.minorticks_off()
     right.legend()
     figure.savefig(file, dpi=110)
 
