@@ -9,11 +9,23 @@ from videomae_jax.training import distributed
 GONE = "Gloo all-reduce failed: pair.cc:547] Connection closed by peer [127.0.0.1]:15784"
 
 
+def caused(error, cause):
+    """`error` as `raise error from cause` leaves it."""
+    error.__cause__ = cause
+    return error
+
+
+BARRIER = "INTERNAL: Barrier failed because: task is set to ERROR: UNAVAILABLE: Task 1 heartbeat"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "waits"),
     [
         (ValueError(f"UNKNOWN: {GONE}"), 134, True),  # as a jitted call raises it
         (jax.errors.JaxRuntimeError("UNAVAILABLE: socket closed"), 134, True),
+        # As orbax raises it, where a peer died during a save.
+        (caused(TimeoutError("async_write"), jax.errors.JaxRuntimeError(BARRIER)), 134, True),
+        (caused(TimeoutError("async_write"), OSError("disk")), 1, False),
         (jax.errors.JaxRuntimeError("INVALID_ARGUMENT: two shapes"), 1, True),
         (ValueError("batch: shapes do not match"), 1, False),
         (UserError("no such file"), 1, False),

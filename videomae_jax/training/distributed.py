@@ -52,17 +52,26 @@ def connected(
         _leave(130, "videomae: interrupted")
     except UserError as error:
         _leave(1, f"videomae: {error}")
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if not STATUS.match(str(error)):
+    except BaseException as error:
+        said = _by_xla(error)
+        if said is None:
             _leave(1, traceback.format_exc())
         # A collective fails as soon as a peer is gone; whether one is, the heartbeat tells.
-        _say(f"videomae: process {jax.process_index()}: {str(error).splitlines()[0]}")
+        _say(f"videomae: process {jax.process_index()}: {said.splitlines()[0]}")
         _say("videomae: waiting for the heartbeat to tell whether another process died")
         time.sleep(heartbeat_seconds + GRACE)
-        _leave(134 if any(s in str(error) for s in LOST) else 1, traceback.format_exc())
-    except BaseException:
-        _leave(1, traceback.format_exc())
+        _leave(134 if any(word in said for word in LOST) else 1, traceback.format_exc())
     jax.distributed.shutdown()
+
+
+def _by_xla(error: BaseException | None) -> str | None:
+    """What XLA said, in an error or in what caused it: orbax raises a TimeoutError of its own."""
+    while error is not None:
+        kind = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
+        if kind and STATUS.match(str(error)):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _connect(coordinator, processes, process_id, heartbeat_seconds) -> bool:
