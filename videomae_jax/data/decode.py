@@ -45,6 +45,7 @@ def read_clip(
     decoder: str = "pyav",
     indexed: bool = False,
     out: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
 ) -> np.ndarray:
     """Decode chosen frames of a video: uint8 [F, H, W, channels], RGB or grey, upright.
 
@@ -54,8 +55,8 @@ def read_clip(
     alpha is dropped, grey covers 0 to 255.
     Frame i is the same picture with each `decoder`: what another one than PyAV would
     number otherwise or cannot read, and grey, is PyAV's. indexed: the file is a whole one of
-    `encode.Mp4Writer`, whose frames the container's own index numbers. out: where PyAV puts the
-    frames, if they have that size, so that they need not be copied again.
+    `encode.Mp4Writer`, whose frames the container's own index numbers. out, rows: a
+    larger clip, and where in it PyAV puts the frames, so that they need not be copied again.
     Raises UnreadableVideo for whatever is wrong with the file, UserError for
     other channels than 1 and 3 and for a decoder that is not there.
     """
@@ -78,7 +79,7 @@ def read_clip(
                 sizes = f"from {out.shape[1:3]} to {picture.shape[:2]}"
                 raise UnreadableVideo(f"the picture size changes {sizes}")
             for place in np.flatnonzero(indices == index):
-                out[place] = picture
+                out[place if rows is None else rows[place]] = picture
     return out
 
 

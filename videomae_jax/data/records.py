@@ -99,22 +99,12 @@ class Records:
         if len(records) == 1:
             return read_clip(self._values(records[0])[0], choose, **how)
         indices, record, frame = self._choose(video, choose)
-        parts = np.unique(record)
-        if len(parts) == 1:
-            return read_clip(self._values(parts[0])[0], lambda _: frame, **how)
         # Each part writes into the whole: what is copied keeps the other threads waiting.
         clip = np.empty((len(indices), *self.size(path), channels), np.uint8)
-        for part in parts:
+        for part in np.unique(record):
             rows = np.flatnonzero(record == part)
-            together = rows[-1] - rows[0] < len(rows)
-            found = read_clip(
-                self._values(part)[0],
-                lambda _, rows=rows: frame[rows],
-                out=clip[rows[0] : rows[-1] + 1] if together else None,
-                **how,
-            )
-            if not together:
-                clip[rows] = found
+            values = self._values(part)
+            read_clip(values[0], lambda _, rows=rows: frame[rows], out=clip, rows=rows, **how)
         return clip
 
     def read_pictures(self, path: str, choose: Callable[[int], np.ndarray]) -> list[bytes]:
