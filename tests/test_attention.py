@@ -54,7 +54,7 @@ def gradients(function, q, k, v, grad):
     return out, *pull(grad)
 
 
-def check(function, *arrays, bound=3e-6):  # 2.1e-6 is the most, of jax 0.12
+def check(function, *arrays, bound=2e-6):
     errors = [
         relative_error(got, wanted)
         for got, wanted in zip(
@@ -72,7 +72,8 @@ def test_output_and_gradients_are_those_of_float64(implementation, count, width)
     def function(q, k, v):
         return attend(q, k, v, implementation=implementation)
 
-    check(function, *draw(1, count, 2, width))
+    # jax 0.12's own products are off by up to 2.1e-6.
+    check(function, *draw(1, count, 2, width), bound=3e-6 if implementation == "xla" else 2e-6)
 
 
 # The last block of a decoder answers for the masked tokens alone; in one with cross-attention many
