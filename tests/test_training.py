@@ -1,6 +1,7 @@
 """The step: what it computes, on how many devices, and what it leaves alone."""
 
 import json
+import math
 import re
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from videomae_jax.data.synthetic import synthetic_batches
 from videomae_jax.errors import UserError
 from videomae_jax.tasks import pretrain
 from videomae_jax.training.banner import length_line
+from videomae_jax.training.collectives import read_collectives
 from videomae_jax.training.optim import Plan, adamw, decay_mask, make_plan, warmup_cosine
 from videomae_jax.training.sharding import (
     batch_sharding,
@@ -97,12 +99,17 @@ def test_a_cross_attention_decoder_on_eight_devices():
     np.testing.assert_allclose(eight, one, rtol=1e-5)
 
 
-def test_accumulated_parts_add_up_to_the_batch(one_device):
-    devices = jax.devices()[:2]
-    losses, _ = run(
-        tiny("--config.accumulation=4"), mesh=dict(data=2, fsdp=1, tensor=1), devices=devices
-    )
+@pytest.mark.parametrize(
+    ("parts", "mesh"),
+    [(4, dict(data=2, fsdp=1, tensor=1)), (2, dict(data=2, fsdp=2, tensor=1))],
+    ids=str,
+)
+def test_accumulated_parts_add_up_to_the_batch(one_device, parts, mesh):
+    devices = jax.devices()[: math.prod(mesh.values())]
+    losses, state = run(tiny(f"--config.accumulation={parts}"), mesh=mesh, devices=devices)
     np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(one_device[1]), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
 @pytest.mark.slow
@@ -182,16 +189,21 @@ def test_accelerators_resize_and_cpus_leave_it_to_the_host(monkeypatch):
 
 def compiled_text(mesh, *more):
     config = tiny(*more)
-    mesh = make_mesh(mesh)
+    mesh, parts = make_mesh(mesh), config.accumulation
     with jax.set_mesh(mesh):
         functions = jit_steps(
-            pretrain.build_task(config), adamw(config), lambda _: 1e-3, mesh, seed=0, accumulation=1
+            pretrain.build_task(config),
+            adamw(config),
+            lambda _: 1e-3,
+            mesh,
+            seed=0,
+            accumulation=parts,
         )
-        sharding = batch_sharding(mesh)
+        sharding, clips = batch_sharding(mesh), 8 * parts
         batch = {
-            "video": jax.ShapeDtypeStruct((8, 4, 48, 40, 3), jnp.uint8, sharding=sharding),
-            "id": jax.ShapeDtypeStruct((8,), jnp.int32, sharding=sharding),
-            "size": jax.ShapeDtypeStruct((8, 2), jnp.int32, sharding=sharding),
+            "video": jax.ShapeDtypeStruct((clips, 4, 48, 40, 3), jnp.uint8, sharding=sharding),
+            "id": jax.ShapeDtypeStruct((clips,), jnp.int32, sharding=sharding),
+            "size": jax.ShapeDtypeStruct((clips, 2), jnp.int32, sharding=sharding),
         }
         return functions.train.lower(functions.abstract_state, batch).compile().as_text()
 
@@ -203,6 +215,16 @@ def collectives(text):
 
 def test_data_parallel_reduces_gradients_and_moves_nothing_else():
     assert collectives(compiled_text(dict(data=8, fsdp=1, tensor=1))) == {"all-reduce"}
+
+
+def test_accumulated_gradients_meet_once_a_step():
+    def sent(*more):
+        text = compiled_text(dict(data=8, fsdp=1, tensor=1), *more)
+        return read_collectives(text, places=[0] * 8)
+
+    (whole,), (parts,) = sent(), sent("--config.accumulation=2")
+    assert parts.kind == whole.kind == "all-reduce"
+    assert parts.bytes == pytest.approx(whole.bytes, rel=1e-3)
 
 
 @pytest.mark.parametrize(

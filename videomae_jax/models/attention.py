@@ -103,7 +103,14 @@ def _on_each_device(function, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.A
         return function(q, k, v)
     clips, heads = _divide(CLIP_AXES, q.shape[0]), _divide(HEAD_AXES, q.shape[2])
     spec = P(clips, None, heads, None)
-    return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(q, k, v)
+    split = jax.shard_map(
+        function,
+        axis_names=set(mesh.auto_axes),
+        in_specs=spec,
+        out_specs=spec,
+        check_vma=False,
+    )
+    return split(q, k, v)
 
 
 def keep_clips(x: jax.Array) -> jax.Array:
@@ -119,8 +126,12 @@ def keep_clips(x: jax.Array) -> jax.Array:
 
 
 def _divide(axes: tuple[str, ...], size: int) -> tuple[str, ...] | None:
-    """The axes of the mesh in use that `size` things are split over: none if they do not divide."""
+    """The axes of the mesh in use that `size` things are split over: none if they do not divide.
+
+    Those that a `shard_map` around has split already are not in question.
+    """
     mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in axes if axis in mesh.auto_axes)
     return None if size % math.prod(mesh.shape[axis] for axis in axes) else axes
 
 

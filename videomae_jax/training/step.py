@@ -110,26 +110,44 @@ def _gradients(
 ) -> tuple[Params, Sums]:
     """Return gradients of the summed error, and all sums, over the batch in `parts` parts."""
 
-    def error(params, part):
-        sums = task.train_sums(params, part, key)
-        return sums["error"], sums
+    def part_gradients(params, part, key):
+        def error(params):
+            sums = task.train_sums(params, part, key)
+            return sums["error"], sums
 
-    def part_gradients(part):
-        return jax.grad(error, has_aux=True)(params, part)
+        return jax.grad(error, has_aux=True)(params)
+
+    def accumulate(params, batch, key):
+        # Every parts-th clip, not consecutive ones: a part then takes equally many clips from
+        # each device and nothing moves between devices.
+        batch = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+        first = jax.tree.map(lambda x: x[0], batch)
+        shapes = jax.eval_shape(part_gradients, params, first, key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, part_gradients(params, part, key)), None
+
+        return jax.lax.scan(add, zeros, batch)[0]
 
     if parts == 1:
-        return part_gradients(batch)
+        return part_gradients(params, batch, key)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["data"] == 1:
+        return accumulate(params, batch, key)
 
-    # Every parts-th clip, not consecutive ones: a part then takes equally many clips from each
-    # device and nothing moves between devices.
-    batch = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-    shapes = jax.eval_shape(part_gradients, jax.tree.map(lambda x: x[0], batch))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    # Along "data" each device adds up its own parts, and all meet once a step: the partitioner
+    # would have them meet after every part.
+    def accumulate_apart(params, batch, key):
+        return jax.lax.psum(accumulate(params, batch, key), "data")
 
-    def add(total, part):
-        return jax.tree.map(jnp.add, total, part_gradients(part)), None
-
-    return jax.lax.scan(add, zeros, batch)[0]
+    return jax.shard_map(
+        accumulate_apart,
+        axis_names={"data"},
+        in_specs=(P(), P("data"), P()),
+        out_specs=P(),
+        check_vma=False,
+    )(params, batch, key)
 
 
 class Steps(NamedTuple):
