@@ -155,26 +155,50 @@ def test_what_does_not_fit_is_told_what_would(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "9 MB of 4 MB per device: does not fit" in said
     assert "--config.accumulation=2: 5 MB of 4 MB per device: does not fit" in said
-    assert "--config.accumulation=4: 3 MB of 4 MB per device: fits" in said
-    assert "accumulation=8" not in said
+    assert "run.remat=full: this remat is not to be had" in said
+    assert "--config.mesh.fsdp=2: 4.5 MB of 4 MB per device: does not fit" in said
+    assert "--config.mesh.fsdp=4: 2.25 MB of 4 MB per device: fits" in said
+    assert said.endswith("\nuse --config.mesh.fsdp=4\n")
     told = json.loads((tmp_path / "plan.json").read_text())
     assert not told["fits"] and told["steps"] is None
-    assert told["would_fit"]["change"] == {"accumulation": 4} and told["would_fit"]["fits"]
-    # One that no part of a batch makes fit.
-    cli.main(["plan", *options, "--config.batch_size=8"])
-    said = capsys.readouterr().out
-    assert "run.remat=dots: this remat is not to be had" in said and "nothing tried" in said
+    assert told["would_fit"]["change"] == {"mesh.fsdp": 4} and told["would_fit"]["fits"]
+    # One that nothing makes fit.
+    monkeypatch.setattr(plan, "plan_step", lambda *_, **__: whole._replace(fits=False))
+    cli.main(["plan", *options])
+    assert "nothing tried" in capsys.readouterr().out
 
 
-def test_changes_cost_nothing_first_and_the_network_last():
-    config = load_config("configs/pretrain.py:tiny,custom", ["--config.batch_size=64"])
-    tried = list(plan.changes(config, 8))
-    assert [change["accumulation"] for change in tried[:3]] == [2, 4, 8]
-    assert [change.get("run.remat") for change in tried[2:5]] == [None, "dots", "full"]
-    assert [change.get("mesh.fsdp") for change in tried[4:]] == [None, 2, 4, 8]
-    changed = plan.change_config(config, tried[-1])
-    assert (changed.accumulation, changed.run.remat, changed.mesh.fsdp) == (8, "full", 8)
-    assert config.accumulation == 1 and changed.is_locked
+def test_what_costs_least_is_tried_first_and_the_most_saving_before_what_is_between():
+    def tried(enough, *overrides):
+        config = load_config("configs/pretrain.py:tiny,custom", overrides)
+        seen = []
+
+        def fits(change):
+            changed = plan.change_config(config, change)
+            assert changed.is_locked and changed != config
+            seen.append((changed.mesh.fsdp, changed.accumulation, changed.run.remat))
+            return enough(*seen[-1])
+
+        change = plan.find_fit(config, 8, fits)
+        assert config.accumulation == 1 and config.mesh.fsdp == 1
+        return change, seen
+
+    batch = "--config.batch_size=64"
+    assert tried(lambda fsdp, parts, remat: True, batch)[0] == {"accumulation": 2}
+    change, seen = tried(lambda fsdp, parts, remat: parts >= 4, batch)
+    assert change == {"accumulation": 4}
+    assert seen == [(1, 2, "none"), (1, 8, "full"), (1, 4, "none")]
+    # Whole parameters: parts before recomputing. Split ones: recomputing before parts.
+    change, _ = tried(lambda fsdp, parts, remat: remat != "none", batch)
+    assert change == {"accumulation": 8, "run.remat": "dots"}
+    change, seen = tried(lambda fsdp, parts, remat: fsdp > 2 and remat == "full", batch)
+    assert change == {"run.remat": "full", "mesh.fsdp": 4}
+    assert seen[:4] == [(1, 2, "none"), (1, 8, "full"), (2, 1, "none"), (2, 8, "full")]
+    # Of a batch that has no parts; and nothing.
+    change, seen = tried(lambda fsdp, parts, remat: fsdp == 8, "--config.batch_size=8")
+    assert change == {"mesh.fsdp": 8} and seen[:2] == [(1, 1, "dots"), (1, 1, "full")]
+    change, seen = tried(lambda *_: False, "--config.batch_size=8", "--config.run.remat=full")
+    assert change is None and seen == [(fsdp, 1, "full") for fsdp in (2, 4, 8)]
 
 
 @pytest.mark.parametrize(

@@ -78,20 +78,27 @@ def tell(
     fitting = None
     if not step.fits:
         print("what would fit:", flush=True)
-        for change in plan.changes(config, len(devices)):
-            words = " ".join(f"--config.{key}={value}" for key, value in change.items())
+        tried = []
+
+        def words(change):
+            return " ".join(f"--config.{key}={value}" for key, value in change.items())
+
+        def fits(change):
             try:
-                changed = plan.change_config(config, change)
-                other = plan.plan_step(changed, kind, **there)
+                other = plan.plan_step(plan.change_config(config, change), kind, **there)
             except UserError as error:
-                print(f"  {words}: {error}", flush=True)
-                continue
-            print(f"  {words}: {plan.memory_line(other)}", flush=True)
-            if other.fits:
-                fitting = {"change": change, **plan.as_json(other, mfu=mfu)}
-                break
-        else:
+                print(f"  {words(change)}: {error}", flush=True)
+                return False
+            print(f"  {words(change)}: {plan.memory_line(other)}", flush=True)
+            tried.append({"change": change, **plan.as_json(other, mfu=mfu)})
+            return other.fits
+
+        change = plan.find_fit(config, len(devices), fits)
+        if change is None:
             print("  nothing tried: use a smaller batch, more devices or larger ones")
+        else:
+            fitting = next(told for told in tried if told["change"] == change)
+            print(f"use {words(change)}")
     if json_file:
         result = {
             "config": config.name,

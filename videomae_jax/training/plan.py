@@ -32,6 +32,9 @@ from videomae_jax.training.step import jit_steps
 MFU = 0.4
 # Of a GPU's memory, what launch/env.sh lets JAX take. A TPU's compiler itself says what fits.
 GPU_SHARE = 0.92
+# FLOPs of a step under each `run.remat`, in those of its closed form: "full" computes every block
+# again, "dots" of its products only those of attention, which are few.
+RECOMPUTED = {"none": 1, "dots": 1, "full": 4 / 3}
 
 
 class StepPlan(NamedTuple):
@@ -123,7 +126,7 @@ def plan_step(
             compiled = None
     flops = task.train_flops * clips / mesh.size
     common = dict(clips=clips, mesh=dict(mesh.shape), device=device.device_kind, flops=flops)
-    compute = flops / chip.flops if chip else None
+    compute = RECOMPUTED[config.run.remat] * flops / chip.flops if chip else None
     if compiled is None:
         return StepPlan(
             **common,
@@ -162,23 +165,45 @@ def plan_step(
     )
 
 
-def changes(config: ConfigDict, devices: int) -> Iterator[dict[str, int | str]]:
-    """Yield config changes that save memory, what costs least time first.
+def find_fit(
+    config: ConfigDict, devices: int, fits: Callable[[dict], bool]
+) -> dict[str, int | str] | None:
+    """Return the change that costs least time and makes a config fit, None if there is none.
 
-    More parts of a batch cost nothing but smaller products; recomputing costs up to a third of
-    the FLOPs; splitting the state costs the network.
+    fits: compiles a change such as {"accumulation": 2}, which takes minutes: the change of a
+    ladder that saves most is therefore tried before those between.
     """
-    parts = config.accumulation
-    while config.batch_size * config.repeats % (devices * parts * 2) == 0:
-        parts *= 2
-        yield {"accumulation": parts}
-    for remat in ("dots", "full"):
-        if config.run.remat != remat:
-            yield {"accumulation": parts, "run.remat": remat}
+    for ladder in savings(config, devices):
+        if fits(ladder[0]):
+            return ladder[0]
+        if len(ladder) > 1 and fits(ladder[-1]):
+            return next(filter(fits, ladder[1:-1]), ladder[-1])
+    return None
+
+
+def savings(config: ConfigDict, devices: int) -> Iterator[list[dict[str, int | str]]]:
+    """Yield ladders of config changes, each of which saves more memory and costs more time.
+
+    A ladder splits the state over twice the devices of the one before, which costs the network.
+    Where parameters are whole, more parts of a batch cost nothing but smaller products, and
+    recomputing up to a third of the FLOPs; where they are split, each part gathers them anew.
+    """
+    parts = [config.accumulation]
+    while config.batch_size * config.repeats % (devices * parts[-1] * 2) == 0:
+        parts.append(parts[-1] * 2)
+    remats = list(RECOMPUTED)[list(RECOMPUTED).index(config.run.remat) :]
+    now = {"accumulation": parts[0], "run.remat": remats[0], "mesh.fsdp": config.mesh.fsdp}
     fsdp = config.mesh.fsdp
-    while fsdp < devices and devices % (fsdp * 2) == 0:
+    while devices % fsdp == 0:
+        if fsdp == 1:
+            steps = [(p, remats[0]) for p in parts] + [(parts[-1], r) for r in remats[1:]]
+        else:
+            steps = [(parts[0], r) for r in remats] + [(p, remats[-1]) for p in parts[1:]]
+        changes = [dict(zip(now, (*step, fsdp), strict=True)) for step in steps]
+        changes = [{k: v for k, v in change.items() if v != now[k]} for change in changes]
+        if ladder := [change for change in changes if change]:
+            yield ladder
         fsdp *= 2
-        yield {"accumulation": parts, "run.remat": "full", "mesh.fsdp": fsdp}
 
 
 def change_config(config: ConfigDict, change: dict[str, int | str]) -> ConfigDict:
