@@ -52,6 +52,7 @@ def tell(
 ) -> None:
     """Print the plan of a config, and what would fit where it does not."""
     import json
+    import sys
     from pathlib import Path
 
     from videomae_jax.tasks import classify, pretrain, probe
@@ -72,6 +73,7 @@ def tell(
     )
     mfu = mfu or plan.MFU
 
+    print("compiling the step: a minute or more for the large sizes", file=sys.stderr, flush=True)
     step = plan.plan_step(config, kind, **there)
     length = plan.run_steps(config, len(videos)) if known or config.steps else None
     print(plan.text(f"{config.name} on {topology}", config, step, steps=length, mfu=mfu))
@@ -84,12 +86,14 @@ def tell(
             return " ".join(f"--config.{key}={value}" for key, value in change.items())
 
         def fits(change):
+            # First what is being compiled: it takes its time.
+            print(f"  {words(change)}: ", end="", flush=True)
             try:
                 other = plan.plan_step(plan.change_config(config, change), kind, **there)
             except UserError as error:
-                print(f"  {words(change)}: {error}", flush=True)
+                print(error, flush=True)
                 return False
-            print(f"  {words(change)}: {plan.memory_line(other)}", flush=True)
+            print(plan.memory_line(other), flush=True)
             tried.append({"change": change, **plan.as_json(other, mfu=mfu)})
             return other.fits
 

@@ -61,6 +61,8 @@ def prepare_environment(topology: str) -> None:
     if topology != "here":
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # no metadata server to ask which TPU this is
+        # libtpu then wants to be told; any will do, it compiles for the topology it is given.
+        os.environ["TPU_ACCELERATOR_TYPE"], os.environ["TPU_WORKER_HOSTNAMES"] = "v4-8", "localhost"
         os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
         os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # there is no driver to ask
 
