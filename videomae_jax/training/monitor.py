@@ -19,6 +19,10 @@ from videomae_jax.training.distributed import say
 from videomae_jax.training.goodput import Goodput
 from videomae_jax.training.watchdog import Watchdog
 
+# Between two lines the account of a run is written this often: of a run that is killed, no step
+# older than that goes uncounted.
+ACCOUNT_SECONDS = 5.0
+
 
 class Monitor:
     """Progress lines, TensorBoard, metrics.jsonl, and the end of a run that has gone NaN.
@@ -50,7 +54,7 @@ class Monitor:
             self._writer = SummaryWriter(str(Path(workdir) / "tensorboard"))
             self._file.touch()
         self._pending, self._window, self._seconds, self._saving = None, [], [], 0.0
-        self._last = time.perf_counter()
+        self._last = self._accounted = time.perf_counter()
         self._waited = self._waited_before = np.zeros(jax.process_count())
 
     def begin(self, step: int) -> None:
@@ -123,6 +127,9 @@ class Monitor:
             step, seconds=now - self._last, waited=float((waited - self._waited).max())
         )
         self._last, self._waited = now, waited
+        if self._writer and now - self._accounted > ACCOUNT_SECONDS:
+            self._accounted = now
+            self._goodput.write()
         skipped = int(values.pop("skipped"))
         if skipped >= self.max_skipped_steps:
             raise UserError(
