@@ -118,6 +118,19 @@ ENTRY %main (a: f32[4,2]) -> f32[4,2] {{
     assert not row.remote
 
 
+def test_all_sums_of_one_channel_count():
+    # As XLA for TPU writes what psum sends, from a compile for v5e-64.
+    text = """HloModule step
+
+ENTRY %main (a: f32[4,2]) -> f32[4,2] {
+  %psum.1 = f32[4,2]{1,0} all-reduce(%a), channel_id=1, replica_groups={{0,1}}
+  %psum.2 = f32[4,2]{1,0} all-reduce(%b), channel_id=1, replica_groups={{0,1}}
+}
+"""
+    (row,) = collectives.read_collectives(text, places=[0, 0])
+    assert row == ("all-reduce", False, 2, 2 * 32.0)
+
+
 def test_a_plan_for_accelerators_resizes(monkeypatch):
     """What is compiled has the batch that training would be fed."""
     here = plan_here("--config.batch_size=8")

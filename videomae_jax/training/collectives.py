@@ -34,9 +34,10 @@ def read_collectives(text: str, *, places: list[int]) -> list[Collective]:
     """
     bodies = _computations(text)
     turns = _turns(bodies)
-    # One collective may stand in several fusions, from its start to its end: its channel tells.
-    found = {}
-    for name, lines in bodies.items():
+    # One collective may stand in several fusions, from its start to its end: its channel and shape
+    # tell. Outside of fusions each is one, even where, as those of a psum, all have one channel.
+    found, whole, fused = {}, set(), _fused(bodies)
+    for name, lines in sorted(bodies.items(), key=lambda body: body[0] in fused):
         for line in lines:
             if send := _SEND.search(line):
                 size, kind = _bytes(send[1]), send[2].lower().replace("_", "-")
@@ -51,8 +52,13 @@ def read_collectives(text: str, *, places: list[int]) -> list[Collective]:
                 kind, sent = "reduce-scatter", _bytes(shape) * (1 - 1 / len(group))
             else:
                 sent = _sent(kind, _bytes(shape), len(group), start=bool(start))
-            channel = re.search(r"channel_id=(\d+)", rest)
-            key = channel[1] if channel else (name, line)
+            channel = re.search(r"channel_id=\d+", rest)
+            key = (channel[0], shape) if channel else (name, line)
+            if name not in fused:
+                whole.add(key)
+                key = name, line
+            elif key in whole:
+                continue
             remote = len({places[device] for device in group}) > 1
             if key not in found or found[key][-1] < turns[name]:
                 found[key] = kind, remote, sent, turns[name]
@@ -130,6 +136,12 @@ def _computations(text: str) -> dict[str, list[str]]:
         elif line.startswith(" "):
             lines.append(line)
     return bodies
+
+
+def _fused(bodies: dict[str, list[str]]) -> set[str]:
+    """The computations that are the inside of a fusion."""
+    calls = (line for lines in bodies.values() for line in lines if " fusion(" in line)
+    return {name for line in calls for name in re.findall(r"calls=%([\w.\-]+)", line)}
 
 
 def _turns(bodies: dict[str, list[str]]) -> dict[str, int]:
