@@ -20,10 +20,13 @@ HEADER = f"""# What the recipes need
 
 Compiled ahead of time, without the devices, by `videomae plan`; nothing here ran. Pre-training on
 16 x 224 x 224 clips at a batch of {BATCH:,}, decoders as in the recipes (g: V2's dual masking).
-Bytes are of one device. Floors are those of data sheets; the step is an estimate that assumes 40 %
-of the peak and overlaps nothing; the run is one of {EXAMPLES:,} videos. The blocks are a loop
-(`run.scan`), which compiles in a fraction of the time; unrolled, as the recipes run, bytes and
-collectives can differ a little. A row is one command:
+Bytes are of one device. Floors are those of data sheets, that of computing with what
+`run.remat full` computes again; the step is an estimate that assumes 40 % of the peak and overlaps
+nothing; the run is one of {EXAMPLES:,} videos. What does not fit has the first change that makes it
+fit: a batch in more and more parts (`accumulation`), then recomputing (`run.remat`); else a state
+split over 2, 4, ... devices (`mesh.fsdp`), by itself, with recomputing, and in parts. The blocks
+are a loop (`run.scan`), which compiles in a fraction of the time; unrolled, as the recipes run,
+bytes and collectives can differ a little. A row is one command:
 
     videomae plan --config=configs/pretrain.py:b,k400 --config.batch_size={BATCH} \\
         --config.run.scan=True --topology v5e-64 --examples {EXAMPLES}
