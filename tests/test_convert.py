@@ -28,7 +28,6 @@ from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.masking import TubeMask
 from videomae_jax.models.tokens import sincos_positions
 from videomae_jax.models.vit import SIZES, Size
-from videomae_jax.training import checkpoint as native
 
 PATCH = (2, 16, 16)
 HEADS = dict(num_heads=3, decoder_num_heads=2)
@@ -372,7 +371,6 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not hasattr(native, "save_params"), reason="save_params is not there yet")
 @pytest.mark.parametrize("task", FILES)
 def test_through_a_native_folder(tmp_path, task):
     run(FILES[task], tmp_path / "run", "--num-heads", 3, "--decoder-num-heads", 2)
