@@ -328,8 +328,9 @@ def test_a_step_compiles_for_a_pod_that_is_not_there(tmp_path, topology, devices
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @needs_cuda
-def test_a_step_compiles_for_gpus_that_are_not_there(tmp_path):
-    told = plan_away(tmp_path, "h100-8x2")
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_compiles_for_gpus_that_are_not_there(tmp_path, parts):
+    told = plan_away(tmp_path, "h100-8x2", f"--config.accumulation={parts}")
     assert told["mesh"]["data"] == 16 and told["capacity"] == 80 * 10**9 and told["fits"]
     assert [(row["kind"], row["remote"]) for row in told["collectives"]] == [("all-reduce", True)]
     forward, backward = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"

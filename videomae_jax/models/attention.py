@@ -80,8 +80,7 @@ def _tried(name: str, dtype: jnp.dtype) -> str:
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str) -> jax.Array:
     """Return softmax(q k^T / sqrt(d)) v, [B, n, heads, d] as q is; k and v are [B, N, heads, d]."""
     if implementation == "cudnn":
-        scale = q.shape[-1] ** -0.5
-        return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn")
+        return _on_each_device(_attend_cudnn, q, k, v)
     if implementation == "chunked" and q.shape[1] > CHUNK:
         return _on_each_device(_attend_chunked, q, k, v)
     if implementation == "splash":
@@ -145,6 +144,11 @@ def _attend_chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
     out = jax.lax.map(lambda head: _attend_head(*head), (rows(q * width**-0.5), rows(k), rows(v)))
     return out.reshape(batch, heads, -1, width).transpose(0, 2, 1, 3)
+
+
+def _attend_cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    scale = q.shape[-1] ** -0.5
+    return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn")
 
 
 @jax.custom_vjp
