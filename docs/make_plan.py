@@ -88,11 +88,17 @@ def line(key: str, row: dict) -> str:
     days = row["steps"] * row["step_seconds"] / 86400
     cells += [
         f"{sum(c['bytes'] for c in row['collectives']) / 1e6:.0f}",
-        ", ".join(f"{1e3 * floor:.3g}" for floor in floors),
-        f"{1e3 * row['step_seconds']:.3g}",
+        ", ".join(milliseconds(floor) for floor in floors),
+        milliseconds(row["step_seconds"]),
         f"{days:.2g}",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def milliseconds(seconds: float) -> str:
+    """Write seconds in ms, three digits of them, whole from a thousand on."""
+    ms = 1e3 * seconds
+    return f"{ms:.3g}" if ms < 999.5 else f"{ms:,.0f}"
 
 
 if __name__ == "__main__":
