@@ -4,7 +4,6 @@ import base64
 import csv
 import io
 import json
-import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +16,6 @@ from test_loop import CLIPS
 from videos import turn, write_video
 
 from videomae_jax import cli
-from videomae_jax.commands.progress import progress
 from videomae_jax.data.decode import read_clip, read_facts
 from videomae_jax.data.survey import find_copies, find_look_alikes, survey_video, survey_videos
 
@@ -160,13 +158,3 @@ def test_the_report_stands_alone_and_shows_the_pictures(checked):
     assert tags.count("svg") == 6 and "b" in tags
     assert "&lt;b&gt;again.mp4" in html and "<b>again" not in html
     assert "4 of 8 videos are clean" in html and "which has another label" in html
-
-
-def test_progress_tells_the_rate_and_the_time_left(capsys, monkeypatch):
-    clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    items = progress("abcdefgh", total=8, unit="videos", note=lambda: "1 bad")
-    assert "".join(items) == "abcdefgh"
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "3 of 8 videos, 0.1/s, 0:50 left, 1 bad"
-    assert re.match("8 of 8 videos, .* 0:00 left", lines[-1])

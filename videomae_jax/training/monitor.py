@@ -17,6 +17,7 @@ from videomae_jax.errors import UserError
 from videomae_jax.training.chips import peak_flops
 from videomae_jax.training.distributed import say
 from videomae_jax.training.goodput import Goodput
+from videomae_jax.training.progress import clock
 from videomae_jax.training.watchdog import Watchdog
 
 # Between two lines the account of a run is written this often: of a run that is killed, no step
@@ -172,7 +173,7 @@ class Monitor:
             f"grad {mean['grad_norm']:.3g}",
             f"{rate:,.4g} clips/s",
             f"waiting {share:.0%}" + f" (process {slowest})" * (len(shares) > 1),
-            f"ETA {_clock((self.total_steps - step) * seconds / steps)}",
+            f"ETA {clock((self.total_steps - step) * seconds / steps)}",
         ]
         if self._mfu_per_rate:
             speed["mfu"] = rate * self._mfu_per_rate
@@ -205,9 +206,3 @@ def read_metrics(workdir: str) -> list[dict[str, float]]:
 def _everywhere(ids: jax.Array) -> np.ndarray:
     """The values of an array that is spread over all processes."""
     return np.asarray(multihost_utils.process_allgather(ids, tiled=True))
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -24,6 +24,7 @@ from videomae_jax.training.chips import Chip, find_chip
 from videomae_jax.training.collectives import Collective, read_collectives
 from videomae_jax.training.loop import check_batch, open_videos
 from videomae_jax.training.optim import make_optimizer, make_plan, warmup_cosine
+from videomae_jax.training.progress import clock
 from videomae_jax.training.sharding import batch_sharding, make_mesh
 from videomae_jax.training.step import jit_steps
 
@@ -298,7 +299,7 @@ def text(title: str, config: ConfigDict, step: StepPlan, *, steps: int | None, m
         rows["run"] = (
             "give --examples or --config.data.train to tell its length"
             if steps is None
-            else f"{steps:,} steps, {steps * seconds / 3600:,.4g} hours"
+            else f"{steps:,} steps, {clock(steps * seconds)} (h:mm:ss)"
         )
     return banner.text(title, rows)
 

@@ -28,7 +28,7 @@ class Progress:
         self._next = now + (TERMINAL if self._live else LOG)
         self._shown = True
         spent, share = now - self._start, done - self._begun
-        left = f", {_clock(spent * (self._total - done) / share)} left" if share > 0 else ""
+        left = f", {clock(spent * (self._total - done) / share)} left" if share > 0 else ""
         line = f"{of}, {count:,} {unit}, {count / spent:.1f}/s{left}"
         before, after = ("\r\033[K", "") if self._live else ("", "\n")
         print(f"{before}{line}", end=after, file=sys.stderr, flush=True)
@@ -39,6 +39,7 @@ class Progress:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Write seconds as H:MM:SS."""
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}"

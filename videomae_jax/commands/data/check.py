@@ -34,11 +34,11 @@ def main(args: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
-    from videomae_jax.commands.progress import progress
     from videomae_jax.data.lists import write_lines, write_manifest
     from videomae_jax.data.sources import pick_videos, read_videos
     from videomae_jax.data.survey import find_copies, find_look_alikes, survey_videos
     from videomae_jax.errors import UserError
+    from videomae_jax.training.progress import Progress
 
     source = Path(args.manifest).expanduser().absolute()
     out = Path(args.out) if args.out else source.with_name(f"{source.stem}_check")
@@ -51,14 +51,14 @@ def main(args: argparse.Namespace) -> None:
     count = len(videos)
     paths = [*videos.paths, *(other.paths if other else ())]
     shown = set(range(0, count, -(-count // PICTURES)))
-    surveys: list = []
-
-    def note() -> str:
-        return f"{sum(bool(survey.reason) for survey in surveys)} unreadable"
-
-    found = survey_videos(paths, pictures=[place in shown for place in range(len(paths))])
-    for survey in progress(found, total=len(paths), unit="videos", note=note):
+    surveys, unreadable, progress = [], 0, Progress(len(paths))
+    for survey in survey_videos(paths, pictures=[place in shown for place in range(len(paths))]):
         surveys.append(survey)
+        unreadable += bool(survey.reason)
+        done = len(surveys)
+        of = f"video {done:,} of {len(paths):,}, {unreadable:,} unreadable"
+        progress.show(done, count=done, unit="videos", of=of)
+    progress.close()
 
     copies, look_alikes = find_copies(surveys), find_look_alikes(surveys)
     bad = left_out(videos, surveys, copies, min_frames=args.min_frames)

@@ -50,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     import json
     import os
-    import sys
     from pathlib import Path
 
     from absl import logging
@@ -58,6 +57,7 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.data.pack import Settings, pack
     from videomae_jax.data.sources import read_videos
     from videomae_jax.errors import UserError
+    from videomae_jax.training.progress import Progress
 
     logging.set_verbosity(logging.ERROR)  # tensorflow-datasets warns of its own calls
     if not 0 <= args.process_index < args.process_count:
@@ -69,10 +69,10 @@ def main(args: argparse.Namespace) -> None:
     if videos.reader:
         raise UserError(f"{args.videos} is packed already: give the manifest or the folder")
     mine = len(videos) // args.process_count
+    progress = Progress(mine)
 
     def report(done: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{done:,} of about {mine:,} videos", end="", file=sys.stderr, flush=True)
+        progress.show(done, count=done, unit="videos", of=f"video {done:,} of about {mine:,}")
 
     quality = args.quality
     if quality is None:
@@ -88,8 +88,7 @@ def main(args: argparse.Namespace) -> None:
         threads=args.threads or len(os.sched_getaffinity(0)),
         report=report,
     )
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
+    progress.close()
     if index is None:
         print("this process is done; shards of others are missing: the last one writes the index")
         return
