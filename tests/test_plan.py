@@ -193,7 +193,7 @@ def test_what_costs_least_is_tried_first_and_the_most_saving_before_what_is_betw
             return enough(*seen[-1])
 
         change = plan.find_fit(config, 8, fits)
-        assert config.accumulation == 1 and config.mesh.fsdp == 1
+        assert config.accumulation == 1
         return change, seen
 
     batch = "--config.batch_size=64"
@@ -212,6 +212,10 @@ def test_what_costs_least_is_tried_first_and_the_most_saving_before_what_is_betw
     assert change == {"mesh.fsdp": 8} and seen[:2] == [(1, 1, "dots"), (1, 1, "full")]
     change, seen = tried(lambda *_: False, "--config.batch_size=8", "--config.run.remat=full")
     assert change is None and seen == [(fsdp, 1, "full") for fsdp in (2, 4, 8)]
+    split = ("--config.mesh.fsdp=-1", "--config.mesh.data=1")
+    change, seen = tried(lambda *_: False, "--config.batch_size=16", *split)
+    assert change is None
+    assert seen == [(-1, 1, "dots"), (-1, 2, "full")]
 
 
 @pytest.mark.parametrize(

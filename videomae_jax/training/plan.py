@@ -194,8 +194,10 @@ def savings(config: ConfigDict, devices: int) -> Iterator[list[dict[str, int | s
         parts.append(parts[-1] * 2)
     remats = list(RECOMPUTED)[list(RECOMPUTED).index(config.run.remat) :]
     now = {"accumulation": parts[0], "run.remat": remats[0], "mesh.fsdp": config.mesh.fsdp}
-    fsdp = config.mesh.fsdp
-    while devices % fsdp == 0:
+    splits = [config.mesh.fsdp]  # -1 is as many as there can be
+    while splits[-1] > 0 and devices % (splits[-1] * 2) == 0:
+        splits.append(splits[-1] * 2)
+    for fsdp in splits:
         if fsdp == 1:
             steps = [(p, remats[0]) for p in parts] + [(parts[-1], r) for r in remats[1:]]
         else:
@@ -204,7 +206,6 @@ def savings(config: ConfigDict, devices: int) -> Iterator[list[dict[str, int | s
         changes = [{k: v for k, v in change.items() if v != now[k]} for change in changes]
         if ladder := [change for change in changes if change]:
             yield ladder
-        fsdp *= 2
 
 
 def change_config(config: ConfigDict, change: dict[str, int | str]) -> ConfigDict:
