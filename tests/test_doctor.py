@@ -14,6 +14,9 @@ def write_run(folder, *, waiting=0.01, vs_zero=0.4, loss=(1.0, 0.7, 0.4), **last
         for n, value in enumerate(loss, 1)
     ]
     rows[-1] |= {"vs_zero": vs_zero, **last}
+    account = dict(began=0.0, starts=3, step=60, steps=65, lost_steps=5)
+    account |= dict(stepping=1.0, waiting=0.0, saving=0.0, evaluating=0.0)
+    (folder / "goodput.json").write_text(json.dumps(account))
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "checkpoints/40").mkdir(parents=True)
     return {finding.name: finding for finding in doctor.examine_run(str(folder))}

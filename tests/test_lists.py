@@ -230,12 +230,14 @@ def test_a_split_by_a_given_list(tmp_path):
         (["--val", "v", "--val-list", "none.txt"], "cannot read none.txt: No such file"),
         (["--val", "v", "--val-list", "x", "--holdout", "0.1"], "use one"),
         (["--split", "4"], "invalid choice: 4"),
+        (["--val", "{out}"], "--out and --val are both"),
     ],
 )
 def test_mistakes_are_named(tmp_path, capsys, flags, message):
     folder = write(tmp_path / "set", {"a/1.mp4": "", "b/2.mp4": ""})
     with pytest.raises(SystemExit) as caught:
-        run(folder, "--out", tmp_path / "t.csv", *flags)
+        out = tmp_path / "t.csv"
+        run(folder, "--out", out, *(flag.format(out=out) for flag in flags))
     assert caught.value.code == 1 and message in capsys.readouterr().err
 
 

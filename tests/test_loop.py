@@ -133,7 +133,12 @@ def test_a_signal_saves_exits_42_and_loses_no_step(straight, tmp_path, number, m
 
 def test_a_finished_run_has_nothing_to_do(straight, capsys, manifests):
     cli.main(arguments(straight, *manifests))
-    assert "done, 6 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nothing to train" in said and "done, 6 steps" in said
+    cli.main(arguments(straight, *manifests, "--config.optimizer.weight_decay=0.1", steps=5))
+    said = capsys.readouterr().out
+    assert "is at step 6, the run ends at 5; without effect: optimizer.weight_decay, steps" in said
+    assert f"checkpoint  {straight}/checkpoints/6" in said
 
 
 def fails(capsys, *args):
@@ -167,6 +172,8 @@ def fails(capsys, *args):
             "1 channel (grey) or 3 (RGB), not 2",
         ),
         (["--bogus=1"], "--bogus is unknown"),
+        (["--config.save_every=0"], "save_every 0: use 1 or more"),
+        (["--config.run.dtype=float15"], "'float15' is unknown: use auto, float32, bfloat16"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_1(tmp_path, capsys, overrides, words):
@@ -225,7 +232,8 @@ def test_one_unreadable_video_does_not_end_the_run(tmp_path, capsys):
     videos = f"--config.data.train={manifest}"
     none = ["--config.data.eval=", "--config.data.holdout=0"]
     cli.main(arguments(tmp_path / "run", videos, *none, steps=4))
-    assert "done, 4 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "done, 4 steps" in said and "replaced    1 of 5 videos unreadable" in said
     listed = (tmp_path / "run/bad_videos.csv").read_text().splitlines()
     assert len(listed) == 2 and listed[1].startswith(str(bad))
 

@@ -330,6 +330,7 @@ def test_the_rate_scales_with_the_batch_and_lr_does_not():
         (["--config.lr=1e-3"], "lr=0.001 and base_lr=0.00015 are both set"),
         (["--config.base_lr=0"], "set one of them above 0"),
         (["--config.epochs=30"], "use 0 to 209"),
+        (["--config.epochs=0"], "epochs 0: use 1 or more, or set steps"),
         (["--config.steps=5", "--config.warmup_steps=5"], "5 warm-up steps of 5: use 0 to 4"),
     ],
 )

@@ -2,8 +2,11 @@
 
 import difflib
 import importlib.util
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -11,6 +14,32 @@ from ml_collections import ConfigDict, config_flags
 from videomae_jax.errors import UserError
 
 CHECKOUT = Path(__file__).parent.parent
+
+
+class Limit(NamedTuple):
+    """What numbers are legal under some keys; `below`: up to `most`, but not that itself."""
+
+    keys: str
+    least: float
+    most: float = math.inf
+    below: bool = False
+
+
+LIMITS = (
+    Limit(r"batch_size|repeats|accumulation|(log|eval|save)_every|keep_checkpoints", 1),
+    Limit(r"max_skipped_steps|(watchdog|heartbeat)_seconds|data\.ahead|knn\.videos", 1),
+    Limit(r"clip\.(frames|stride|(source_)?(height|width))|augment\.group", 1),
+    Limit(r"model\.(encoder|decoder)\.(width|depth|heads|mlp_width)|model\.patch", 1),
+    Limit(r"(warmup_)?(steps|epochs)|data\.(threads|memory_gb)|knn\.k|model\.classes", 0),
+    Limit(r"lr|base_lr|min_lr|optimizer\.(weight_decay|clip_norm)", 0),
+    Limit(r"augment\.(operations|magnitude|deviation|mixup|cutmix)", 0),
+    Limit(r"seed", 0, 2**32, below=True),
+    Limit(r"data\.max_bad_share|augment\.(erase|switch)", 0, 1),
+    Limit(r"data\.holdout|mask\.decoder_ratio|optimizer\.b[12]|ema_decay", 0, 1, below=True),
+    Limit(r"label_smoothing|drop_path|head_dropout", 0, 1, below=True),
+    Limit(r"augment\.min_area", 1e-6, 1),
+    Limit(r"model\.std|optimizer\.eps", 1e-12),
+)
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -48,7 +77,38 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         ) from None
     if rest:
         raise UserError(f"{rest[0]!r} is not understood: overrides look like --config.key=value")
+    check_limits(holder.value)
     return holder.value
+
+
+def check_limits(config: ConfigDict) -> None:
+    """Raise UserError for a number that no run can have, with the nearest legal one."""
+    leaves = flatten(config)
+    for key, value in leaves.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        numbers = [n for n in numbers if isinstance(n, (int, float))]
+        if not all(map(math.isfinite, numbers)):
+            raise UserError(f"{key} is {value}: give a number")
+        for limit in (limit for limit in LIMITS if re.fullmatch(limit.keys, key)):
+            for n in numbers:
+                if n < limit.least or n > limit.most or (limit.below and n == limit.most):
+                    upper = f"{'below ' * limit.below}{limit.most:.10g}"
+                    upper = "or more" if limit.most == math.inf else f"to {upper}"
+                    raise UserError(f"{key} {n}: use {limit.least:g} {upper}")
+    for key, length in (("model.patch", 3), ("model.position_grid", 3)):
+        if leaves.get(key) and len(leaves[key]) != length:
+            raise UserError(f"{key} {leaves[key]}: give {length} numbers, of time, height, width")
+    for part in ("model.encoder", "model.decoder"):
+        width, heads = (leaves.get(f"{part}.{name}", 1) for name in ("width", "heads"))
+        if width % heads:
+            legal = [n for n in range(1, width + 1) if width % n == 0]
+            near = min(legal, key=lambda n: abs(n - heads))
+            raise UserError(f"{part}.width {width} does not divide by {heads} heads: use {near}")
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", leaves.get("views", "1x1")):
+        raise UserError(f"views {leaves['views']!r} is not CLIPSxCROPS: use such as 5x3")
+    rate = leaves.get("lr") or leaves.get("base_lr") or 0
+    if leaves.get("min_lr", 0) > rate > 0:
+        raise UserError(f"min_lr {leaves['min_lr']:g} is above the rate: use 0 to {rate:g}")
 
 
 def parse_choices(arguments: str, **choices: Sequence[str]) -> tuple[str, ...]:

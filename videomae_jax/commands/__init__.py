@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 from collections.abc import Sequence
 
 
@@ -20,3 +21,15 @@ def add_commands(parser: argparse.ArgumentParser, names: Sequence[str], *, packa
         if hasattr(module, "main"):
             command.set_defaults(run=module.main)
         module.add_arguments(command)
+
+
+def positive(text: str) -> int:
+    """Read a number of things of an option; argparse says what is wrong with another."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
+    return int(text)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -8,6 +8,8 @@ A window slides over the whole video; the mean of its probabilities ranks the cl
 import argparse
 import sys
 
+from videomae_jax.commands import cores
+
 WINDOWS = 4  # at once, on each device
 
 
@@ -21,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-heads", type=int, metavar="N", help="for sizes not published")
     parser.add_argument("--ema", action="store_true", help="use the moving average of the weights")
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="(default: %(default)s)")
+    parser.add_argument("--top", type=int, metavar="K", help="(default: up to 5)")
     parser.add_argument(
         "--json", metavar="FILE", help="write the classes of each video and of its windows here"
     )
@@ -29,7 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     import json
-    import os
     from contextlib import closing
     from pathlib import Path
 
@@ -52,8 +53,9 @@ def main(args: argparse.Namespace) -> None:
             f"{args.checkpoint} was trained to {config.task}, it knows no classes: fine-tune it"
         )
     classes, clip = config.model.classes, config.clip
-    if not 1 <= args.top <= classes:
-        raise UserError(f"--top {args.top}: use 1 to {classes}, the number of classes")
+    top = min(5, classes) if args.top is None else args.top
+    if not 1 <= top <= classes:
+        raise UserError(f"--top {top}: use 1 to {classes}, the number of classes")
     names = tuple(config.data.class_names) or tuple(map(str, range(classes)))
     dense = clip.sampling == "dense"  # else a clip is the whole video
     sample = WindowSample(
@@ -66,13 +68,13 @@ def main(args: argparse.Namespace) -> None:
     )
 
     def best(probabilities):
-        order = (-probabilities).argsort(kind="stable")[: args.top]
+        order = (-probabilities).argsort(kind="stable")[:top]
         return [dict(name=names[i], probability=float(probabilities[i])) for i in order]
 
     def describe(path, found):
-        top = best(np.mean([probabilities for _, probabilities in found], axis=0))
+        likely = best(np.mean([probabilities for _, probabilities in found], axis=0))
         print(f"{path}  ({len(found)} windows)")
-        for row in top:
+        for row in likely:
             print(f"  {row['probability']:6.1%}  {row['name']}")
         windows = [
             dict(
@@ -84,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
             )
             for window, probabilities in found
         ]
-        return dict(video=path, top=top, windows=windows)
+        return dict(video=path, top=likely, windows=windows)
 
     videos = Videos(tuple(args.videos), None, None, "the videos given")
     bad = BadVideos(videos, max_share=1.0)
@@ -95,7 +97,7 @@ def main(args: argparse.Namespace) -> None:
         sample=sample,
         first=0,
         bad=bad,
-        threads=len(os.sched_getaffinity(0)),
+        threads=cores(),
     )
     results, found, progress = {}, {}, Progress(len(videos))
     with closing(reader) as windows:

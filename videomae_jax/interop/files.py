@@ -116,6 +116,9 @@ def _load(path: str, *, heads, frames, image_size, inflation, item: str) -> Chec
         file = source
         beside = read_beside(source.parent) if is_model_folder(source.parent) else Beside()
     tensors, notes = _read_tensors(file)
+    if beside == Beside() and not (frames and image_size):
+        taken = f"{frames or beside.frames} frames of {image_size or beside.image_size} pixels"
+        notes.append(f"the file does not say of which clips it is: {taken} are taken")
     title = str(file)
     if is_image_model(tensors):
         inflate, tubelet = inflation

@@ -28,9 +28,6 @@ def build_model(config: ConfigDict) -> VideoClassifier:
     """Make the model of `config.model`, run as `config.run` says on this machine's devices."""
     model = config.model
     check_classes(model)
-    for name in ("drop_path", "head_dropout"):
-        if not 0 <= config[name] < 1:
-            raise UserError(f"{name} is {config[name]}: use 0 (never) to below 1")
     return VideoClassifier(
         classes=model.classes,
         drop_path=config.drop_path,

@@ -12,6 +12,7 @@ from videomae_jax.models.tokens import Triple
 from videomae_jax.models.vit import Execution, Size
 
 SHALLOW = 4  # blocks
+DTYPES = ("float32", "bfloat16", "float16")  # of the computation
 
 
 def encoder_fields(config: ConfigDict) -> dict[str, Any]:
@@ -57,6 +58,8 @@ def make_execution(config: ConfigDict) -> Execution:
     platform, dtype = platform_in_use(), run.dtype
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
+    if dtype not in DTYPES:
+        raise UserError(f"run.dtype {dtype!r} is unknown: use auto, {', '.join(DTYPES)}")
     return Execution(
         dtype=jnp.dtype(dtype),
         attention=choose_implementation(run.attention, platform=platform, dtype=dtype),

@@ -24,6 +24,7 @@ from videomae_jax.pictures import write_mp4
 from videomae_jax.tasks import pretrain
 from videomae_jax.training.banner import size_text
 from videomae_jax.training.checkpoint import FOLDER
+from videomae_jax.training.goodput import Goodput
 from videomae_jax.training.monitor import read_metrics
 from videomae_jax.training.optim import Plan, make_optimizer, warmup_cosine
 from videomae_jax.training.sharding import batch_sharding, make_mesh
@@ -185,10 +186,11 @@ def history(folder: Path, steps: list[dict]) -> Finding:
     latest = f"newest checkpoint at step {max(saved):,}" if saved else "no checkpoint yet"
     text = f"{steps[-1]['step']:,} steps logged, {latest}" if steps else f"no step yet, {latest}"
     if steps and "restarts" in steps[-1]:
-        last = steps[-1]
+        # The newest start may not have logged a line yet.
+        account = Goodput(str(folder)).metrics()
         text += (
-            f", {last['restarts']:g} restarts that lost {last['lost_steps']:g} steps; "
-            f"{last['useful_share']:.0%} of the time since the first start were training"
+            f", {account['restarts']:g} restarts that lost {account['lost_steps']:g} steps; "
+            f"{steps[-1]['useful_share']:.0%} of the time since the first start were training"
         )
     return Finding("history", bool(steps), text, "" if steps else "read what the run printed")
 
@@ -223,7 +225,10 @@ def learning(rows: list[dict], steps: list[dict]) -> Finding:
         if values:
             text += f"; {values[-1]:.3f} of predicting zero on {where} clips"
             if values[-1] >= 1:
-                advice = "worse than predicting zero: train longer, or lower the learning rate"
+                advice = (
+                    "worse than predicting zero: train longer; if the loss does not fall, look at "
+                    "the rate that the run printed: small batches make it small"
+                )
                 return Finding("loss", False, text, advice)
             break
     # Early on nothing can be told: the rate is still warming up.

@@ -95,6 +95,12 @@ def train(
         if restored:
             start, state, old = restored
             changes = banner.differences(old, config)
+            if start >= plan.steps:
+                say(
+                    f"nothing to train: {workdir} is at step {start:,}, the run ends at "
+                    f"{plan.steps:,}"
+                    + (f"; without effect: {', '.join(changes)}" if changes else "")
+                )
         else:
             start, changes = 0, {}
             check_space(workdir, needed=2 * banner.tree_bytes(steps.abstract_state))
@@ -206,7 +212,7 @@ def train(
                     if scores:
                         monitor.evaluated(step, *scores)
         checkpoints.wait()
-        finish(workdir, plan.steps)
+        finish(workdir, max(start, plan.steps), bad=bad)
         say(monitor.summary())
     return True
 
@@ -330,12 +336,9 @@ def open_videos(config: ConfigDict) -> tuple[Videos, Videos | None]:
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Raise UserError unless every device gets the same number of clips in every part."""
-    for name in ("accumulation", "repeats"):
-        if config[name] < 1:
-            raise UserError(f"{name} {config[name]}: use 1 or more")
     unit = batch_devices(mesh) * config.accumulation
     unit //= math.gcd(unit, config.repeats)  # of videos, from here on
-    if config.batch_size < 1 or config.batch_size % unit:
+    if config.batch_size % unit:
         below = config.batch_size // unit * unit
         split = f"{batch_devices(mesh)} devices (data={mesh.shape['data']}, "
         split += f"fsdp={mesh.shape['fsdp']})"
@@ -375,12 +378,14 @@ def make_workdir(workdir: str) -> None:
         ) from None
 
 
-def finish(workdir: str, steps: int) -> None:
+def finish(workdir: str, steps: int, *, bad: BadVideos) -> None:
     """Draw the curve of a finished run and say where everything is."""
     if jax.process_index() > 0:
         return
     curve = Path(workdir) / "curve.png"
     plot_curve(read_metrics(workdir), str(curve))
     print(f"done, {steps:,} steps")
+    if len(bad):
+        print(f"  replaced    {bad}")
     print(f"  checkpoint  {Path(workdir) / FOLDER / str(steps)}")
     print(f"  curve       {curve}")

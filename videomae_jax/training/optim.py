@@ -40,9 +40,11 @@ def make_plan(config: ConfigDict, *, examples: int) -> Plan:
     per_epoch = max(1, examples // config.batch_size)
     steps = config.steps or config.epochs * per_epoch
     warmup = config.warmup_steps if config.steps else config.warmup_epochs * per_epoch
-    if steps < 1 or not 0 <= warmup < steps:
+    if steps < 1:
+        raise UserError(f"epochs {config.epochs}: use 1 or more, or set steps")
+    if not 0 <= warmup < steps:
         raise UserError(
-            f"{warmup} warm-up steps of {steps}: use 0 to {max(steps - 1, 0)} "
+            f"{warmup} warm-up steps of {steps}: use 0 to {steps - 1} "
             f"({'warmup_steps' if config.steps else f'warmup_epochs, {per_epoch} steps each'})"
         )
     peak = (config.lr or config.base_lr) * scale

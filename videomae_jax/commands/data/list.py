@@ -67,6 +67,8 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{layout} has official lists: leave out --holdout and --val-list")
     if (args.holdout is not None or args.val_list) and not args.val:
         raise UserError("--holdout and --val-list need --val FILE")
+    if args.val and Path(args.val).absolute() == Path(args.out).absolute():
+        raise UserError(f"--out and --val are both {args.out}: give two files")
     if args.classes and not names:
         raise UserError(f"{name} has no classes to write to {args.classes}")
     train, val = to_videos(listing.train, names, name=name), None

@@ -9,6 +9,8 @@ VIDEOS. The same command goes on where it was stopped. Several machines share th
 
 import argparse
 
+from videomae_jax.commands import cores, positive
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("videos", metavar="VIDEOS", help="a manifest or a folder")
@@ -40,7 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--process-index", type=int, default=0, metavar="N")
     parser.add_argument("--process-count", type=int, default=1, metavar="N")
-    parser.add_argument("--threads", type=int, metavar="N", help="encoders (default: one per core)")
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        default=cores(),
+        metavar="N",
+        help="encoders (default: one a core)",
+    )
     parser.add_argument(
         "--verify", action="store_true", help="check all bytes there are, and repair damaged files"
     )
@@ -85,7 +93,7 @@ def main(args: argparse.Namespace) -> None:
         process_index=args.process_index,
         process_count=args.process_count,
         verify=args.verify,
-        threads=args.threads or len(os.sched_getaffinity(0)),
+        threads=args.threads,
         report=report,
     )
     progress.close()
