@@ -16,6 +16,7 @@ from test_finetune import rows
 from test_loop import CLIPS, ROOT, fails
 from videos import write_video
 
+import videomae_jax as vm
 from videomae_jax import cli
 from videomae_jax.config import load_config
 from videomae_jax.data import sampling
@@ -331,6 +332,9 @@ def test_averaged_weights_are_used_where_asked_for(checkpoint, tmp_path, capsys)
     command = ["predict", clip, "--checkpoint", str(tmp_path), "--top=1", "--ema"]
     cli.main(command)
     assert "100.0%  walk" in capsys.readouterr().out
+    video = np.zeros([1, 4, 32, 32, 3], np.uint8)
+    logits = [vm.load(str(tmp_path), ema=ema).logits(video)[0, 2] for ema in (True, False)]
+    np.testing.assert_allclose(logits[0] - logits[1], 99, rtol=1e-4)
     cli.main(command[:-1])
     assert "100.0%  walk" not in capsys.readouterr().out
     file = [str(DATA / "finetune_tiny_deepspeed.pth"), "--num-heads=3", "--ema"]

@@ -81,7 +81,7 @@ def test_mistakes_are_told(arguments, overrides, says):
 def test_groups_divide_what_a_device_takes_at_once():
     change = load("b,k400").augment
     check_group(change, clips=12)
-    with pytest.raises(UserError, match="augment.group=2$"):
+    with pytest.raises(UserError, match="augment.group=3$"):
         check_group(change, clips=6)
     with pytest.raises(UserError, match="augment.group=3$"):
         check_group(change, clips=3)

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from videomae_jax import cli
+from videomae_jax.errors import UserError
 from videomae_jax.training.checkpoint import load_params
 from videomae_jax.training.chips import peak_flops
 from videomae_jax.training.digest import digests
+from videomae_jax.training.loop import check_same_model
 from videomae_jax.training.monitor import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -208,6 +210,12 @@ def test_the_checkpoint_of_another_model_is_refused_and_kept(straight, capsys, m
     said = fails(capsys, *arguments(straight, wider, *manifests, steps=9))
     assert "model.encoder.width=128, the config says 64" in said
     assert sorted(p.name for p in (straight / "checkpoints").iterdir()) == before
+
+
+def test_a_run_of_another_task_is_said_to_be_one():
+    changes = {"data.class_names": (("run",), None), "task": ("classify", "pretrain")}
+    with pytest.raises(UserError, match="holds a checkpoint with task='classify', the config says"):
+        check_same_model(changes, workdir="run")
 
 
 def test_too_many_unreadable_videos_end_the_run_with_their_share(tmp_path, capsys):

@@ -149,7 +149,8 @@ def test_mistakes_are_one_line(probed, pretrained, manifests, tmp_path, capsys):
     assert "use linear or attentive" in says("--config.model.head=bilinear")
     assert "rates is (1.0, 1.0)" in says("--config.rates=(1.0,1.0)")
     assert "rates is ()" in says("--config.rates=()")
-    assert "another model" in says("--config.model.encoder.width=64")
+    said = says("--config.model.encoder.width=64")
+    assert "another model, of " in said and "blocks of width 64: encoder/" in said
     # What a probe leaves is of no other use, and names what is.
     said = says(start=probed)
     assert f"holds probes of the encoder of {pretrained}: give that one" in said

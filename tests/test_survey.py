@@ -158,3 +158,15 @@ def test_the_report_stands_alone_and_shows_the_pictures(checked):
     assert tags.count("svg") == 6 and "b" in tags
     assert "&lt;b&gt;again.mp4" in html and "<b>again" not in html
     assert "4 of 8 videos are clean" in html and "which has another label" in html
+
+
+def test_an_unreadable_video_of_the_other_list_is_named(tmp_path, capsys):
+    for name, video in (("one", WALKS[0]), ("two", WALKS[1])):
+        (tmp_path / name).mkdir()
+        shutil.copy(video, tmp_path / name)
+    torn = tmp_path / "two/torn.mp4"
+    torn.write_bytes(b"")
+    lists = [tmp_path / "one", "--against", tmp_path / "two", "--out", tmp_path / "out"]
+    cli.main(["data", "check", *map(str, lists)])
+    said = capsys.readouterr().out
+    assert "1 of 1 videos are clean" in said and f"{torn} (the file is empty)" in said

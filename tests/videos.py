@@ -101,7 +101,7 @@ def write_broken(folder: Path) -> dict[str, str]:
     for name in ("movie.mp4", "front.mp4"):
         (folder / name).unlink()
     contents = {
-        "empty.mp4": (b"", "invalid data"),
+        "empty.mp4": (b"", "the file is empty"),
         "text.mp4": (b"dear diary, " * 99, "invalid data"),
         "playlist.mp4": (b"#EXTM3U\n#EXTINF:9,\nhttp://localhost/a.ts\n", "invalid data"),
         "header.mp4": (movie[:30], "invalid data"),

@@ -23,6 +23,7 @@ def load(
     inflate: str | None = None,
     tubelet: int | None = None,
     channels: int | None = None,
+    ema: bool = False,
     dtype: str = "auto",
 ) -> "Model":
     """Read a model from a work directory, one of its steps, or anybody's file or folder.
@@ -30,7 +31,8 @@ def load(
     num_heads, decoder_num_heads: for sizes that are not published. frames, image_size: of the
     clips it was trained on, for files that do not say; `save` writes them down. inflate ("mean"
     or "centre"), tubelet: how the patch embedding of an image model gets its time axis.
-    channels: change the embedding to so many. dtype: of the computation, "auto" for bfloat16 on
+    channels: change the embedding to so many. ema: take the moving average that a run of ours
+    may have kept. dtype: of the computation, "auto" for bfloat16 on
     accelerators and float32 elsewhere.
     Raises UserError when anything is damaged, missing, unexpected or in doubt.
     """
@@ -43,6 +45,7 @@ def load(
         inflate=inflate,
         tubelet=tubelet,
         channels=channels,
+        ema=ema,
     )
     return Model(checkpoint, dtype=dtype)
 
@@ -69,6 +72,9 @@ class Model:
         self._predict = jax.jit(
             functools.partial(predict, self._network), static_argnames=("masked", "normalized")
         )
+
+    def __repr__(self) -> str:
+        return f"<{self.config.name}: {self.config.clip.frames} frames>"
 
     def tokens(self, video: Any) -> jax.Array:
         """Return every token [B, N, D], all patches visible, in raster order, time slowest.

@@ -6,6 +6,7 @@ lists or open groups of pictures.
 """
 
 import io
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -189,6 +190,8 @@ def _opened(source: str | bytes) -> Iterator[tuple]:
         lasting = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
         transient = isinstance(error, OSError) and not isinstance(error, lasting)
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(source, str) and os.path.isfile(source) and not os.path.getsize(source):
+            reason = "the file is empty"
         raise UnreadableVideo(reason.lower(), transient=transient) from error
 
 

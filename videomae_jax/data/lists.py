@@ -171,9 +171,10 @@ def _detect(folder: Path, lists: Path) -> str:
         raise UserError(f"{folder} has splits ({', '.join(tops)}): list {folder / tops[0]} alone")
     if depths == {2} and len(tops) > 1:
         return "folders"
+    odd = next((part for part in parts if len(part) != 2), parts[0])
     raise UserError(
-        f"{folder} is neither flat nor has a folder per class alone: give --layout folders "
-        f"(the first folder is the class) or --layout flat (no classes)"
+        f"{folder} is neither flat nor has a folder per class alone, as {Path(*odd)} shows: give "
+        "--layout folders (the first folder is the class) or --layout flat (no classes)"
     )
 
 

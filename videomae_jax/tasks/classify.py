@@ -229,11 +229,12 @@ def check_group(change: ConfigDict, *, clips: int) -> None:
     change: `config.augment`.
     """
     group = change.group
-    if (change.mixup or change.cutmix) and (group < 1 or clips % group):
-        near = math.gcd(max(group, 1), clips)
+    if (change.mixup or change.cutmix) and clips % group:
+        legal = [n for n in range(1, clips + 1) if clips % n == 0]
+        near = min(legal, key=lambda n: (n == 1, abs(n - group)))  # 1 mixes nothing
         raise UserError(
             f"mixing groups of {group} do not divide the {clips} clips that a device takes at "
-            f"once: use --config.augment.group={near if near > 1 else clips}"
+            f"once: use --config.augment.group={near}"
         )
 
 

@@ -352,6 +352,8 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
 
 def check_same_model(changes: dict, *, workdir: str) -> None:
     """Raise UserError when a checkpoint's config names another model than the run's."""
+    if "task" in changes:  # of which the rest follows
+        changes = {"task": changes["task"]}
     fixed = ("model.encoder", "model.decoder", "model.patch", "model.classes", "data.class_names")
     fixed += ("model.head", "rates")  # of probes
     for key, (old, new) in changes.items():

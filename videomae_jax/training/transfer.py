@@ -71,9 +71,11 @@ def transfer_encoder(pretrained: Any, fresh: Any) -> tuple[Any, LoadTable]:
             f"{len(encoder)} encoder weights are missing; use a VideoMAE pre-training checkpoint"
         )
     if table.reshaped:
+        more = len(table.reshaped) - 1
         raise UserError(
-            f"the checkpoint is of another model, {'; '.join(table.reshaped)}: use the config "
-            "of the size, the patch and the channels it was trained with"
+            f"the checkpoint is of another model{_sizes(found, wanted)}: {table.reshaped[0]}"
+            f"{f' and {more} more' * (more > 0)}; use the config of the size, the patch and the "
+            "channels it was trained with"
         )
 
     def choose(path, leaf):
@@ -81,6 +83,15 @@ def transfer_encoder(pretrained: Any, fresh: Any) -> tuple[Any, LoadTable]:
         return found[name] if name in encoder else leaf
 
     return jax.tree_util.tree_map_with_path(choose, fresh), table
+
+
+def _sizes(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Say how many blocks of which width two encoders have, where they differ in that."""
+    sizes = [tree["encoder/blocks/norm1/scale"].shape for tree in (found, wanted)]
+    if sizes[0] == sizes[1]:
+        return ""
+    has, says = (f"{depth} blocks of width {width}" for depth, width in sizes)
+    return f", of {has} where the config says {says}"
 
 
 def _by_name(params: Any) -> dict[str, Any]:

@@ -94,6 +94,10 @@ def main(args: argparse.Namespace) -> None:
         print(f"  {number:9,} {kind} (not left out for it)")
     if rows:
         print(f"reasons: {out / 'bad.csv'}")
+    if unread := [survey for survey in others if survey.reason]:
+        print(f"  {len(unread):9,} unreadable in {args.against}:")
+        for survey in unread[:5]:
+            print(f"{'':12}{survey.path} ({survey.reason})")
     print(f"report: {out / 'report.html'}")
 
 
