@@ -130,11 +130,13 @@ def test_where_all_are_damaged_the_run_ends_and_nothing_is_touched(workdir):
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["3", "6"]
 
 
-def test_damaged_weights_are_refused_for_use(workdir):
+@pytest.mark.parametrize("damage", [flip, truncate, delete, cut_meta])
+def test_damaged_weights_are_refused_for_use(workdir, damage):
     assert load_params(str(workdir))[1].name == "test"
-    flip(workdir / "checkpoints/6")
-    with pytest.raises(UserError, match="6 is damaged"):
+    damage(workdir / "checkpoints/6")
+    with pytest.raises(UserError, match=r"6 is damaged: .*; give an older one, such as .*/3$"):
         load_params(str(workdir))
+    assert load_params(str(workdir / "checkpoints/3"))[1].name == "test"
 
 
 def test_digests_are_those_of_any_mesh_and_see_every_change():

@@ -214,7 +214,7 @@ def test_other_forms_are_named(tmp_path):
     path.write_bytes(torch_reader.LEGACY + bytes(100))
     assert "before 2020" in refusal(path)
     path.write_bytes(b"\x93NUMPY" + bytes(100))
-    assert "does not begin as a zip" in refusal(path)
+    assert "does not begin as a zip does; nor is it safetensors" in refusal(path)
     archive(path, whole(b"}"), **{"constants.pkl": b""})
     assert "TorchScript" in refusal(path)
     archive(path, whole(b"}"), byteorder=b"big")

@@ -222,12 +222,19 @@ def _read_tensors(file: Path) -> tuple[Mapping[str, Any], list[str]]:
                 raise UserError(f"{part} holds a second {', '.join(twice)}")
             tensors |= held
         return tensors, []
-    if file.name.endswith((".safetensors", ".safetensors.index.json")):
+    if file.name.endswith((".safetensors", ".safetensors.index.json")) or _is_safetensors(file):
         return read_safetensors(file), []
     tensors, where, tree = _read_pth(file)
     aside = [key for key in tree if key != where.partition(".")[0]] if where else []
     notes = [f"the model is under {where!r}"] if where else []
     return tensors, notes + ([f"not read: {', '.join(map(str, aside))[:200]}"] if aside else [])
+
+
+def _is_safetensors(file: Path) -> bool:
+    """Whether a file begins as its format says, whatever its name: a length, then JSON."""
+    with open(file, "rb") as content:
+        head = content.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < file.stat().st_size
 
 
 def _read_pth(file: Path) -> tuple[dict[str, MappedTensor], str, Any]:

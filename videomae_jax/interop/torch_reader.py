@@ -122,7 +122,7 @@ def _not_a_zip(head: bytes) -> str:
             "is in torch.save's form of before 2020; write it anew where torch is: "
             "torch.save(torch.load(path, weights_only=True), new_path)"
         )
-    return "is not a PyTorch file: it does not begin as a zip does"
+    return "is no PyTorch file, it does not begin as a zip does; nor is it safetensors"
 
 
 def _read_archive(data: memoryview) -> Any:

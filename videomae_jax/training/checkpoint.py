@@ -141,6 +141,7 @@ def load_params(path: str, *, item: str = "params") -> tuple[Any, ConfigDict]:
     if not folder.is_dir():
         raise UserError(f"no checkpoint in {path!r}: give the --workdir of a training run")
     with _open(folder, ocp.CheckpointManagerOptions(create=False)) as manager:
+        steps = sorted(manager.all_steps())
         step = manager.latest_step() if step is None else step
         if step is None:
             raise UserError(f"no complete checkpoint in {path!r}: train until the first save")
@@ -153,13 +154,17 @@ def load_params(path: str, *, item: str = "params") -> tuple[Any, ConfigDict]:
             metadata,
         )
         args = ocp.args.Composite(**{item: RESTORE(abstract)}, meta=ocp.args.JsonRestore())
-        restored = manager.restore(step, args=args)
-    try:
-        # Of the host, so that it does not matter which mesh is in use.
-        host = jax.tree.map(np.asarray, restored[item])
-        check_digests({item: host}, restored["meta"])
-    except ValueError as error:
-        raise UserError(f"checkpoint {folder / str(step)} is damaged: {error}") from None
+        try:
+            restored = manager.restore(step, args=args)
+            # Of the host, so that it does not matter which mesh is in use.
+            host = jax.tree.map(np.asarray, restored[item])
+            check_digests({item: host}, restored["meta"])
+        except Exception as error:  # of many kinds, depending on what is damaged
+            problem = str(error).strip().partition("\n")[0] or type(error).__name__
+            older = [f"; give an older one, such as {folder / str(n)}" for n in steps if n < step]
+            raise UserError(
+                f"checkpoint {folder / str(step)} is damaged: {problem}{older[-1] if older else ''}"
+            ) from None
     return restored[item], config_from_json(restored["meta"]["config"])
 
 

@@ -99,6 +99,8 @@ def main(args: argparse.Namespace) -> None:
         for survey in unread[:5]:
             print(f"{'':12}{survey.path} ({survey.reason})")
     print(f"report: {out / 'report.html'}")
+    if not len(clean):
+        raise UserError(f"none of {count:,} videos is clean: see {out / 'bad.csv'}")
 
 
 def left_out(videos, surveys, copies: dict[int, int], *, min_frames: int) -> dict:
