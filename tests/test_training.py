@@ -101,7 +101,10 @@ def test_a_cross_attention_decoder_on_eight_devices():
 
 @pytest.mark.parametrize(
     ("parts", "mesh"),
-    [(4, dict(data=2, fsdp=1, tensor=1)), (2, dict(data=2, fsdp=2, tensor=1))],
+    [
+        pytest.param(4, dict(data=2, fsdp=1, tensor=1), marks=pytest.mark.slow),
+        (2, dict(data=2, fsdp=2, tensor=1)),
+    ],
     ids=str,
 )
 def test_accumulated_parts_add_up_to_the_batch(one_device, parts, mesh):
