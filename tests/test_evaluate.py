@@ -288,7 +288,7 @@ def test_predict_names_the_classes_of_long_and_short_videos(checkpoint, tmp_path
     assert first["top"][0]["probability"] >= first["top"][1]["probability"]
     assert "use 1 to 3" in fails(capsys, *command[:-4], "--top", 9)
     cli.main(list(map(str, command[:-4])))  # without: as many as there are, up to five
-    assert all(capsys.readouterr().out.count(name) == 2 for name in KINDS)
+    assert capsys.readouterr().out.count("%") == 2 * len(KINDS)
     bad = tmp_path / "bad.mp4"
     bad.write_text("")
     said = fails_late(capsys, ["predict", bad, short, "--checkpoint", folder, "--top", 1])
