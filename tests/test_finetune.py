@@ -170,7 +170,7 @@ def test_weights_that_do_not_fit_end_the_run_in_one_line(pretrained, finetuned, 
     (tmp_path / "train.csv").write_text(rows("train", KINDS, range(4)))
     wide = "--config.model.encoder.width=64"
     said = fails(capsys, *arguments(tmp_path / "a", start, data, wide))
-    assert "encoder/embed/kernel (384, 128) -> (384, 64)" in said
+    assert "of 1 blocks of width 128 where the config says 1 blocks of width 64: enc" in said
     said = fails(capsys, *arguments(tmp_path / "b", f"--config.init_from={tmp_path}", data))
     assert "no checkpoint in" in said
     # A classifier's work directory goes on only as what it is.
