@@ -48,7 +48,7 @@ def probed(tmp_path_factory, pretrained, manifests):  # noqa: F811
     return workdir
 
 
-@pytest.mark.parametrize("head", ["linear", "attentive"])
+@pytest.mark.parametrize("head", ["linear", pytest.param("attentive", marks=pytest.mark.slow)])
 def test_heads_trained_together_are_heads_trained_alone(
     head,
     probed,
