@@ -32,8 +32,8 @@ def load(
     clips it was trained on, for files that do not say; `save` writes them down. inflate ("mean"
     or "centre"), tubelet: how the patch embedding of an image model gets its time axis.
     channels: change the embedding to so many. ema: take the moving average that a run of ours
-    may have kept. dtype: of the computation, "auto" for bfloat16 on
-    accelerators and float32 elsewhere.
+    may have kept. dtype: of the computation, "auto" for bfloat16 on accelerators and float32
+    elsewhere.
     Raises UserError when anything is damaged, missing, unexpected or in doubt.
     """
     checkpoint = load_checkpoint(

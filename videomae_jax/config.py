@@ -95,20 +95,28 @@ def check_limits(config: ConfigDict) -> None:
                     upper = f"{'below ' * limit.below}{limit.most:.10g}"
                     upper = "or more" if limit.most == math.inf else f"to {upper}"
                     raise UserError(f"{key} {n}: use {limit.least:g} {upper}")
-    for key, length in (("model.patch", 3), ("model.position_grid", 3)):
-        if leaves.get(key) and len(leaves[key]) != length:
-            raise UserError(f"{key} {leaves[key]}: give {length} numbers, of time, height, width")
+    for key in ("model.patch", "model.position_grid"):
+        if leaves.get(key) and len(leaves[key]) != 3:
+            raise UserError(f"{key} {leaves[key]}: give 3 numbers, of time, height, width")
     for part in ("model.encoder", "model.decoder"):
         width, heads = (leaves.get(f"{part}.{name}", 1) for name in ("width", "heads"))
         if width % heads:
             legal = [n for n in range(1, width + 1) if width % n == 0]
             near = min(legal, key=lambda n: abs(n - heads))
             raise UserError(f"{part}.width {width} does not divide by {heads} heads: use {near}")
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", leaves.get("views", "1x1")):
-        raise UserError(f"views {leaves['views']!r} is not CLIPSxCROPS: use such as 5x3")
+    if "views" in leaves:
+        parse_views(leaves["views"])
     rate = leaves.get("lr") or leaves.get("base_lr") or 0
     if leaves.get("min_lr", 0) > rate > 0:
         raise UserError(f"min_lr {leaves['min_lr']:g} is above the rate: use 0 to {rate:g}")
+
+
+def parse_views(text: str) -> tuple[int, int]:
+    """Read "5x3", clips x crops, as (5, 3)."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise UserError(f"views {text!r} is not CLIPSxCROPS: use such as 5x3")
+    return int(match[1]), int(match[2])
 
 
 def parse_choices(arguments: str, **choices: Sequence[str]) -> tuple[str, ...]:

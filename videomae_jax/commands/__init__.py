@@ -23,11 +23,16 @@ def add_commands(parser: argparse.ArgumentParser, names: Sequence[str], *, packa
         module.add_arguments(command)
 
 
-def positive(text: str) -> int:
-    """Read a number of things of an option; argparse says what is wrong with another."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
-    return int(text)
+def add_threads(parser: argparse.ArgumentParser, *, of: str) -> None:
+    """Add --threads, None where it is not given: how many `of`, such as "decoders", there are."""
+
+    def positive(text: str) -> int:
+        if not text.isdecimal() or not int(text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
+        return int(text)
+
+    words = f"{of} (default: one a core)"
+    parser.add_argument("--threads", type=positive, metavar="N", help=words)
 
 
 def cores() -> int:

@@ -9,7 +9,6 @@ they may have taken hours.
 """
 
 import argparse
-import re
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -185,6 +184,7 @@ def choose_views(given: str | None, config, videos) -> tuple[int, int]:
 
     Raises UserError for more than the videos allow: the same views would be averaged.
     """
+    from videomae_jax.config import parse_views
     from videomae_jax.data.clips import distinct_views
     from videomae_jax.errors import UserError
     from videomae_jax.tasks.classify import view_sample
@@ -228,16 +228,6 @@ def stopped_line(parts) -> str:
     if parts is None:
         return "nothing is saved without --out"
     return f"saved {parts.folder}; the same command goes on from there"
-
-
-def parse_views(text: str) -> tuple[int, int]:
-    """Read "5x3" as (5, 3)."""
-    from videomae_jax.errors import UserError
-
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if not match:
-        raise UserError(f"views {text!r} is not CLIPSxCROPS: use such as 5x3")
-    return int(match[1]), int(match[2])
 
 
 def write_confusion(out, counts, names) -> None:

@@ -15,7 +15,7 @@ writes FILE-00000-of-0000N; an unreadable video is listed in FILE.unreadable.csv
 import argparse
 import sys
 
-from videomae_jax.commands import cores, positive
+from videomae_jax.commands import add_threads, cores
 
 # Clip length, stride inside it, and hop, all in frames. 16 frames in a row every 4, or every 16:
 # how the features published with VideoMAE V2 for ActionFormer were made (extract_tad_feature.py;
@@ -62,13 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, metavar="N", help=f"windows at once (default: {WINDOWS} a device)"
     )
-    parser.add_argument(
-        "--threads",
-        type=positive,
-        default=cores(),
-        metavar="N",
-        help="decoders (default: one a core)",
-    )
+    add_threads(parser, of="decoders")
     parser.add_argument("--process-index", type=int, metavar="I", help="of this process, from 0")
     parser.add_argument("--process-count", type=int, metavar="N", help="how many share VIDEOS")
 
@@ -150,7 +144,7 @@ def main(args: argparse.Namespace) -> None:
         sample=sample,
         first=first,
         bad=bad,
-        threads=args.threads,
+        threads=args.threads or cores(),
     )
     places = {number: place for place, number in enumerate(ids)}
     progress, done = Progress(len(ids), begun=place), 0

@@ -80,7 +80,7 @@ def tell(
     fitting = None
     if not step.fits:
         print("what would fit:", flush=True)
-        tried = []
+        tried = {}
 
         def words(change):
             return " ".join(f"--config.{key}={value}" for key, value in change.items())
@@ -94,14 +94,14 @@ def tell(
                 print(error, flush=True)
                 return False
             print(plan.memory_line(other), flush=True)
-            tried.append({"change": change, **plan.as_json(other, mfu=mfu)})
+            tried[words(change)] = {"change": change, **plan.as_json(other, mfu=mfu)}
             return other.fits
 
         change = plan.find_fit(config, len(devices), fits)
         if change is None:
             print("  nothing tried: use a smaller batch, more devices or larger ones")
         else:
-            fitting = next(told for told in tried if told["change"] == change)
+            fitting = tried[words(change)]
             print(f"use {words(change)}")
     if json_file:
         result = {

@@ -72,7 +72,7 @@ class Checkpoints:
             except UserError:
                 raise
             except Exception as error:  # of many kinds, depending on what is damaged
-                problem = str(error).strip().partition("\n")[0] or type(error).__name__
+                problem = _first_line(error)
             # What one process cannot read, none goes on from.
             if all(_everyone(restored is not None)):
                 self._set_aside(damaged)
@@ -160,10 +160,10 @@ def load_params(path: str, *, item: str = "params") -> tuple[Any, ConfigDict]:
             host = jax.tree.map(np.asarray, restored[item])
             check_digests({item: host}, restored["meta"])
         except Exception as error:  # of many kinds, depending on what is damaged
-            problem = str(error).strip().partition("\n")[0] or type(error).__name__
             older = [f"; give an older one, such as {folder / str(n)}" for n in steps if n < step]
             raise UserError(
-                f"checkpoint {folder / str(step)} is damaged: {problem}{older[-1] if older else ''}"
+                f"checkpoint {folder / str(step)} is damaged: {_first_line(error)}"
+                f"{older[-1] if older else ''}"
             ) from None
     return restored[item], config_from_json(restored["meta"]["config"])
 
@@ -222,6 +222,10 @@ def check_space(workdir: str, *, needed: int) -> None:
             f"{workdir} has {free / 1e9:.2g} GB free, a checkpoint needs {needed / 1e9:.2g} GB: "
             "free some or use another --workdir"
         )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _everyone(fine: bool) -> list[bool]:

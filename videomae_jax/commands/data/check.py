@@ -73,8 +73,9 @@ def main(args: argparse.Namespace) -> None:
     surveys, others = surveys[:count], surveys[count:]
     remarks = remark(surveys, [pair for pair in look_alikes if max(pair) < count])
     summary = summarize(videos, surveys, clean, bad, remarks)
+    unread = [survey for survey in others if survey.reason]
     if other:
-        summary["unreadable in the other split"] = sum(bool(s.reason) for s in others)
+        summary["unreadable in the other split"] = len(unread)
     write_lines(out / "report.html", [report(videos, surveys, summary, rows, remarks)])
     if args.json:
         result = dict(
@@ -94,7 +95,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"  {number:9,} {kind} (not left out for it)")
     if rows:
         print(f"reasons: {out / 'bad.csv'}")
-    if unread := [survey for survey in others if survey.reason]:
+    if unread:
         print(f"  {len(unread):9,} unreadable in {args.against}:")
         for survey in unread[:5]:
             print(f"{'':12}{survey.path} ({survey.reason})")

@@ -9,7 +9,7 @@ VIDEOS. The same command goes on where it was stopped. Several machines share th
 
 import argparse
 
-from videomae_jax.commands import cores, positive
+from videomae_jax.commands import add_threads, cores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--process-index", type=int, default=0, metavar="N")
     parser.add_argument("--process-count", type=int, default=1, metavar="N")
-    parser.add_argument(
-        "--threads",
-        type=positive,
-        default=cores(),
-        metavar="N",
-        help="encoders (default: one a core)",
-    )
+    add_threads(parser, of="encoders")
     parser.add_argument(
         "--verify", action="store_true", help="check all bytes there are, and repair damaged files"
     )
@@ -93,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
         process_index=args.process_index,
         process_count=args.process_count,
         verify=args.verify,
-        threads=args.threads,
+        threads=args.threads or cores(),
         report=report,
     )
     progress.close()
