@@ -175,7 +175,8 @@ def _beside(job, args):
     from videomae_jax.errors import UserError
 
     package = Path(__file__).parent.parent
-    env = {**os.environ, "PYTHONPATH": str(package.parent)}
+    paths = [str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the peer needs room on the same GPU
     peer_env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     peer_env["HF_HUB_OFFLINE"] = "1"  # all it needs is in the folder
