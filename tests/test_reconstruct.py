@@ -146,7 +146,7 @@ def test_statistics_are_weighted_by_the_distance_in_space_and_time(kind):
             distance = np.linalg.norm(places[~hidden[clip]] - place, axis=-1)
             near = dict(weights=distance**-6.0, axis=0)
             expected = np.average(seen.mean(1), **near), np.average(seen.std(1, ddof=1), **near)
-            actual = mean[clip, row, 0], std[clip, row, 0]
+            actual = mean[clip, row], std[clip, row]
             np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 

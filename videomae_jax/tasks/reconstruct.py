@@ -99,9 +99,9 @@ def estimate_statistics(
     """Guess the mean and std of the masked patches from uint8 visible ones [B, N - n, P] alone.
 
     Each is the mean of those of the visible patches weighted by 1 / distance^6, in patches and
-    time steps. Returns float32 [B, n, 1, C] twice, as `patch_statistics`, in [0, 1].
+    time steps. Returns float32 [B, n, C] twice, as `patch_statistics`, in [0, 1].
     """
-    known = jnp.concatenate(patch_statistics(visible, channels), axis=-2)  # [B, N - n, 2, C]
+    known = jnp.concatenate(patch_statistics(visible, channels), axis=-1)  # [B, N - n, 2 C]
     places = jnp.stack(jnp.meshgrid(*map(jnp.arange, grid), indexing="ij"), axis=-1)
     places = jnp.broadcast_to(places.reshape(-1, 3), (visible.shape[0], np.prod(grid), 3))
     here = gather_tubes(places, mask.masked, mask)[:, :, None]
@@ -112,8 +112,8 @@ def estimate_statistics(
     # at other time steps beat looking at the same one, or tied for tubes.
     weight = jnp.square(here - there).sum(-1).astype(jnp.float32) ** -3
     weight /= weight.sum(-1, keepdims=True)
-    guess = jnp.einsum("bnk,bksc->bnsc", weight, known, precision=jax.lax.Precision.HIGHEST)
-    return guess[:, :, :1], guess[:, :, 1:]
+    guess = jnp.matmul(weight, known, precision=jax.lax.Precision.HIGHEST)
+    return guess[..., :channels], guess[..., channels:]
 
 
 def statistics_label(statistics: str, *, normalized: bool) -> str:
