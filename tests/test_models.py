@@ -11,7 +11,17 @@ from flax import linen as nn
 
 from videomae_jax.config import load_config
 from videomae_jax.models.flops import pretrain_flops
-from videomae_jax.models.vit import SIZES, Execution, Size, apply_blocks, gelu, normalize
+from videomae_jax.models.vit import (
+    SIZES,
+    Affine,
+    Block,
+    Execution,
+    LayerNorm,
+    Size,
+    apply_blocks,
+    gelu,
+    standardize,
+)
 from videomae_jax.tasks import pretrain
 
 PUBLISHED = {"s": 22, "b": 87, "l": 305, "h": 633}  # M, with a head of 400 classes
@@ -125,25 +135,69 @@ def test_positions_can_be_interpolated_from_another_grid():
     assert loss() != loss("--config.model.position_grid=(8,28,28)")
 
 
+@pytest.mark.parametrize("taken_in", [False, True], ids=["alone", "in the next layer"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_norm_and_its_gradients_are_those_of_flax(dtype):
-    keys = jax.random.split(jax.random.key(0), 3)
+def test_the_norm_and_its_gradients_are_those_of_flax(dtype, taken_in):
+    keys = jax.random.split(jax.random.key(0), 4)
     # Far from zero, where a variance in one pass would have lost its digits.
     x = (300 + jax.random.normal(keys[0], (2, 7, 48))).astype(dtype)
-    scale, bias = jax.random.normal(keys[1], (2, 48))
-    grad = jax.random.normal(keys[2], x.shape)
+    scale, bias, more = jax.random.normal(keys[1], (3, 48))
+    kernel = jax.random.normal(keys[2], (48, 48)) / 7
+    grad = jax.random.normal(keys[3], x.shape)
     norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32)
 
-    def reference(x, scale, bias):
-        return norm.apply({"params": {"scale": scale, "bias": bias}}, x)
+    def reference(x, scale, bias, kernel, more):
+        return norm.apply({"params": {"scale": scale, "bias": bias}}, x) @ kernel + more
 
-    ours, pull = jax.vjp(normalize, x, scale, bias)
-    theirs, pull_theirs = jax.vjp(reference, x, scale, bias)
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    for mine, other in zip(pull(grad), pull_theirs(grad), strict=True):
+    def ours(x, scale, bias, kernel, more):
+        params = {"params": {"scale": scale, "bias": bias}}
+        if not taken_in:
+            return LayerNorm(jnp.float32).apply(params, x) @ kernel + more
+        kernel, more = Affine(48).apply(params, kernel, more)
+        return standardize(x, jnp.float32) @ kernel + more
+
+    given = (x, scale, bias, kernel, more)
+    mine, pull = jax.vjp(ours, *given)
+    other, pull_other = jax.vjp(reference, *given)
+    np.testing.assert_allclose(mine, other, atol=1e-4)
+    for mine, other in zip(pull(grad), pull_other(grad), strict=True):
         assert mine.dtype == other.dtype
         bound = 1e-2 if mine.dtype == jnp.bfloat16 else 1e-4
         np.testing.assert_allclose(np.float32(mine), np.float32(other), atol=bound, rtol=bound)
+
+
+@pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
+@pytest.mark.parametrize("last", [None, 3])
+def test_a_block_is_its_norms_attention_and_mlp_one_after_the_other(cross, last):
+    size, run = Size(24, 1, 2, 48), Execution()
+    keys = iter(jax.random.split(jax.random.key(0), 40))
+    x = jax.random.normal(next(keys), (2, 5, 24))
+    context = jax.random.normal(next(keys), (2, 4, 24)) if cross else None
+    block = Block(size, run)
+    shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), x, None, None, context))
+    params = jax.tree.map(lambda s: jax.random.normal(next(keys), s.shape) / 4, shapes)["params"]
+    out, _ = block.apply({"params": params}, x, None, None if cross else last, context)
+
+    def norm(name, x):
+        unit = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return unit * p[name]["scale"] + p[name]["bias"]
+
+    p = jax.tree.map(np.float64, params)
+    attn, x = p["cross" if cross else "attn"], np.float64(x)
+    source = norm("norm1", x) if context is None else np.float64(context)
+    q, k, v = (
+        np.einsum("bnd,dhe->bhne", tokens, attn["qkv"][:, part])
+        for part, tokens in enumerate((norm("norm1", x), source, source))
+    )
+    q, v = q + attn["q_bias"][:, None], v + attn["v_bias"][:, None]
+    scores = np.exp(q @ k.swapaxes(-1, -2) / math.sqrt(12))
+    mixed = (scores / scores.sum(-1, keepdims=True) @ v).swapaxes(1, 2).reshape(x.shape)
+    x = x + mixed @ attn["proj"]["kernel"] + attn["proj"]["bias"]
+    hidden = norm("norm2", x) @ p["mlp"]["fc1"]["kernel"] + p["mlp"]["fc1"]["bias"]
+    hidden *= 0.5 * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2)))
+    x = x + hidden @ p["mlp"]["fc2"]["kernel"] + p["mlp"]["fc2"]["bias"]
+    np.testing.assert_allclose(out, x[:, -out.shape[1] :], atol=2e-5)
+    assert out.shape[1] == (3 if last and not cross else 5)
 
 
 def test_the_gelu_and_its_derivative_are_those_of_float64():

@@ -12,7 +12,16 @@ from flax import linen as nn
 
 from videomae_jax.models.masking import TubeMask, gather_tubes, mask_to_bool
 from videomae_jax.models.tokens import Triple, normalize_pixels, pixel_targets, positions
-from videomae_jax.models.vit import Dense, Execution, LayerNorm, Size, apply_blocks, xavier
+from videomae_jax.models.vit import (
+    Affine,
+    Dense,
+    Execution,
+    LayerNorm,
+    Size,
+    apply_blocks,
+    standardize,
+    xavier,
+)
 
 
 def _one_over_root(fan_in: int):
@@ -81,9 +90,9 @@ class Decoder(nn.Module):
             # care, each token carries its position, and the head needs only the masked tail.
             both = jnp.concatenate([visible, hidden], axis=1)
             x = apply_blocks(both, self.size, self.run, last=hidden.shape[1])
-        x = LayerNorm(self.run.dtype, name="norm")(x)
         head = Dense(self.outputs, self.run.dtype, xavier, name="head")
-        return head(x).astype(jnp.float32)
+        x = head(standardize(x, self.run.dtype), Affine(self.size.width, name="norm"))
+        return x.astype(jnp.float32)
 
 
 class VideoMAE(nn.Module):

@@ -5,6 +5,8 @@ are float32 whatever it is.
 """
 
 import dataclasses
+import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -78,6 +80,13 @@ REMAT_POLICIES = {
 }
 
 
+def _scale_and_bias(module: nn.Module, width: int) -> tuple[jax.Array, jax.Array]:
+    return (
+        module.param("scale", nn.initializers.ones, (width,)),
+        module.param("bias", nn.initializers.zeros, (width,)),
+    )
+
+
 class LayerNorm(nn.Module):
     """LayerNorm as everywhere in the reference: eps 1e-6, a learned scale and bias."""
 
@@ -86,41 +95,60 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] of any dtype -> [..., D] in the compute dtype, computed in float32."""
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        return normalize(x, scale, bias).astype(self.dtype)
+        scale, bias = _scale_and_bias(self, x.shape[-1])
+        return (standardize(x, jnp.float32) * scale + bias).astype(self.dtype)
 
 
-@jax.custom_vjp
-def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """Return (x - mean) / std * scale + bias over the last axis, float32.
+class Affine(nn.Module):
+    """The scale and bias [D] of a LayerNorm, taken into the weights of the layer after it.
 
-    Keeps x and two numbers a row for the gradient, where differentiating the steps one by one
-    would keep three arrays like x.
+    `standardize` then stands in for the norm. The gradients of both are sums over weights, where
+    they would be sums over all tokens: three passes over [B, N, D] less.
     """
-    return _normalize_forward(x, scale, bias)[0]
+
+    width: int
+
+    @nn.compact
+    def __call__(self, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the kernel [D, ...] and bias [...] of the two layers as one."""
+        scale, shift = _scale_and_bias(self, self.width)
+        moved = jnp.tensordot(shift, kernel, 1, precision=jax.lax.Precision.HIGHEST)
+        return kernel * scale.reshape(-1, *[1] * (kernel.ndim - 1)), bias + moved
 
 
-def _normalize_forward(x, scale, bias):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def standardize(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Return (x - mean) / sqrt(variance + 1e-6) over the last axis, computed in float32.
+
+    Keeps x alone for the gradient, where differentiating the steps one by one would keep three
+    arrays like it.
+    """
+    return _standardize(x)[0].astype(dtype)
+
+
+def _standardize(x):
     centred = x.astype(jnp.float32)
-    mean = centred.mean(-1, keepdims=True)
-    centred -= mean
+    centred -= centred.mean(-1, keepdims=True)
     # In two passes: the mean of squares less the square of the mean cancels.
     inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
-    return centred * inverse * scale + bias, (x, mean, inverse, scale)
+    return centred * inverse, inverse
 
 
-def _normalize_backward(saved, grad):
-    x, mean, inverse, scale = saved
-    unit = (x.astype(jnp.float32) - mean) * inverse
-    rows = tuple(range(x.ndim - 1))
-    inner = grad * scale
-    along = (inner * unit).mean(-1, keepdims=True)
-    dx = inverse * (inner - inner.mean(-1, keepdims=True) - unit * along)
-    return dx.astype(x.dtype), (grad * unit).sum(rows), grad.sum(rows)
+def _standardize_forward(x, dtype):
+    return standardize(x, dtype), x
 
 
-normalize.defvjp(_normalize_forward, _normalize_backward)
+def _standardize_backward(dtype, x, grad):
+    # Behind a barrier, or the compiler would take what is computed again from the forward pass:
+    # to keep it costs a GPU one more kernel a norm.
+    unit, inverse = _standardize(jax.lax.optimization_barrier(x))
+    grad = grad.astype(jnp.float32)
+    along = (grad * unit).mean(-1, keepdims=True)
+    dx = inverse * (grad - grad.mean(-1, keepdims=True) - unit * along)
+    return (dx.astype(x.dtype),)
+
+
+standardize.defvjp(_standardize_forward, _standardize_backward)
 
 
 class Dense(nn.Module):
@@ -136,13 +164,17 @@ class Dense(nn.Module):
     bias_init: nn.initializers.Initializer | None = nn.initializers.zeros  # None: no bias
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., features]."""
-        shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
-        y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel
+    def __call__(self, x: jax.Array, norm: Affine | None = None) -> jax.Array:
+        """[..., D] -> [..., features]; with a norm, of `standardize`d tokens."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = None
         if self.bias_init is not None:
-            y += self.param("bias", self.bias_init, shape[1:]).astype(self.dtype)
+            bias = self.param("bias", self.bias_init, (self.features,))
+        if norm is not None:
+            kernel, bias = norm(kernel, bias)
+        y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
+        if bias is not None:
+            y += bias.astype(self.dtype)
         return y.reshape(*x.shape[:-1], self.features)
 
 
@@ -154,9 +186,13 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, last: int | None = None, context: jax.Array | None = None
+        self,
+        x: jax.Array,
+        norm: Affine,
+        last: int | None = None,
+        context: jax.Array | None = None,
     ) -> jax.Array:
-        """[B, N, D] -> [B, N, D], or of the last tokens alone [B, last, D].
+        """`standardize`d [B, N, D] -> [B, N, D], or of the last tokens alone [B, last, D].
 
         context: the tokens [B, n, D] that all attend to; None for those of `x` themselves.
         """
@@ -171,31 +207,41 @@ class Attention(nn.Module):
         kernel = self.param("qkv", fused, (width, 3, *head))
         q_bias = self.param("q_bias", nn.initializers.zeros, head)
         v_bias = self.param("v_bias", nn.initializers.zeros, head)
-        bias = jnp.stack([q_bias, jnp.zeros_like(q_bias), v_bias], axis=1)
-        # One product of matrices, with the heads outermost: a tensor axis still splits them.
-        kernel = kernel.astype(self.run.dtype).swapaxes(1, 2)
+        bias = jnp.stack([q_bias, jnp.zeros_like(q_bias), v_bias])
+        normed = norm(kernel, bias)
 
-        def project(x, part):
-            matrix, shift = kernel[:, :, part].reshape(width, -1), bias[:, part].reshape(-1)
-            y = x.reshape(-1, width) @ matrix + shift.astype(self.run.dtype)
-            return jnp.moveaxis(y.reshape(*x.shape[:2], self.heads, -1, head[1]), 3, 0)
+        def project(x, part, weights):
+            matrix, shift = (w.astype(self.run.dtype) for w in weights)
+            y = x.reshape(-1, width) @ matrix[:, part].reshape(width, width)
+            if part != 1:  # what is added to all keys alike changes no softmax
+                y += shift[part].reshape(-1)
+            return y.reshape(*x.shape[:2], *head)
 
-        if last is None and context is None:
-            q, k, v = project(x, slice(0, 3))
-        else:
-            queries = x if last is None else x[:, -last:]
-            source = x if context is None else context
-            (q,), (k, v) = project(queries, slice(0, 1)), project(source, slice(1, 3))
+        q = project(x if last is None else x[:, -last:], 0, normed)
+        source, weights = (x, normed) if context is None else (context, (kernel, bias))
+        k, v = project(source, 1, weights), project(source, 2, weights)
         x = attend(q, k, v, implementation=self.run.attention).reshape(batch, -1, width)
         return Dense(width, self.run.dtype, xavier, name="proj")(x)
 
 
+@jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, x times the normal distribution's integral to x, elementwise.
+    """The exact GELU, x times the normal distribution's integral to x, computed in float32.
 
-    `jax.nn.gelu` takes the costlier erfc, or is the tanh approximation.
+    Keeps the derivative, in x's dtype, for the gradient: one erf an element in all.
     """
-    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+    return _gelu_forward(x)[0]
+
+
+def _gelu_forward(x):
+    y = x.astype(jnp.float32)
+    # `jax.nn.gelu` takes the costlier erfc, or is the tanh approximation.
+    share = 0.5 * (1 + jax.lax.erf(y * 0.5**0.5))
+    slope = share + y * jnp.exp(-0.5 * y * y) / math.sqrt(2 * math.pi)
+    return (y * share).astype(x.dtype), slope.astype(x.dtype)
+
+
+gelu.defvjp(_gelu_forward, lambda slope, grad: (slope * grad,))
 
 
 class Mlp(nn.Module):
@@ -205,17 +251,10 @@ class Mlp(nn.Module):
     run: Execution
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, N, D] -> [B, N, D]."""
-        width = x.shape[-1]
-
-        def activate(mlp, x):
-            return Dense(width, mlp.run.dtype, xavier, name="fc2")(gelu(x))
-
-        x = Dense(self.hidden, self.run.dtype, xavier, name="fc1")(x)
-        # One array of [B, N, hidden] is kept, not two: the GELU is computed again in the backward
-        # pass, which costs an erf an element; the product after it is not.
-        return nn.remat(activate, prevent_cse=not self.run.scan)(self, x)
+    def __call__(self, x: jax.Array, norm: Affine) -> jax.Array:
+        """`standardize`d [B, N, D] -> [B, N, D]."""
+        hidden = gelu(Dense(self.hidden, self.run.dtype, xavier, name="fc1")(x, norm))
+        return Dense(x.shape[-1], self.run.dtype, xavier, name="fc2")(hidden)
 
 
 class DropPath(NamedTuple):
@@ -254,14 +293,15 @@ class Block(nn.Module):
         context: jax.Array | None = None,
     ) -> tuple[jax.Array, None]:
         """[B, N, D] -> ([B, N or last, D], None): the carry and output of a scan over blocks."""
-        dtype = self.run.dtype
+        dtype, width = self.run.dtype, x.shape[-1]
         # Of the same shapes, so the name is what tells the weights of the two apart.
         name = "attn" if context is None else "cross"
         attention = Attention(self.size.heads, self.run, name=name)
-        mixed = attention(LayerNorm(dtype, name="norm1")(x), last, context)
+        mixed = attention(standardize(x, dtype), Affine(width, name="norm1"), last, context)
         x = keep_clips((x if last is None else x[:, -last:]) + drop_branch(mixed, drop, 0))
         mlp = Mlp(self.size.mlp_width, self.run, name="mlp")
-        x = keep_clips(x + drop_branch(mlp(LayerNorm(dtype, name="norm2")(x)), drop, 1))
+        out = mlp(standardize(x, dtype), Affine(width, name="norm2"))
+        x = keep_clips(x + drop_branch(out, drop, 1))
         return x, None
 
 
