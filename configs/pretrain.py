@@ -146,7 +146,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             run=dict(
                 dtype="auto",  # of the computation: bfloat16 on accelerators, else float32
                 attention="auto",  # xla, chunked, splash, cudnn
-                scan=model.encoder.depth > 12,  # loop over blocks to compile sooner; CPUs always do
+                scan=False,  # loop over blocks to compile sooner; CPUs do, and TPUs with over 12
                 remat="none",  # or dots, full: recompute activations to save memory
             ),
             log_every=20,

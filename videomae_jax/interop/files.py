@@ -264,7 +264,6 @@ def _config(facts: ModelFacts, beside: Beside) -> ConfigDict:
         config.data.class_names = beside.labels
     else:
         config.normalized_targets = beside.normalized_targets
-    config.run.scan = facts.encoder.depth > 12
     return config.lock()
 
 
