@@ -91,7 +91,9 @@ def fake(tmp_path, monkeypatch):
     def make(name, *, codes=(0,)):
         # The n-th call ends with the n-th code, later ones with the last.
         program = f"""#!/usr/bin/env bash
-{{ printf '%s\\x1f' {name} "$@"; echo; }} >> {log}
+# One write, for calls at the same time.
+line=$(printf '%s\\x1f' {name} "$@")
+echo "$line" >> {log}
 codes=({" ".join(map(str, codes))})
 n=$(grep -c '^{name}' {log})
 exit "${{codes[$((n > ${{#codes[@]}} ? ${{#codes[@]}} - 1 : n - 1))]}}"

@@ -49,9 +49,10 @@ def test_a_data_parallel_step_sends_each_gradient_once():
         jax.random.key(0),
     )
     gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
-    # Around a ring of eight; beside the gradients go a few sums.
+    # Around a ring of eight; beside the gradients go a few sums, and those of the norms inside
+    # blocks are made of those of the weights.
     assert row.kind == "all-reduce" and not row.remote
-    assert row.bytes == pytest.approx(2 * 7 / 8 * gradients, rel=1e-3)
+    assert row.bytes == pytest.approx(2 * 7 / 8 * gradients, rel=1e-2)
     assert step.fits and step.flops * 8 == pytest.approx(
         16 * pretrain.build_task(load_config("configs/pretrain.py:tiny,custom", TINY)).train_flops
     )
@@ -301,7 +302,7 @@ needs_libtpu = pytest.mark.skipif(
 
 
 needs_cuda = pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda12_plugin") is None,
+    importlib.util.find_spec("jax_cuda13_plugin") is None,
     reason='needs the CUDA plugin: pip install "videomae_jax[plan-gpu]"',
 )
 

@@ -179,7 +179,7 @@ class Dense(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with one fused projection; biases on q and v, never on k."""
+    """Multi-head attention with one array of weights for q, k and v, and no bias on k."""
 
     heads: int
     run: Execution
@@ -210,6 +210,7 @@ class Attention(nn.Module):
         bias = jnp.stack([q_bias, jnp.zeros_like(q_bias), v_bias])
         normed = norm(kernel, bias)
 
+        # Three products, not one: to split its result costs a GPU more than to read `x` again.
         def project(x, part, weights):
             matrix, shift = (w.astype(self.run.dtype) for w in weights)
             y = x.reshape(-1, width) @ matrix[:, part].reshape(width, width)

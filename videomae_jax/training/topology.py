@@ -129,9 +129,12 @@ def _tpus(name, count, copies):
 
 
 def _gpus(name, count, copies):
-    # cuDNN compiles the attention.
-    for package, module in (("the CUDA plugin", "jax_cuda12_plugin"), ("cuDNN", "nvidia.cudnn")):
-        if not _installed(module):
+    # cuDNN compiles the attention. The plugin of either CUDA will do.
+    for package, modules in (
+        ("the CUDA plugin", ("jax_cuda13_plugin", "jax_cuda12_plugin")),
+        ("cuDNN", ("nvidia.cudnn",)),
+    ):
+        if not any(map(_installed, modules)):
             raise UserError(
                 f"compiling for a GPU that is not there needs {package}: "
                 'pip install "videomae_jax[plan-gpu]"'
