@@ -351,6 +351,7 @@ def batch_of(count, frames=2, height=24, width=32):
     }
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_take_the_same_step_and_move_no_clips(task):
     batch, key = batch_of(16), jax.random.key(7)
     params = task.init(jax.random.key(0))

@@ -34,6 +34,7 @@ def test_what_cannot_be_measured_is_refused(capsys):
     assert "--batch 3 does not divide by 8 devices" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_feed_and_step_together(tmp_path):
     got = measure(tmp_path, "--what=end-to-end", "--batch=8")
     assert 0 <= got["waiting_share"] < 1 and got["clips_per_second"] > 0 and got["finite"]
@@ -67,6 +68,7 @@ def peer_that_says(tmp_path, program):
     ]
 
 
+@pytest.mark.slow
 def test_times_of_different_work_are_refused(tmp_path, capsys):
     wrong = 'for _ in sys.stdin: print(\'{"loss": 2.0, "seconds": 1.0}\', flush=True)'
     with pytest.raises(SystemExit):

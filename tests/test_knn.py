@@ -158,6 +158,7 @@ def test_a_run_tells_the_accuracy_that_the_command_measures(
         assert json.loads(file.read_text())["top1"]["3"]["value"] == last[f"eval/{name}"]
 
 
+@pytest.mark.slow
 def test_scoring_neighbours_changes_nothing_of_the_training(
     pretrained,  # noqa: F811
     manifests,  # noqa: F811

@@ -59,6 +59,7 @@ def test_only_the_first_of_several_writes_the_log(straight):
     assert len((straight / "metrics.jsonl").read_text().splitlines()) == 12
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_saves_a_common_step_and_ends_all_with_42(straight, folder, videos):
     workdir = folder / "stopped"
     slow = "--config.save_every=1"  # leaves time for the signal to arrive in

@@ -92,6 +92,7 @@ def test_eight_devices_compute_what_one_does(one_device, mesh):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_cross_attention_decoder_on_eight_devices():
     cross = tiny("--config.model.decoder_attention=cross")
     one, _ = run(cross, mesh=dict(data=1, fsdp=1, tensor=1), devices=jax.devices()[:1])
@@ -232,7 +233,13 @@ def test_accumulated_gradients_meet_once_a_step():
 
 
 @pytest.mark.parametrize(
-    "more", [(), ("--config.run.scan=True",), ("--config.model.decoder_attention=cross",)], ids=str
+    "more",
+    [
+        (),
+        pytest.param(("--config.run.scan=True",), marks=pytest.mark.slow),
+        ("--config.model.decoder_attention=cross",),
+    ],
+    ids=str,
 )
 def test_fsdp_gathers_parameters_and_reduces_gradients(more):
     # XLA for CPU keeps a part of an all-reduce where that for TPU has reduce-scatter: test_plan.
