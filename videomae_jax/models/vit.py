@@ -208,19 +208,20 @@ class Attention(nn.Module):
         q_bias = self.param("q_bias", nn.initializers.zeros, head)
         v_bias = self.param("v_bias", nn.initializers.zeros, head)
         bias = jnp.stack([q_bias, jnp.zeros_like(q_bias), v_bias])
-        normed = norm(kernel, bias)
 
         # Three products, not one: to split its result costs a GPU more than to read `x` again.
-        def project(x, part, weights):
-            matrix, shift = (w.astype(self.run.dtype) for w in weights)
-            y = x.reshape(-1, width) @ matrix[:, part].reshape(width, width)
-            if part != 1:  # what is added to all keys alike changes no softmax
-                y += shift[part].reshape(-1)
+        def project(x, matrix, shift=None):
+            y = x.reshape(-1, width) @ matrix.reshape(width, width).astype(self.run.dtype)
+            if shift is not None:
+                y += shift.reshape(-1).astype(self.run.dtype)
             return y.reshape(*x.shape[:2], *head)
 
-        q = project(x if last is None else x[:, -last:], 0, normed)
-        source, weights = (x, normed) if context is None else (context, (kernel, bias))
-        k, v = project(source, 1, weights), project(source, 2, weights)
+        source, (matrix, shift) = x, norm(kernel, bias)
+        q = project(x if last is None else x[:, -last:], matrix[:, 0], shift[0])
+        if context is not None:
+            source, matrix, shift = context, kernel, bias
+        k = project(source, matrix[:, 1])  # what is added to all keys alike changes no softmax
+        v = project(source, matrix[:, 2], shift[2])
         x = attend(q, k, v, implementation=self.run.attention).reshape(batch, -1, width)
         return Dense(width, self.run.dtype, xavier, name="proj")(x)
 
