@@ -1,21 +1,23 @@
 """The demo: a tiny VideoMAE on the motion-capture clips of data/, minutes on two CPU cores.
 
-videomae train --config=configs/demo.py --workdir=DIR [--config.data.train=VIDEOS]
+videomae train --config=demo --workdir=DIR [--config.data.train=VIDEOS]
 """
 
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from videomae_jax.config import CHECKOUT, load_config
+from videomae_jax.config import load_recipe
+
+CLIPS = Path(__file__).parent.parent / "data/mocap_studio"  # in a checkout alone
 
 
 def get_config() -> ConfigDict:
     """Return the pre-training recipe, shrunk until it learns something in six minutes."""
-    config = load_config(f"{Path(__file__).with_name('pretrain.py')}:tiny,custom")
+    config = load_recipe("pretrain", "tiny,custom")
     config.name = "VideoMAE demo"
-    config.data.train = str(CHECKOUT / "data/mocap_studio/train.csv")
-    config.data.eval = str(CHECKOUT / "data/mocap_studio/val.csv")
+    if CLIPS.is_dir():
+        config.data.train, config.data.eval = str(CLIPS / "train.csv"), str(CLIPS / "val.csv")
 
     config.data.memory_gb = 4.0  # all of the clips, 1 GB
 

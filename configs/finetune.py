@@ -1,6 +1,6 @@
 """VideoMAE fine-tuning: learn the classes of a labelled data set.
 
-    videomae train --config=configs/finetune.py:SIZE,DATA[,START] --workdir=DIR \\
+    videomae train --config=finetune:SIZE,DATA[,START] --workdir=DIR \\
         --config.data.train=VIDEOS --config.init_from=CHECKPOINT [--config.KEY=VALUE ...]
 
 SIZE: tiny, s, b, l, h. DATA: k400, ssv2, ucf101, hmdb51, custom. START: full (default), the

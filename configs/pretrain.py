@@ -1,6 +1,6 @@
 """VideoMAE pre-training.
 
-    videomae train --config=configs/pretrain.py:SIZE,DATA[,RECIPE] --workdir=DIR \\
+    videomae train --config=pretrain:SIZE,DATA[,RECIPE] --workdir=DIR \\
         --config.data.train=VIDEOS [--config.KEY=VALUE ...]
 
 SIZE: tiny, s, b, l, h, g. DATA: k400, ssv2, ucf101, hmdb51, custom. RECIPE: v1 (default), v2,

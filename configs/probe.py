@@ -1,17 +1,15 @@
 """Probes: what the features of a pre-trained encoder are worth, frozen as they are.
 
-    videomae train --config=configs/probe.py:HEAD,SIZE,DATA --workdir=DIR \\
+    videomae train --config=probe:HEAD,SIZE,DATA --workdir=DIR \\
         --config.data.train=VIDEOS --config.init_from=CHECKPOINT [--config.KEY=VALUE ...]
 
 HEAD: linear, on the mean token, or attentive, a learned query over all tokens. SIZE, DATA,
 VIDEOS: as in finetune.py, with its clips. The other numbers are ours.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-from videomae_jax.config import load_config, parse_choices
+from videomae_jax.config import load_recipe, parse_choices
 
 DATA = {
     "k400": dict(epochs=20, batch_size=256),
@@ -30,8 +28,7 @@ def get_config(arguments: str = "linear,b,k400") -> ConfigDict:
         size=("b", "s", "l", "h", "tiny"),
         data=tuple(DATA),
     )
-    the = DATA[data]  # before ml_collections reads the other file into this same module
-    config = load_config(f"{Path(__file__).with_name('finetune.py')}:{size},{data}")
+    config = load_recipe("finetune", f"{size},{data}")
     with config.unlocked():
         # Nothing regularizes so few weights, and one clip of each video is tested.
         for key in ("label_smoothing", "drop_path", "head_dropout", "views"):
@@ -44,7 +41,7 @@ def get_config(arguments: str = "linear,b,k400") -> ConfigDict:
         config.rates = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
     config.name = f"VideoMAE {head} probe, ViT-{size}, {data}"
     config.task = "probe"
-    config.update(the, repeats=1, layer_decay=1.0, warmup_epochs=0)
+    config.update(DATA[data], repeats=1, layer_decay=1.0, warmup_epochs=0)
     config.base_lr, config.lr, config.min_lr = 0.0, 1e-3, 0.0
     config.optimizer.weight_decay = 0.0
     return config

@@ -28,7 +28,7 @@ split over 2, 4, ... devices (`mesh.fsdp`), by itself, with recomputing, and in 
 are a loop (`run.scan`), which compiles in a fraction of the time; unrolled, as the recipes run,
 bytes and collectives can differ a little. A row is one command:
 
-    videomae plan --config=configs/pretrain.py:b,k400 --config.batch_size={BATCH} \\
+    videomae plan --config=pretrain:b,k400 --config.batch_size={BATCH} \\
         --config.run.scan=True --topology v5e-64 --examples {EXAMPLES}
 
 `python docs/make_plan.py` makes the rows that are missing, and this page. These rows are of
@@ -63,7 +63,7 @@ def run(size: str, topology: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "plan.json"
         command = [sys.executable, "-m", "videomae_jax.cli", "plan", f"--topology={topology}"]
-        command += [f"--config=configs/pretrain.py:{SIZES[size]}", f"--json={result}"]
+        command += [f"--config=pretrain:{SIZES[size]}", f"--json={result}"]
         command += [f"--examples={EXAMPLES}", f"--config.batch_size={BATCH}"]
         command += ["--config.run.scan=True"]
         subprocess.run(command, check=True, cwd=FOLDER.parent)

@@ -101,7 +101,7 @@ def compile_rows() -> None:
         key = name("compiled", point)
         if key in read() or (point["devices"] == 1 and point["axis"] == "fsdp"):
             continue
-        spec = f"configs/pretrain.py:{point['model']},k400"
+        spec = f"pretrain:{point['model']},k400"
         mesh = ["--config.mesh.data=1", f"--config.mesh.{point['axis']}={point['devices']}"]
         # A loop over the blocks, which the large models have anyway: all compile alike, and soon.
         more = [f"--config.batch_size={point['batch']}", "--config.run.scan=True"]
@@ -194,7 +194,7 @@ def pods() -> None:
         with tempfile.TemporaryDirectory() as folder:
             result = Path(folder) / "plan.json"
             command = [sys.executable, "-m", "videomae_jax.cli", "plan", f"--topology=v5e-{count}"]
-            command += ["--config=configs/pretrain.py:b,k400", f"--json={result}"]
+            command += ["--config=pretrain:b,k400", f"--json={result}"]
             command += [f"--config.batch_size={CLIPS_PER_CHIP * count}", "--config.run.scan=True"]
             command += ["--examples=240000"]
             subprocess.run(command, check=True, cwd=FOLDER.parent)

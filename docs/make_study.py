@@ -258,7 +258,7 @@ def pretrain_config(mask: str):
     """Return the pre-training recipe at 16 x 32 x 32."""
     from videomae_jax.config import load_config
 
-    config = load_config(f"{ROOT}/configs/pretrain.py:tiny,custom")
+    config = load_config("pretrain:tiny,custom")
     config.mask.kind, config.mask.ratio = MASKS[mask]
     config.normalized_targets = False  # flat backgrounds: see configs/demo.py
     config.min_lr = 1e-5
@@ -269,7 +269,7 @@ def finetune_config():
     """Return the fine-tuning recipe at 16 x 32 x 32, with crops and flips only: it is short."""
     from videomae_jax.config import load_config
 
-    config = load_config(f"{ROOT}/configs/finetune.py:tiny,custom")
+    config = load_config("finetune:tiny,custom")
     config.model.classes = 12
     config.clip.update(source_height=40, source_width=40)
     config.augment.update(operations=0, erase=0.0, mixup=0.0, cutmix=0.0, min_area=0.5)
@@ -282,7 +282,7 @@ def probe_config():
     """Return the linear probe's recipe at 16 x 32 x 32."""
     from videomae_jax.config import load_config
 
-    config = load_config(f"{ROOT}/configs/probe.py:linear,tiny,custom")
+    config = load_config("probe:linear,tiny,custom")
     config.model.classes = 12
     config.clip.update(source_height=40, source_width=40)
     config.augment.min_area = 0.5

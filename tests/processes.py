@@ -14,7 +14,7 @@ from videomae_jax.training.monitor import read_metrics
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
-    "--config=configs/demo.py",
+    "--config=demo",
     "--config.clip.frames=4",
     "--config.clip.height=16",
     "--config.clip.width=16",

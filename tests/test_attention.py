@@ -173,7 +173,7 @@ axes = (jax.sharding.AxisType.Auto,) * 3
 mesh = jax.make_mesh((len(devices), 1, 1), ("data", "fsdp", "tensor"), axes, devices=devices)
 
 with jax.set_mesh(mesh):
-    run = make_execution(load_config("configs/pretrain.py"))
+    run = make_execution(load_config("pretrain"))
 
 def step(q, k, v, grad):
     out, pull = jax.vjp(lambda *qkv: attend(*qkv, implementation=run.attention), q, k, v)

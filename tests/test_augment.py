@@ -339,7 +339,7 @@ def task():
         "--config.augment.group=2",
         "--config.model.encoder.depth=2",
     ]
-    return build_task(load_config("configs/finetune.py:tiny,custom", overrides))
+    return build_task(load_config("finetune:tiny,custom", overrides))
 
 
 def batch_of(count, frames=2, height=24, width=32):

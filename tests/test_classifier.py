@@ -186,8 +186,8 @@ SMALL = [f"--config.clip.{side}=32" for side in ("height", "width")]
 
 
 def pretrained_and_fresh():
-    config = load_config("configs/pretrain.py:tiny,custom", SMALL)
-    fine = load_config("configs/finetune.py:tiny,custom", [*SMALL, "--config.model.classes=5"])
+    config = load_config("pretrain:tiny,custom", SMALL)
+    fine = load_config("finetune:tiny,custom", [*SMALL, "--config.model.classes=5"])
     before = pretrain.build_task(config).init(jax.random.key(0))
     return before, classify.build_task(fine).init(jax.random.key(1))
 

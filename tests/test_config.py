@@ -1,11 +1,14 @@
 """Reading configs: which numbers none can have, and what is said of them."""
 
+import re
+import sys
+
 import pytest
 
-from videomae_jax.config import load_config
+from videomae_jax.config import load_config, load_recipe
 from videomae_jax.errors import UserError
 
-RECIPES = ("pretrain.py:tiny,custom", "finetune.py:tiny,custom", "probe.py:linear,tiny,custom")
+RECIPES = ("pretrain:tiny,custom", "finetune:tiny,custom", "probe:linear,tiny,custom")
 
 
 @pytest.mark.parametrize(
@@ -35,9 +38,60 @@ RECIPES = ("pretrain.py:tiny,custom", "finetune.py:tiny,custom", "probe.py:linea
 )
 def test_numbers_that_no_run_can_have(recipe, override, words):
     with pytest.raises(UserError, match=words):
-        load_config(f"configs/{RECIPES[recipe]}", [f"--config.{override}"])
+        load_config(RECIPES[recipe], [f"--config.{override}"])
 
 
 @pytest.mark.parametrize("override", ["knn.k=0", "ema_decay=0.999", "data.holdout=0", "steps=3"])
 def test_numbers_at_the_edge_are_legal(override):
-    assert load_config(f"configs/{RECIPES[0]}", [f"--config.{override}"]).is_locked
+    assert load_config(RECIPES[0], [f"--config.{override}"]).is_locked
+
+
+def test_a_recipe_is_named_or_given_as_the_file_of_a_checkout():
+    named = load_config("pretrain:s,custom")
+    assert named.to_json() == load_config("configs/pretrain.py:s,custom").to_json()
+
+
+def test_the_current_directory_is_no_place_for_recipes(tmp_path, monkeypatch):
+    """Many projects have a configs/pretrain.py; only who types its path means it."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/pretrain.py").write_text("raise SystemExit('executed')\n")
+    (tmp_path / "pretrain.py").write_text("raise SystemExit('executed')\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_config("pretrain:s,custom").name.startswith("VideoMAE V1")
+    assert load_recipe("probe", "linear,s,custom").task == "probe"
+    assert load_config("configs/finetune.py:s,custom").task == "classify"  # none is there
+    with pytest.raises(SystemExit, match="executed"):
+        load_config("configs/pretrain.py:s,custom")
+
+
+def test_a_file_imports_modules_of_its_own_folder(tmp_path):
+    """Each its own, whatever another config imported under that name."""
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "shared.py").write_text(f"NAME = {name!r}\n")
+        (folder / "mine.py").write_text(
+            "import shared\n"
+            "from videomae_jax.config import load_recipe\n\n\n"
+            "def get_config(arguments=''):\n"
+            "    import shared as again\n"
+            "    config = load_recipe('demo')\n"
+            "    config.name = again.NAME + arguments\n"
+            "    return config\n"
+        )
+        assert load_config(f"{folder}/mine.py:!").name == f"{name}!"
+    assert "shared" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("pretrian:b", "did you mean pretrain?"),
+        ("configs/pretrian.py:b", "did you mean pretrain?"),
+        ("nothing/like/it.py", "the recipes are demo, finetune, pretrain, probe"),
+        ("pretrain:xl", "size 'xl' is unknown: use one of tiny, s, b"),
+    ],
+)
+def test_a_config_that_does_not_exist(spec, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_config(spec)

@@ -33,7 +33,7 @@ SMALL = [
 
 
 def small(recipe="cross", *more):
-    return load_config(f"configs/pretrain.py:tiny,custom,{recipe}", [*SMALL, *more])
+    return load_config(f"pretrain:tiny,custom,{recipe}", [*SMALL, *more])
 
 
 @functools.cache

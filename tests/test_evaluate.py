@@ -56,7 +56,7 @@ cli.main(sys.argv[1:])
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("classifier")
-    config = load_config("configs/finetune.py:tiny,custom", TINY)
+    config = load_config("finetune:tiny,custom", TINY)
     params = classify.build_task(config).init(jax.random.key(0))
     # The head begins almost at zero: all videos alike.
     params["head"]["kernel"] = 2e4 * params["head"]["kernel"]

@@ -41,7 +41,7 @@ TINY = [
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained")
-    config = load_config("configs/pretrain.py:tiny,custom", TINY)
+    config = load_config("pretrain:tiny,custom", TINY)
     save_params(str(folder), pretrain.build_task(config).init(jax.random.key(0)), config)
     return folder
 
@@ -135,7 +135,7 @@ def test_a_parquet_file_has_the_same_rows(checkpoint, manifest, tmp_path):
 @pytest.mark.parametrize("task", ["pretrain", pytest.param("classify", marks=pytest.mark.slow)])
 def test_rows_do_not_depend_on_the_batch_or_the_devices(manifest, task):
     recipe = {"pretrain": "pretrain", "classify": "finetune"}[task]
-    config = load_config(f"configs/{recipe}.py:tiny,custom", TINY).unlock()
+    config = load_config(f"{recipe}:tiny,custom", TINY).unlock()
     if task == "classify":
         config.model.classes = 3
     build = {"pretrain": pretrain, "classify": classify}[task].build_task

@@ -9,7 +9,7 @@ from videomae_jax.benchmark.feeding import Feeding, Rate, verdict
 from videomae_jax.cli import main
 from videomae_jax.config import load_config
 
-SMALL = ["--config=configs/pretrain.py:tiny,custom", "--config.data.holdout=0", "--seconds=0.2"]
+SMALL = ["--config=pretrain:tiny,custom", "--config.data.holdout=0", "--seconds=0.2"]
 SMALL += [f"--config.clip.{side}=32" for side in ("height", "width")]
 SMALL += ["--config.clip.frames=4", "--config.clip.stride=2"]
 SMALL += [f"--config.model.{part}.depth=1" for part in ("encoder", "decoder")]
@@ -89,7 +89,7 @@ def feeding(*, together, needed=100.0, packed=None, **changes):
     ],
 )
 def test_the_verdict_says_what_to_change(found, begins, holds):
-    config = load_config("configs/pretrain.py:tiny,custom")
+    config = load_config("pretrain:tiny,custom")
     sentence = verdict(config, found)
     assert sentence.startswith(begins) and holds in sentence
     assert ("slowest" in sentence) == (found.rates["together"].clips < 110)

@@ -19,7 +19,7 @@ from videomae_jax.training.step import make_state
 
 KINDS = ("jump", "roll", "walk")
 TINY = [
-    "--config=configs/finetune.py:tiny,custom",
+    "--config=finetune:tiny,custom",
     "--config.clip.frames=4",
     *(f"--config.clip.{side}=16" for side in ("height", "width")),
     *(f"--config.clip.source_{side}=20" for side in ("height", "width")),
@@ -191,7 +191,7 @@ def videos(labels, names=None, name="list"):
 
 
 def prepare(train, held_out=None, *overrides):
-    config = load_config("configs/finetune.py:tiny,custom", overrides)
+    config = load_config("finetune:tiny,custom", overrides)
     return classify.prepare(config, train, held_out)
 
 
@@ -242,7 +242,7 @@ def test_groups_and_clips_must_divide(manifests, tmp_path, capsys):
 def test_every_leaf_of_every_size_has_one_row_in_the_sharding_table():
     mesh = make_mesh(dict(data=2, fsdp=4, tensor=1))
     for size in ("s", "b", "l", "h"):
-        config = load_config(f"configs/finetune.py:{size},k400", ["--config.model.classes=399"])
+        config = load_config(f"finetune:{size},k400", ["--config.model.classes=399"])
         task, optimizer = classify.build_task(config), make_optimizer(config)
         state = jax.eval_shape(lambda: make_state(task, optimizer, seed=0, ema=True))  # noqa: B023
         shardings = state_sharding(state, mesh)

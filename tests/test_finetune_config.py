@@ -25,7 +25,7 @@ RECIPES = {
 
 
 def load(arguments, *overrides):
-    return load_config(f"configs/finetune.py:{arguments}", overrides)
+    return load_config(f"finetune:{arguments}", overrides)
 
 
 @pytest.mark.parametrize("arguments", RECIPES)

@@ -190,7 +190,7 @@ def test_a_run_without_labels_or_with_too_few_videos_says_so(
 
 
 def test_labels_of_both_lists_are_numbered_alike():
-    config = load_config("configs/pretrain.py:tiny,custom", ["--config.knn.k=1"])
+    config = load_config("pretrain:tiny,custom", ["--config.knn.k=1"])
     train = Videos(("a", "b"), np.array([0, 1], np.int32), ("jump", "walk"), "train")
     held = Videos(("c",), np.array([0], np.int32), ("walk",), "held")
     _, train, held = pretrain.prepare(config, train, held)

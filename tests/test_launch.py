@@ -137,7 +137,7 @@ def test_tpu_vm_asks_gcloud_for_what_it_says(fake):
 def test_tpu_vm_starts_every_machine_of_every_slice(fake):
     fake("gcloud")
     source = {"SOURCE": "/work/code dir", "MOUNT": "true", "SLICES": "2"}
-    options = ["configs/pretrain.py:b,k400", "/work/run", "--config.name=two words"]
+    options = ["pretrain:b,k400", "/work/run", "--config.name=two words"]
     done = launch("tpu_vm.sh", "run", "pod", *options, **PLACE, **source)
     assert done.returncode == 0, done.stderr
     first, second = fake.calls()
@@ -170,12 +170,12 @@ def test_a_command_without_its_words_says_how(fake):
 
 def test_xpk_gets_one_workload(fake):
     fake("xpk")
-    words = ["job", "v5litepod-64", 2, "image", "configs/pretrain.py:b,k400", "/work/run"]
+    words = ["job", "v5litepod-64", 2, "image", "pretrain:b,k400", "/work/run"]
     assert launch("xpk.sh", *words, CLUSTER="cluster").returncode == 0
     (call,) = fake.calls()
     assert call[:3] == ["xpk", "workload", "create"]
     assert call[call.index("--num-slices") + 1] == "2"
-    assert "train --config=configs/pretrain.py:b" in call[call.index("--command") + 1]
+    assert "train --config=pretrain:b" in call[call.index("--command") + 1]
 
 
 @pytest.mark.parametrize(

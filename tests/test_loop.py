@@ -21,7 +21,7 @@ from videomae_jax.training.monitor import read_metrics
 ROOT = Path(__file__).parent.parent
 CLIPS = ROOT / "data/mocap_studio"
 SMALL = [
-    "--config=configs/demo.py",
+    "--config=demo",
     "--config.clip.frames=4",
     "--config.clip.height=16",
     "--config.clip.width=16",
@@ -182,11 +182,9 @@ def test_a_mistake_is_one_line_and_exit_1(tmp_path, capsys, overrides, words):
     assert words in fails(capsys, *arguments(tmp_path / "run", *overrides))
 
 
-def test_a_missing_config_names_those_there_are(tmp_path, capsys):
-    said = fails(capsys, "train", "--config=configs/pretrian.py", f"--workdir={tmp_path}")
-    assert "configs/pretrain.py" in said
-    said = fails(capsys, "train", "--config=configs/pretrain.py:xl", f"--workdir={tmp_path}")
-    assert "size 'xl' is unknown: use one of tiny, s, b" in said
+def test_a_missing_config_names_the_nearest_one(tmp_path, capsys):
+    said = fails(capsys, "train", "--config=pretrian", f"--workdir={tmp_path}")
+    assert "did you mean pretrain?" in said
 
 
 def test_bad_manifests(tmp_path, capsys):

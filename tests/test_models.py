@@ -28,7 +28,7 @@ PUBLISHED = {"s": 22, "b": 87, "l": 305, "h": 633}  # M, with a head of 400 clas
 
 
 def parameters(size, *overrides):
-    config = load_config(f"configs/pretrain.py:{size},k400", overrides)
+    config = load_config(f"pretrain:{size},k400", overrides)
     return jax.eval_shape(pretrain.build_task(config).init, jax.random.key(0))
 
 
@@ -77,7 +77,7 @@ def test_flops_of_the_closed_form(size, depth, forward, train):
 )
 def test_any_frames_size_and_channels(frames, height, width, channels, kind):
     config = load_config(
-        "configs/pretrain.py:tiny,custom",
+        "pretrain:tiny,custom",
         [
             f"--config.clip.frames={frames}",
             f"--config.clip.height={height}",
@@ -101,9 +101,7 @@ def test_any_frames_size_and_channels(frames, height, width, channels, kind):
 
 
 def test_the_mask_of_a_clip_follows_its_id_and_the_step_not_its_row():
-    task = pretrain.build_task(
-        load_config("configs/pretrain.py:tiny,custom", ["--config.clip.height=32"])
-    )
+    task = pretrain.build_task(load_config("pretrain:tiny,custom", ["--config.clip.height=32"]))
     params = jax.jit(task.init)(jax.random.key(0))
     video = np.random.default_rng(0).integers(0, 256, (2, 16, 32, 224, 3), dtype=np.uint8)
     evaluate = jax.jit(task.eval_sums)
@@ -117,7 +115,7 @@ def test_the_mask_of_a_clip_follows_its_id_and_the_step_not_its_row():
 def test_positions_can_be_interpolated_from_another_grid():
     def loss(*overrides):
         config = load_config(
-            "configs/pretrain.py:tiny,custom",
+            "pretrain:tiny,custom",
             [
                 "--config.clip.height=32",
                 "--config.clip.width=32",

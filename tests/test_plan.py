@@ -35,7 +35,7 @@ TINY = [
 
 
 def plan_here(*overrides):
-    config = load_config("configs/pretrain.py:tiny,custom", [*TINY, *overrides])
+    config = load_config("pretrain:tiny,custom", [*TINY, *overrides])
     config, videos = plan.prepare_config(config, pretrain, examples=1000)
     devices, places = find_devices("here")
     places = dict(zip(devices, places, strict=True))
@@ -45,7 +45,7 @@ def plan_here(*overrides):
 def test_a_data_parallel_step_sends_each_gradient_once():
     step = plan_here("--config.batch_size=16")
     (row,) = step.collectives
-    config = load_config("configs/pretrain.py:tiny,custom", TINY)
+    config = load_config("pretrain:tiny,custom", TINY)
     params = jax.eval_shape(pretrain.build_task(config).init, jax.random.key(0))
     gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
     # Around a ring of eight; beside the gradients go a few sums, and those of weights make those
@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_told_what_would(tmp_path, capsys, monkeypatch):
 
     whole = plan_here("--config.batch_size=16")
     monkeypatch.setattr(plan, "plan_step", pretend)
-    options = ["--config=configs/pretrain.py:tiny,custom", *TINY, "--config.batch_size=64"]
+    options = ["--config=pretrain:tiny,custom", *TINY, "--config.batch_size=64"]
     cli.main(["plan", *options, f"--json={tmp_path}/plan.json"])
     said = capsys.readouterr().out
     assert "9 MB of 4 MB per device: does not fit" in said
@@ -184,7 +184,7 @@ def test_what_does_not_fit_is_told_what_would(tmp_path, capsys, monkeypatch):
 
 def test_what_costs_least_is_tried_first_and_the_most_saving_before_what_is_between():
     def tried(enough, *overrides):
-        config = load_config("configs/pretrain.py:tiny,custom", overrides)
+        config = load_config("pretrain:tiny,custom", overrides)
         seen = []
 
         def fits(change):
@@ -254,7 +254,7 @@ def test_topologies_that_are_none(name, words):
 
 
 def test_the_command_and_train_plan_say_the_same(tmp_path, capsys):
-    options = ["--config=configs/pretrain.py:tiny,custom", *TINY, "--config.batch_size=8"]
+    options = ["--config=pretrain:tiny,custom", *TINY, "--config.batch_size=8"]
     options += ["--config.data.train=synthetic", "--config.steps=40", "--config.warmup_steps=4"]
     cli.main(["plan", *options, f"--json={tmp_path}/plan.json"])
     said = capsys.readouterr().out
@@ -310,7 +310,7 @@ needs_cuda = pytest.mark.skipif(
 def plan_away(folder, topology, *overrides):
     """In a process of its own, as compilers need an environment from before JAX starts."""
     command = [sys.executable, "-m", "videomae_jax.cli", "plan", f"--topology={topology}"]
-    command += ["--config=configs/pretrain.py:tiny,custom", *TINY, "--config.batch_size=64"]
+    command += ["--config=pretrain:tiny,custom", *TINY, "--config.batch_size=64"]
     subprocess.run([*command, *overrides, f"--json={folder}/plan.json"], cwd=ROOT, check=True)
     return json.loads((folder / "plan.json").read_text())
 
@@ -351,7 +351,7 @@ def test_fsdp_gathers_parameters_and_scatters_gradients_on_tpus(tmp_path):
     assert set(sent) == {"all-gather", "reduce-scatter", "all-reduce"}
     # What is not split, biases and norms, and sums of the loss.
     assert sent["all-reduce"] < 0.1 * sum(sent.values())
-    task = pretrain.build_task(load_config("configs/pretrain.py:tiny,custom", TINY))
+    task = pretrain.build_task(load_config("pretrain:tiny,custom", TINY))
     leaves = jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0)))
     parameters = 4 * sum(leaf.size for leaf in leaves)
     # Forward, and again backward; no activation goes anywhere.

@@ -30,7 +30,7 @@ TINY = [
 def arguments(workdir, start, *more, head="linear", steps=6):
     return [
         "train",
-        f"--config=configs/probe.py:{head},tiny,custom",
+        f"--config=probe:{head},tiny,custom",
         f"--workdir={workdir}",
         f"--config.init_from={start}",
         f"--config.steps={steps}",
@@ -80,7 +80,7 @@ def test_the_encoder_stays_bit_for_bit_and_has_no_moments(probed, pretrained):  
     before, after = (load_params(str(path))[0]["encoder"] for path in (pretrained, probed))
     assert "norm" in after
     jax.tree.map(np.testing.assert_array_equal, before, after)
-    config = load_config("configs/probe.py:attentive,s,k400", ["--config.model.classes=400"])
+    config = load_config("probe:attentive,s,k400", ["--config.model.classes=400"])
     task, optimizer = probe.build_task(config), make_optimizer(config)
     state = jax.eval_shape(lambda: make_state(task, optimizer, seed=0))
     leaves = [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]

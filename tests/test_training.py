@@ -42,7 +42,7 @@ TINY = (
 
 
 def tiny(*more):
-    return load_config("configs/pretrain.py:tiny,custom", [*TINY, *more])
+    return load_config("pretrain:tiny,custom", [*TINY, *more])
 
 
 def run(config, *, mesh, steps=3, devices=None):
@@ -136,7 +136,7 @@ def test_each_clip_of_a_video_has_a_mask_of_its_own():
         for row in (0, 1, 2)
     )
     assert first["error"] != second["error"] and first["error"] == third["error"]
-    v2 = load_config("configs/pretrain.py:b,k400,v2")
+    v2 = load_config("pretrain:b,k400,v2")
     assert (v2.batch_size, v2.repeats) == (1024, 4)
     plan = make_plan(v2, examples=240_000)  # of videos: neither epochs nor the rate count clips
     assert plan.steps_per_epoch == 234 and plan.peak_lr == pytest.approx(4e-3)
@@ -338,7 +338,7 @@ def test_the_schedule_is_the_reference_s(table):
 
 
 def test_the_rate_scales_with_the_batch_and_lr_does_not():
-    base = make_plan(load_config("configs/pretrain.py:b,k400"), examples=240_000)
+    base = make_plan(load_config("pretrain:b,k400"), examples=240_000)
     assert base.peak_lr == pytest.approx(1.5e-4 * 8) and base.final_lr == pytest.approx(8e-5)
     assert base.steps_per_epoch == 117 and base.steps == 1600 * 117
     assert base.warmup_steps == 40 * 117
@@ -357,7 +357,7 @@ def test_the_rate_scales_with_the_batch_and_lr_does_not():
     ],
 )
 def test_impossible_plans_are_refused(overrides, words):
-    config = load_config("configs/pretrain.py:b,custom", overrides)
+    config = load_config("pretrain:b,custom", overrides)
     with pytest.raises(UserError, match=words):
         make_plan(config, examples=500)
 
@@ -379,7 +379,7 @@ def test_only_matrices_decay(attention):
 def test_every_leaf_of_every_size_has_one_row_in_the_sharding_table():
     mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
     for size in ("s", "b", "l", "h", "g", "b,k400,cross"):
-        config = load_config(f"configs/pretrain.py:{size}" + ",k400" * (len(size) == 1))
+        config = load_config(f"pretrain:{size}" + ",k400" * (len(size) == 1))
         task = pretrain.build_task(config)
         state = jax.eval_shape(lambda: make_state(task, adamw(config), seed=0))  # noqa: B023
         if size == "s":

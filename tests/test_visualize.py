@@ -37,7 +37,7 @@ CONFIG = {
 def workdir(tmp_path_factory):
     """A work directory with one checkpoint of a tiny model that has learned nothing."""
     overrides = [f"--config.{key}={value}" for key, value in CONFIG.items()]
-    config = load_config("configs/pretrain.py:tiny,custom", overrides)
+    config = load_config("pretrain:tiny,custom", overrides)
     workdir = tmp_path_factory.mktemp("run")
     checkpoints = Checkpoints(str(workdir), keep=1)
     init = functools.partial(make_state, build_task(config), optax.identity(), seed=0)

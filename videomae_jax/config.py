@@ -1,11 +1,14 @@
-"""Reading configs: `configs/NAME.py:ARGUMENTS`, then `--config.key=value` on top."""
+"""Read configs: a recipe of the package or a file, then `--config.key=value` on top."""
 
 import difflib
 import importlib.util
 import math
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from absl import flags
@@ -13,7 +16,9 @@ from ml_collections import ConfigDict, config_flags
 
 from videomae_jax.errors import UserError
 
-CHECKOUT = Path(__file__).parent.parent
+_PACKAGE = Path(__file__).parent
+# setup.cfg maps the top-level configs/ into the installed package; in a checkout it is beside it.
+RECIPES = next(p / "configs" for p in (_PACKAGE, _PACKAGE.parent) if (p / "configs").is_dir())
 
 
 class Limit(NamedTuple):
@@ -43,26 +48,61 @@ LIMITS = (
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Load "configs/pretrain.py:b,k400" and apply overrides such as "--config.seed=1".
+    """Load the config a user named, and apply overrides such as "--config.seed=1".
 
-    A relative path is looked for in the current directory, then in the checkout this package
-    is part of. Values take the type the config gives them; the result is locked. Raises
-    UserError for a file, an argument, a key or a value that is not legal.
+    spec: "NAME[:ARGUMENTS]" for a recipe of the package, such as "pretrain:b,k400", or
+    "PATH.py[:ARGUMENTS]" for a file, which may import modules of its own folder. A path
+    configs/NAME.py that does not exist names the recipe.
+    Returns a locked config; values have the type that the config gives them. Raises UserError
+    for an unknown file, argument or key, and for an illegal value.
     """
-    name, _, arguments = spec.partition(":")
-    path = next((p for p in (Path(name), CHECKOUT / name) if p.is_file()), None)
-    if path is None:
-        known = sorted(str(p.relative_to(CHECKOUT)) for p in CHECKOUT.glob("configs/*.py"))
-        raise UserError(f"config {name!r} does not exist: use one of {', '.join(known)}")
-    get_config = _load_module(path).get_config
-    config = get_config(arguments) if arguments else get_config()
+    is_file = re.fullmatch(r"(.*?\.py)(?::(.*))?", spec, re.DOTALL)
+    if not is_file:
+        name, _, arguments = spec.partition(":")
+        return load_recipe(name, arguments, overrides)
+    path, arguments = Path(is_file[1]), is_file[2] or ""
+    if path.is_file():
+        with _import_from(path.parent):
+            return _read_config(path, arguments, overrides)
+    if path.parent == Path("configs") and path.stem in recipe_names():
+        return load_recipe(path.stem, arguments, overrides)
+    raise UserError(f"config {is_file[1]!r} does not exist: {_suggest(path.stem)}")
+
+
+def load_recipe(name: str, arguments: str = "", overrides: Sequence[str] = ()) -> ConfigDict:
+    """Load a recipe of the package; the current directory is never looked at.
+
+    See `load_config` for the overrides, the result and the errors.
+    """
+    if name not in recipe_names():
+        raise UserError(f"config {name!r} is no recipe and no .py file: {_suggest(name)}")
+    return _read_config(RECIPES / f"{name}.py", arguments, overrides)
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes in the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.py") if path.stem != "__init__")
+
+
+def _suggest(name: str) -> str:
+    near = difflib.get_close_matches(name, recipe_names(), n=1)
+    return f"did you mean {near[0]}?" if near else f"the recipes are {', '.join(recipe_names())}"
+
+
+def _read_config(path: Path, arguments: str, overrides: Sequence[str]) -> ConfigDict:
+    module = _import_file(path)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} has no function get_config: define one that returns a ConfigDict")
+    config = module.get_config(arguments) if arguments else module.get_config()
     _check_keys(overrides, config)
 
     # ml_collections' own flag parses and types the values. On private flag values, because
     # the process-wide ones would carry one run's overrides into the next.
     flag_values = flags.FlagValues()
-    command = ["videomae", f"--config={path}" + (f":{arguments}" if arguments else ""), *overrides]
-    holder = config_flags.DEFINE_config_file("config", flag_values=flag_values, sys_argv=command)
+    command = ["videomae", *overrides]
+    holder = config_flags.DEFINE_config_dict(
+        "config", config, flag_values=flag_values, sys_argv=command
+    )
     try:
         rest = flag_values(command)[1:]
     except flags.UnrecognizedFlagError as error:
@@ -156,8 +196,27 @@ def _check_keys(overrides: Sequence[str], config: ConfigDict) -> None:
             raise UserError(f"config has no key {key!r}: did you mean --config.{near[0]}?")
 
 
-def _load_module(path: Path):
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+def _import_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"videomae_config_{path.stem}", path)
+    assert spec and spec.loader  # of every .py file
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _import_from(folder: Path) -> Iterator[None]:
+    """Let imports find the modules of a folder first, inside only.
+
+    They are forgotten afterwards: a config of another folder may have others of these names.
+    """
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder.resolve()))
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and Path(file).parent == folder.resolve():
+                del sys.modules[name]

@@ -26,6 +26,7 @@ from videomae_jax.data.records import is_remote, read_bytes
 from videomae_jax.data.sources import Videos, thin_videos
 from videomae_jax.data.synthetic import SyntheticSample
 from videomae_jax.errors import UserError
+from videomae_jax.host import count_cores
 from videomae_jax.tasks.task import Task
 from videomae_jax.training.loop import check_batch, open_videos
 from videomae_jax.training.optim import make_optimizer, warmup_cosine
@@ -78,7 +79,7 @@ def measure(config: ConfigDict, kind: ModuleType, *, seconds: float) -> Feeding:
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
     config, videos, _ = kind.prepare(config, *open_videos(config))
-    cores = len(os.sched_getaffinity(0))
+    cores = count_cores()
     threads = config.data.threads or cores
     clips = _step_clips(config, batch_devices(mesh))
     rates = {}

@@ -85,6 +85,11 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def count_cores():
+    # As host.count_cores, which this file, run by another Python, cannot import.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def main(folder, task, device, dtype, compiled):
     replies, sys.stdout = sys.stdout, sys.stderr
 
@@ -93,7 +98,7 @@ def main(folder, task, device, dtype, compiled):
 
     for line in map(str.strip, sys.stdin):
         if line == "start":
-            torch.set_num_threads(len(os.sched_getaffinity(0)))
+            torch.set_num_threads(count_cores())
             step = build(folder, task, device, dtype, compiled)
             answer(torch=torch.__version__, transformers=transformers.__version__)
         elif line == "step":

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from videomae_jax.config import load_config
+from videomae_jax.config import load_recipe
 from videomae_jax.errors import UserError
 from videomae_jax.models import flops
 from videomae_jax.models.masking import draw_mask, mask_to_bool
@@ -65,7 +65,7 @@ def job_config(job: Job) -> ConfigDict:
     """Return the config of the recipe a job runs."""
     recipe = "finetune" if job.task == "finetune" else "pretrain"
     classes = [f"--config.model.classes={CLASSES}"] if job.task == "finetune" else []
-    return load_config(f"configs/{recipe}.py:{job.model},k400", [*classes, *job.overrides])
+    return load_recipe(recipe, f"{job.model},k400", [*classes, *job.overrides])
 
 
 def random_batch(job: Job, config: ConfigDict) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import os
 from collections.abc import Sequence
 
 
@@ -15,8 +14,12 @@ def add_commands(parser: argparse.ArgumentParser, names: Sequence[str], *, packa
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in names:
         module = importlib.import_module(f"{package}.{name}")
-        summary, _, rest = module.__doc__.partition("\n")
-        command = commands.add_parser(name, help=summary, description=f"{summary} {rest}")
+        command = commands.add_parser(
+            name,
+            help=module.__doc__.partition("\n")[0],
+            description=module.__doc__.strip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.set_defaults(prog=command.prog)
         if hasattr(module, "main"):
             command.set_defaults(run=module.main)
@@ -33,8 +36,3 @@ def add_threads(parser: argparse.ArgumentParser, *, of: str) -> None:
 
     words = f"{of} (default: one a core)"
     parser.add_argument("--threads", type=positive, metavar="N", help=words)
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -15,7 +15,8 @@ writes FILE-00000-of-0000N; an unreadable video is listed in FILE.unreadable.csv
 import argparse
 import sys
 
-from videomae_jax.commands import add_threads, cores
+from videomae_jax.commands import add_threads
+from videomae_jax.host import count_cores
 
 # Clip length, stride inside it, and hop, all in frames. 16 frames in a row every 4, or every 16:
 # how the features published with VideoMAE V2 for ActionFormer were made (extract_tad_feature.py;
@@ -144,7 +145,7 @@ def main(args: argparse.Namespace) -> None:
         sample=sample,
         first=first,
         bad=bad,
-        threads=args.threads or cores(),
+        threads=args.threads or count_cores(),
     )
     places = {number: place for place, number in enumerate(ids)}
     progress, done = Progress(len(ids), begun=place), 0

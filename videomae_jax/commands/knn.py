@@ -61,14 +61,10 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.errors import UserError
     from videomae_jax.interop.files import load_checkpoint
     from videomae_jax.tasks import infer, knn, scores
-    from videomae_jax.training.checkpoint import load_params
     from videomae_jax.training.sharding import make_mesh
     from videomae_jax.training.views import predict_views
 
-    if args.ema:
-        params, config = load_params(args.checkpoint, item="ema")
-    else:
-        params, config, *_ = load_checkpoint(args.checkpoint, num_heads=args.num_heads)
+    params, config, *_ = load_checkpoint(args.checkpoint, num_heads=args.num_heads, ema=args.ema)
     if args.untrained:
         params = infer.untrained_params(config)
     train, held_out = (read_videos(path) for path in (args.train, args.eval))

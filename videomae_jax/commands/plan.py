@@ -1,6 +1,6 @@
 """Tell what a run needs and how long it takes, on devices that need not be there.
 
-videomae plan --config=configs/pretrain.py:b,k400 --topology v5e-64 [--examples 240000]
+videomae plan --config=pretrain:b,k400 --topology v5e-64 [--examples 240000]
 
 Compiles the real training step ahead of time: bytes per device, collectives, floors, whether
 it fits and, if not, what would. v5p-128 is one slice, v5p-128x2 two, h100-8x2 two hosts.
@@ -13,7 +13,7 @@ from videomae_jax.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", required=True, metavar="FILE[:ARGS]", help="e.g. configs/pretrain.py:b,k400"
+        "--config", required=True, metavar="FILE[:ARGS]", help="e.g. pretrain:b,k400"
     )
     parser.add_argument(
         "--topology",

@@ -8,7 +8,7 @@ A window slides over the whole video; the mean of its probabilities ranks the cl
 import argparse
 import sys
 
-from videomae_jax.commands import cores
+from videomae_jax.host import count_cores
 
 WINDOWS = 4  # at once, on each device
 
@@ -97,7 +97,7 @@ def main(args: argparse.Namespace) -> None:
         sample=sample,
         first=0,
         bad=bad,
-        threads=cores(),
+        threads=count_cores(),
     )
     results, found, progress = {}, {}, Progress(len(videos))
     with closing(reader) as windows:

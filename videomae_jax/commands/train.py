@@ -15,7 +15,7 @@ EXIT_STOPPED = 42  # saved and ready to go on: what XPK and Slurm scripts restar
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", required=True, metavar="FILE[:ARGS]", help="e.g. configs/pretrain.py:b,k400"
+        "--config", required=True, metavar="FILE[:ARGS]", help="e.g. pretrain:b,k400"
     )
     parser.add_argument("--workdir", required=True, help="checkpoints and logs; made if missing")
     parser.add_argument(

@@ -22,6 +22,7 @@ from videomae_jax.data.decode import UnreadableVideo  # noqa: E402
 from videomae_jax.data.records import Records, decode_regions  # noqa: E402
 from videomae_jax.data.sources import Videos  # noqa: E402
 from videomae_jax.errors import UserError  # noqa: E402
+from videomae_jax.host import count_cores  # noqa: E402
 
 # TensorFlow reads files here; it must not take the memory of JAX's devices.
 tf.config.set_visible_devices([], "GPU")
@@ -223,7 +224,7 @@ def _load(
     """
     # One a core: more only pass the interpreter's lock around (2 cores, 112x112 clips:
     # 190 clips/s with 2 threads, 150 with 4). Slow disks may want more.
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or count_cores()
     failures: list[Exception] = []
     jpeg = _in_regions(videos)
     no_clips = np.zeros((group, *sample.shape), np.uint8), np.zeros((group, 2), np.int32)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from videomae_jax.config import load_config
+from videomae_jax.config import load_recipe
 from videomae_jax.errors import UserError
 from videomae_jax.interop.convert import ModelFacts, find_tensors, from_native, to_native
 from videomae_jax.interop.images import (
@@ -247,7 +247,7 @@ def _read_pth(file: Path) -> tuple[dict[str, MappedTensor], str, Any]:
 def _config(facts: ModelFacts, beside: Beside) -> ConfigDict:
     """Return a training config with the converted model in it."""
     recipe = "finetune" if facts.task == "classify" else "pretrain"
-    config = load_config(f"configs/{recipe}.py:b,custom").unlock()
+    config = load_recipe(recipe, "b,custom").unlock()
     config.name = f"{facts.task} model converted from {facts.dialect}"
     config.task = facts.task
     config.model.encoder = ConfigDict(dataclasses.asdict(facts.encoder))

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from videomae_jax import __version__
-from videomae_jax.config import load_config
+from videomae_jax.config import load_recipe
 from videomae_jax.data.decode import read_clip
 from videomae_jax.data.feed import Feed
 from videomae_jax.data.synthetic import moving_pattern, synthetic_batches
@@ -144,7 +144,7 @@ def overfit() -> Finding:
         mask=dict(ratio=0.5),
         model=dict(encoder=dict(depth=2), decoder=dict(depth=1)),
     )
-    config = load_config("configs/pretrain.py:tiny,custom").copy_and_resolve_references()
+    config = load_recipe("pretrain", "tiny,custom").copy_and_resolve_references()
     config.update(keys)
     task = pretrain.build_task(config.lock())
     mesh = make_mesh(dict(data=1, fsdp=1, tensor=1, slices=1), jax.local_devices()[:1])

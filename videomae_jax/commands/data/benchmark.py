@@ -12,7 +12,7 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", required=True, metavar="FILE[:ARGS]", help="e.g. configs/pretrain.py:b,k400"
+        "--config", required=True, metavar="FILE[:ARGS]", help="e.g. pretrain:b,k400"
     )
     parser.add_argument(
         "--seconds",

@@ -9,7 +9,8 @@ VIDEOS. The same command goes on where it was stopped. Several machines share th
 
 import argparse
 
-from videomae_jax.commands import add_threads, cores
+from videomae_jax.commands import add_threads
+from videomae_jax.host import count_cores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +88,7 @@ def main(args: argparse.Namespace) -> None:
         process_index=args.process_index,
         process_count=args.process_count,
         verify=args.verify,
-        threads=args.threads or cores(),
+        threads=args.threads or count_cores(),
         report=report,
     )
     progress.close()

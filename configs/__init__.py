@@ -1,0 +1,1 @@
+"""The recipes: `--config=NAME:ARGUMENTS` reads NAME.py of this folder."""
