@@ -28,9 +28,10 @@ import av
 import numpy as np
 from PIL import Image
 
-from videomae_jax.data.clips import PretrainSample
 from videomae_jax.data.decode import read_clip
-from videomae_jax.data.sources import Videos, read_videos
+from videomae_jax.data.samplers import PretrainSample
+from videomae_jax.data.sources import read_videos
+from videomae_jax.data.videos import Videos
 
 ROOT = Path(__file__).parent.parent
 WIDTH, HEIGHT, FRAMES, GOP = 456, 256, 300, 250
@@ -134,8 +135,8 @@ def be_child(name: str, folder: Path) -> None:
 
 def read_ours(videos: Videos, ask: dict) -> dict:
     """Batches as training gets them, from making the pipeline to the last batch."""
-    from videomae_jax.data.bad import BadVideos
     from videomae_jax.data.pipeline import clip_batches
+    from videomae_jax.data.unreadable import BadVideos
 
     began = time.perf_counter()
     batches = clip_batches(

@@ -21,8 +21,8 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
-from videomae_jax.benchmark.child import Child, write_job
-from videomae_jax.benchmark.step import Job
+from videomae_jax.diagnostics.step_time import Job
+from videomae_jax.diagnostics.subprocesses import Child, write_job
 
 FOLDER = Path(__file__).parent
 ROWS, PICTURE = FOLDER / "scaling.json", FOLDER / "scaling.png"
@@ -89,8 +89,8 @@ def compile_rows() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
     from videomae_jax.config import load_config
+    from videomae_jax.diagnostics import plan
     from videomae_jax.tasks import pretrain
-    from videomae_jax.training import plan
 
     shared = BASE | {"batch": DEVICES_BATCH}
     points = [point | {"devices": 1, "axis": "data"} for point in variants(AXES)]
@@ -138,7 +138,7 @@ def cpu_name() -> str:
 
 def time_in_turns(jobs: list[Job], steps: int) -> list[tuple[list[float], dict]]:
     """Time jobs side by side, each in a process of its own: (seconds of each step, facts)."""
-    command = [sys.executable, "-m", "videomae_jax.benchmark.child"]
+    command = [sys.executable, "-m", "videomae_jax.diagnostics.subprocesses"]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(FOLDER.parent)}
     with ExitStack() as stack:
         children, seconds = [], [[] for _ in jobs]

@@ -303,7 +303,7 @@ def shared(config):
 
 def train_run(out: Path, run: Run) -> dict:
     """Train, and score what was trained on the held-out list."""
-    from videomae_jax.interop.files import load_checkpoint
+    from videomae_jax.interop.checkpoint_files import load_checkpoint
     from videomae_jax.tasks import classify, pretrain, probe
     from videomae_jax.training.loop import train
     from videomae_jax.training.monitor import read_metrics
@@ -355,13 +355,13 @@ def score(workdir: str, videos: str) -> dict[str, float]:
     """Return the top-1 over three clips of each video: as it is, frozen, and out of order."""
     import jax
 
-    from videomae_jax.data.bad import BadVideos
     from videomae_jax.data.sources import read_videos
-    from videomae_jax.interop.files import load_checkpoint
+    from videomae_jax.data.unreadable import BadVideos
+    from videomae_jax.devices.sharding import make_mesh
+    from videomae_jax.inference.predict import predict_views
+    from videomae_jax.interop.checkpoint_files import load_checkpoint
+    from videomae_jax.metrics import top
     from videomae_jax.tasks import classify
-    from videomae_jax.tasks.scores import top
-    from videomae_jax.training.sharding import make_mesh
-    from videomae_jax.training.views import predict_views
 
     params, config, *_ = load_checkpoint(workdir)
     videos = read_videos(videos)

@@ -28,8 +28,7 @@ from processes import (
     write_manifest,
 )
 
-from videomae_jax.training.checkpoint import load_params
-from videomae_jax.training.digest import digests
+from videomae_jax.training.checkpoint import digests, load_params
 
 STEPS = 24
 HOW = dict(count=2, devices=1)

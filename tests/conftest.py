@@ -15,3 +15,41 @@ os.environ["JAX_NUM_PROCESSES"] = "1"
 import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+import pytest  # noqa: E402
+from runs import CLASSIFIER, KINDS, SMALL, rows  # noqa: E402
+
+from videomae_jax import cli  # noqa: E402
+from videomae_jax.config import load_config  # noqa: E402
+from videomae_jax.tasks import classify  # noqa: E402
+from videomae_jax.training.checkpoint import save_params  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory):
+    """Four clips of each of three classes to train on; two of them held out, one clip each."""
+    folder = tmp_path_factory.mktemp("labelled")
+    (folder / "train.csv").write_text(rows("train", KINDS, range(4)))
+    # Alphabetical numbers within this list would be others: roll 0, walk 1.
+    (folder / "val.csv").write_text(rows("val", KINDS[1:], [0]))
+    return [f"--config.data.train={folder}/train.csv", f"--config.data.eval={folder}/val.csv"]
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory, labelled):
+    """A work directory of a pre-training run of three steps."""
+    workdir = tmp_path_factory.mktemp("pretrained")
+    cli.main(["train", f"--workdir={workdir}", *SMALL, "--config.steps=3", *labelled])
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory):
+    """A classifier with random weights: (folder, params, config)."""
+    folder = tmp_path_factory.mktemp("classifier")
+    config = load_config("finetune:tiny,custom", CLASSIFIER)
+    params = classify.build_task(config).init(jax.random.key(0))
+    # The head begins almost at zero: all videos alike.
+    params["head"]["kernel"] = 2e4 * params["head"]["kernel"]
+    save_params(str(folder), params, config)
+    return folder, params, config

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from videomae_jax.interop.torch_reader import read_torch
+from videomae_jax.interop.torch_file import read_torch
 from videomae_jax.models.vit import Size
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "files"
 WEIGHTS = {
     "pretrain_tiny": ("pretrain_tiny.pth", "model"),
     "finetune_tiny": ("finetune_tiny_deepspeed.pth", "module"),

@@ -1,6 +1,7 @@
 """Who may import whom. The direction is what keeps each room readable alone."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -8,53 +9,62 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "videomae_jax"
-# Each room and what it may import of the others. Modules at the top are rooms of one file.
+# Each room, from the bottom to the top, and what it may import of the others. Modules at the top
+# level of the package are rooms of one file.
 ROOMS = {
     "errors": set(),
     "host": set(),
-    "models": {"errors"},
-    "data": {"host", "errors"},
+    "progress": set(),
     "config": {"errors"},
-    "pictures": {"errors", "tasks"},
-    "tasks": {"errors", "models", "data", "pictures"},
-    "training": {"errors", "models", "data", "tasks", "config", "pictures"},
-    "interop": {"errors", "models", "tasks", "config", "training"},
-    "benchmark": {"host", "errors", "models", "data", "tasks", "training", "interop", "config"},
-    "api": {"errors", "models", "tasks", "interop"},
-    "commands": {
-        *("errors", "host", "models", "data", "tasks", "training", "interop", "config", "pictures"),
-        "benchmark",
-    },
-    "cli": {"errors", "commands"},
-    "__init__": {"api"},
+    "metrics": {"errors"},
+    "models": {"errors"},
+    "augment": {"errors"},
+    "data": {"errors", "host"},
+    "devices": {"errors"},
+    "pictures": {"errors", "models"},
+    "tasks": {"errors", "config", "models", "augment", "data", "devices", "metrics", "pictures"},
 }
+ROOMS["inference"] = {"tasks", "progress"} | ROOMS["tasks"]
+ROOMS["training"] = {"inference"} | ROOMS["inference"]
+ROOMS["interop"] = {"training"} | ROOMS["training"]
+ROOMS["api"] = {"interop"} | ROOMS["interop"]
+ROOMS["diagnostics"] = {"interop", "host"} | ROOMS["interop"]
+ROOMS["commands"] = {"diagnostics"} | ROOMS["diagnostics"]
+ROOMS["cli"] = {"errors", "commands"}
+ROOMS["__init__"] = {"api"}
 # Heavy or replaceable libraries, and the only files that know them.
 ONLY_IN = {
-    "tensorflow": {"data/pipeline.py", "data/records.py", "data/pack.py"},
-    "tensorflow_datasets": {"data/records.py", "data/pack.py"},
+    "tensorflow": {
+        *("data/pipeline.py", "data/records.py", "data/pack.py"),
+        *("data/storage.py", "data/tfds.py"),
+    },
+    "tensorflow_datasets": {"data/tfds.py", "data/pack.py"},
     "clu": {"training/monitor.py"},
     "orbax": {"training/checkpoint.py"},
     "flax": {"models"},
     "av": {"data/decode.py", "data/encode.py", "pictures.py"},
     "decord": {"data/decoders.py"},
     "torchcodec": {"data/decoders.py"},
-    "pyarrow": {"data/tables.py"},
-    "safetensors": {"interop/safetensors_reader.py"},
-    "torch": {"benchmark/peer_torch.py"},
-    "transformers": {"benchmark/peer_torch.py"},
+    "pyarrow": {"inference/tables.py"},
+    "safetensors": {"interop/safetensors_file.py"},
+    "torch": {"diagnostics/peer_torch.py"},
+    "transformers": {"diagnostics/peer_torch.py"},
 }
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
+@functools.cache
 def imports(file):
     """Every module a file imports, wherever in it."""
+    found = []
     for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are written in full"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found.append(node.module)
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
@@ -71,6 +81,38 @@ def test_a_library_is_known_where_it_belongs(file):
     for library, places in ONLY_IN.items():
         if library in roots:
             assert places & {str(file), file.parts[0]}, f"{file} imports {library}"
+
+
+def test_the_rooms_are_in_one_order():
+    """A room imports only rooms above it in the table, so there are no circles between rooms."""
+    rooms = list(ROOMS)
+    for place, room in enumerate(rooms):
+        assert ROOMS[room] <= set(rooms[:place]), room
+
+
+def test_no_file_imports_itself_over_others():
+    """At the top of files; an import inside a function may close a circle, and none does."""
+    ahead = {
+        str(file): {
+            str(other)
+            for other in FILES
+            for name in imports(file)
+            if name == ".".join(["videomae_jax", *other.with_suffix("").parts])
+        }
+        for file in FILES
+    }
+    while ahead:
+        leaves = [file for file, others in ahead.items() if not others & ahead.keys()]
+        assert leaves, f"circles among {sorted(ahead)}"
+        for file in leaves:
+            del ahead[file]
+
+
+def test_data_knows_nothing_of_jax():
+    """A machine that only packs and checks videos needs no JAX."""
+    for file in FILES:
+        if file.parts[0] == "data":
+            assert not {name.split(".")[0] for name in imports(file)} & {"jax", "flax"}, file
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"]], ids=" ".join)
@@ -98,9 +140,9 @@ def test_the_benchmark_needs_no_reader_of_videos_and_no_checkpoints():
 import sys
 for name in ("tensorflow", "av", "PIL", "clu", "orbax", "matplotlib"):
     sys.modules[name] = None  # importing it raises ImportError
-from videomae_jax.benchmark import child, parts, step
+from videomae_jax.diagnostics import stage_time, step_time, subprocesses
 from videomae_jax.commands import benchmark
-job = step.Job("tiny", "pretrain", 1, ())
-assert step.random_batch(job, step.job_config(job))["video"].shape[0] == 1
+job = step_time.Job("tiny", "pretrain", 1, ())
+assert step_time.random_batch(job, step_time.job_config(job))["video"].shape[0] == 1
 """
     subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=True, timeout=120)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from videomae_jax import pictures
 from videomae_jax.errors import UserError
-from videomae_jax.tasks.reconstruct import Reconstruction
+from videomae_jax.models.reconstruct import Reconstruction
 
 CAPTION = "patch statistics from the hidden patches themselves (leaks)"
 # Not symmetric, so that no flip or swap of axes goes unseen.

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from videomae_jax.training.progress import Progress, clock
+from videomae_jax.progress import Progress, clock
 
 
 class Terminal(io.StringIO):

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from videomae_jax.errors import UserError
-from videomae_jax.interop.files import Checkpoint, load_checkpoint, save_checkpoint
+from videomae_jax.inference.network import build_network, outputs, predict
+from videomae_jax.interop.checkpoint_files import Checkpoint, load_checkpoint, save_checkpoint
 from videomae_jax.models.tokens import patch_grid
-from videomae_jax.tasks.infer import build_network, outputs, predict
 
 
 def load(

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from videomae_jax.errors import UserError
-from videomae_jax.tasks.reconstruct import Reconstruction
+from videomae_jax.models.reconstruct import Reconstruction
 
 SHEET_FRAMES = 6
 COLUMNS = ("original", "masked", "reconstruction", "error")

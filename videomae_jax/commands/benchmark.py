@@ -58,8 +58,8 @@ def main(args: argparse.Namespace) -> None:
         os.environ["JAX_PLATFORMS"] = "cuda" if args.device == "gpu" else args.device
     import jax
 
-    from videomae_jax.benchmark.step import Job, build_bench
-    from videomae_jax.training.memory import compute_in_caller
+    from videomae_jax.devices.host_memory import compute_in_caller
+    from videomae_jax.diagnostics.step_time import Job, build_bench
 
     compute_in_caller()
     job = Job(args.model, args.task, args.batch, tuple(args.overrides))
@@ -95,7 +95,7 @@ def main(args: argparse.Namespace) -> None:
 def _attention(args, device):
     import jax
 
-    from videomae_jax.benchmark.parts import time_attention
+    from videomae_jax.diagnostics.stage_time import time_attention
 
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     rows = time_attention(batch=args.batch, repeats=args.repeats, dtype=dtype)
@@ -111,9 +111,9 @@ def _attention(args, device):
 def _feed(job, args):
     import jax
 
-    from videomae_jax.benchmark.parts import time_feed
-    from videomae_jax.benchmark.step import job_config, random_batch
-    from videomae_jax.training.sharding import batch_sharding, make_mesh
+    from videomae_jax.devices.sharding import batch_sharding, make_mesh
+    from videomae_jax.diagnostics.stage_time import time_feed
+    from videomae_jax.diagnostics.step_time import job_config, random_batch
 
     config = job_config(job)
     batch = random_batch(job, config)
@@ -128,8 +128,8 @@ def _feed(job, args):
 def _resize(job, args, device):
     import numpy as np
 
-    from videomae_jax.benchmark.parts import time_resize
-    from videomae_jax.benchmark.step import job_config
+    from videomae_jax.diagnostics.stage_time import time_resize
+    from videomae_jax.diagnostics.step_time import job_config
 
     config = job_config(job)
     clip = config.clip
@@ -147,7 +147,7 @@ def _resize(job, args, device):
 
 
 def _end_to_end(bench, args):
-    from videomae_jax.benchmark.parts import time_end_to_end
+    from videomae_jax.diagnostics.stage_time import time_end_to_end
 
     result = time_end_to_end(bench, repeats=args.repeats)
     result |= {"environment": {"device": bench.facts["device"]}, **bench.after()}
@@ -171,7 +171,7 @@ def _beside(job, args):
     import tempfile
     from pathlib import Path
 
-    from videomae_jax.benchmark.child import Child, write_job
+    from videomae_jax.diagnostics.subprocesses import Child, write_job
     from videomae_jax.errors import UserError
 
     package = Path(__file__).parent.parent
@@ -183,7 +183,7 @@ def _beside(job, args):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_job(folder, job)
-        ours = [sys.executable, "-m", "videomae_jax.benchmark.child", name]
+        ours = [sys.executable, "-m", "videomae_jax.diagnostics.subprocesses", name]
         with Child("the benchmark", ours, env=env | {"JAX_PLATFORMS": "cpu"}) as writer:
             writer.ask("write")
         with Child("the benchmark", ours, env=env) as our:
@@ -191,7 +191,7 @@ def _beside(job, args):
             platform, dtype = facts["platform"], facts["dtype"]
             if platform not in ("cpu", "gpu"):
                 raise UserError(f"--peer {args.peer} runs on CPUs and GPUs, not on {platform}")
-            script = str(package / "benchmark" / "peer_torch.py")
+            script = str(package / "diagnostics" / "peer_torch.py")
             device = {"cpu": "cpu", "gpu": "cuda"}[platform]
             mode = args.peer.partition("-")[2] or "eager"
             command = [args.peer_python, script, name, args.task, device, dtype, mode]

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from videomae_jax.interop.files import load_checkpoint, save_checkpoint
+    from videomae_jax.interop.checkpoint_files import load_checkpoint, save_checkpoint
 
     to = args.to or ENDINGS.get(Path(args.target).suffix, "native")
     checkpoint = load_checkpoint(

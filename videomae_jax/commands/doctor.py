@@ -19,8 +19,8 @@ def main(args: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
+    from videomae_jax.diagnostics import doctor
     from videomae_jax.errors import UserError
-    from videomae_jax.training import doctor
 
     # The run first: a wrong path is told at once.
     run = doctor.examine_run(args.workdir) if args.workdir else []

@@ -45,18 +45,19 @@ def main(args: argparse.Namespace) -> None:
     import jax
     import numpy as np
 
+    from videomae_jax import metrics
     from videomae_jax.commands.train import EXIT_STOPPED
-    from videomae_jax.data.bad import BadVideos
-    from videomae_jax.data.parts import Parts, fingerprint
-    from videomae_jax.data.sources import number_labels, read_videos
+    from videomae_jax.data.sources import read_videos
+    from videomae_jax.data.unreadable import BadVideos
+    from videomae_jax.data.videos import number_labels
+    from videomae_jax.devices.sharding import make_mesh
     from videomae_jax.errors import UserError
-    from videomae_jax.interop.files import load_checkpoint
-    from videomae_jax.tasks import scores
+    from videomae_jax.inference.predict import Predictions, join_views, predict_batches
+    from videomae_jax.inference.resumable import Parts, fingerprint
+    from videomae_jax.interop.checkpoint_files import load_checkpoint
+    from videomae_jax.progress import Progress
     from videomae_jax.tasks.classify import build_model, view_probabilities, view_sample
-    from videomae_jax.training.loop import stop_signals
-    from videomae_jax.training.progress import Progress
-    from videomae_jax.training.sharding import make_mesh
-    from videomae_jax.training.views import Predictions, join_views, predict_batches
+    from videomae_jax.training.signals import stop_signals
 
     params, config, *_ = load_checkpoint(args.checkpoint, num_heads=args.num_heads, ema=args.ema)
     if config.task != "classify":
@@ -140,7 +141,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"nothing to measure: {bad}")
 
     labels = videos.labels[found.ids]
-    top1, top5 = (scores.top(found.values, labels, k=k) for k in (1, 5))
+    top1, top5 = (metrics.top(found.values, labels, k=k) for k in (1, 5))
     clip = config.clip
     frames = f"{clip.frames}x{clip.stride}" if clip.sampling == "dense" else f"{clip.frames} sparse"
     side = f"{clip.height}" if clip.height == clip.width else f"{clip.height}x{clip.width}"
@@ -153,7 +154,7 @@ def main(args: argparse.Namespace) -> None:
         print(bad)
     for line in length_lines(sample):
         print(line)
-    counts = scores.confusion(found.values, labels)
+    counts = metrics.confusion(found.values, labels)
     names = tuple(config.data.class_names) or tuple(map(str, range(classes)))
     table = [
         (name, int(row.sum()), float(row[index] / row.sum()) if row.sum() else None)
@@ -185,7 +186,7 @@ def choose_views(given: str | None, config, videos) -> tuple[int, int]:
     Raises UserError for more than the videos allow: the same views would be averaged.
     """
     from videomae_jax.config import parse_views
-    from videomae_jax.data.clips import distinct_views
+    from videomae_jax.data.samplers import distinct_views
     from videomae_jax.errors import UserError
     from videomae_jax.tasks.classify import view_sample
 

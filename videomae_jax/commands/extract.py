@@ -75,19 +75,19 @@ def main(args: argparse.Namespace) -> None:
     import jax
 
     from videomae_jax.commands.train import EXIT_STOPPED
-    from videomae_jax.data import tables
-    from videomae_jax.data.bad import BadVideos
-    from videomae_jax.data.parts import Parts, fingerprint
     from videomae_jax.data.sources import read_videos
-    from videomae_jax.data.windows import WindowSample, read_windows
+    from videomae_jax.data.unreadable import BadVideos
+    from videomae_jax.devices.sharding import make_mesh
     from videomae_jax.errors import UserError
-    from videomae_jax.interop.files import load_checkpoint
+    from videomae_jax.inference import tables
+    from videomae_jax.inference.features import check_batch, window_outputs
+    from videomae_jax.inference.network import build_network
+    from videomae_jax.inference.resumable import Parts, fingerprint
+    from videomae_jax.inference.windows import WindowSample, read_windows
+    from videomae_jax.interop.checkpoint_files import load_checkpoint
     from videomae_jax.models.tokens import patch_grid
-    from videomae_jax.tasks.infer import build_network
-    from videomae_jax.training.features import check_batch, window_outputs
-    from videomae_jax.training.loop import stop_signals
-    from videomae_jax.training.progress import Progress
-    from videomae_jax.training.sharding import make_mesh
+    from videomae_jax.progress import Progress
+    from videomae_jax.training.signals import stop_signals
 
     tables.check_ending(args.out)
     index, count = choose_process(args)
@@ -234,8 +234,8 @@ def finish(out: str, parts, videos, *, left_out: set, facts: dict, bad) -> tuple
     """Join the parts; return how many windows, and how many videos shorter than a clip."""
     import numpy as np
 
-    from videomae_jax.data.tables import write_table
     from videomae_jax.errors import UserError
+    from videomae_jax.inference.tables import write_table
 
     def read(*names):
         for rows in parts.read(*{"video", *names}):

@@ -56,27 +56,34 @@ def main(args: argparse.Namespace) -> None:
 
     import jax
 
-    from videomae_jax.data.bad import BadVideos
-    from videomae_jax.data.sources import number_labels, read_videos
+    from videomae_jax import metrics
+    from videomae_jax.data.sources import read_videos
+    from videomae_jax.data.unreadable import BadVideos
+    from videomae_jax.data.videos import number_labels
+    from videomae_jax.devices.sharding import make_mesh
     from videomae_jax.errors import UserError
-    from videomae_jax.interop.files import load_checkpoint
-    from videomae_jax.tasks import infer, knn, scores
-    from videomae_jax.training.sharding import make_mesh
-    from videomae_jax.training.views import predict_views
+    from videomae_jax.inference.network import (
+        build_network,
+        clip_sample,
+        outputs,
+        untrained_params,
+    )
+    from videomae_jax.inference.predict import predict_views
+    from videomae_jax.interop.checkpoint_files import load_checkpoint
 
     params, config, *_ = load_checkpoint(args.checkpoint, num_heads=args.num_heads, ema=args.ema)
     if args.untrained:
-        params = infer.untrained_params(config)
+        params = untrained_params(config)
     train, held_out = (read_videos(path) for path in (args.train, args.eval))
     names = train.class_names or ()
     train, held_out = number_labels(train, names), number_labels(held_out, names)
     ks = tuple(sorted(set(args.k)))
-    temperature = knn.TEMPERATURE if args.temperature is None else args.temperature
-    knn.check_neighbours(ks, temperature=temperature, bank=len(train))
-    network = infer.build_network(config)
+    temperature = metrics.TEMPERATURE if args.temperature is None else args.temperature
+    metrics.check_neighbours(ks, temperature=temperature, bank=len(train))
+    network = build_network(config)
 
     def features(params, video):
-        return infer.outputs(network, params, video)["features"]
+        return outputs(network, params, video)["features"]
 
     def collect(videos):
         bad = BadVideos(videos, max_share=1.0)
@@ -84,7 +91,7 @@ def main(args: argparse.Namespace) -> None:
             features,
             params,
             videos,
-            sample=infer.clip_sample(config),
+            sample=clip_sample(config),
             batch_size=args.batch_size or 8 * jax.device_count(),
             mesh=make_mesh(dict(data=-1, fsdp=1, tensor=1)),
             threads=config.data.threads or None,
@@ -95,8 +102,8 @@ def main(args: argparse.Namespace) -> None:
         return found.values, videos.labels[found.ids], bad
 
     (bank, bank_labels, bank_bad), (queries, labels, bad) = collect(train), collect(held_out)
-    votes = knn.neighbour_votes(bank, bank_labels, queries, ks=ks, temperature=temperature)
-    top1 = {k: scores.top(votes[k], labels, k=1) for k in ks}
+    votes = metrics.neighbour_votes(bank, bank_labels, queries, ks=ks, temperature=temperature)
+    top1 = {k: metrics.top(votes[k], labels, k=1) for k in ks}
 
     weights = "untrained weights" if args.untrained else "averaged weights" if args.ema else ""
     protocol = (

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from videomae_jax.training.topology import prepare_environment
+    from videomae_jax.diagnostics.topology import prepare_environment
 
     prepare_environment(args.topology)
     from videomae_jax.config import load_config
@@ -55,9 +55,9 @@ def tell(
     import sys
     from pathlib import Path
 
+    from videomae_jax.diagnostics import plan
+    from videomae_jax.diagnostics.topology import find_devices
     from videomae_jax.tasks import classify, pretrain, probe
-    from videomae_jax.training import plan
-    from videomae_jax.training.topology import find_devices
 
     if examples is not None and examples < 1:
         raise UserError(f"--examples {examples}: use 1 or more")

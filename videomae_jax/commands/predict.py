@@ -37,15 +37,15 @@ def main(args: argparse.Namespace) -> None:
     import jax
     import numpy as np
 
-    from videomae_jax.data.bad import BadVideos
-    from videomae_jax.data.sources import Videos
-    from videomae_jax.data.windows import WindowSample, read_windows
+    from videomae_jax.data.unreadable import BadVideos
+    from videomae_jax.data.videos import Videos
+    from videomae_jax.devices.sharding import make_mesh
     from videomae_jax.errors import UserError
-    from videomae_jax.interop.files import load_checkpoint
-    from videomae_jax.tasks.infer import build_network
-    from videomae_jax.training.features import window_outputs
-    from videomae_jax.training.progress import Progress
-    from videomae_jax.training.sharding import make_mesh
+    from videomae_jax.inference.features import window_outputs
+    from videomae_jax.inference.network import build_network
+    from videomae_jax.inference.windows import WindowSample, read_windows
+    from videomae_jax.interop.checkpoint_files import load_checkpoint
+    from videomae_jax.progress import Progress
 
     params, config, *_ = load_checkpoint(args.checkpoint, num_heads=args.num_heads, ema=args.ema)
     if config.task != "classify":

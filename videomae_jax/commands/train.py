@@ -48,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     from videomae_jax.commands.plan import tell
     from videomae_jax.config import load_config
-    from videomae_jax.interop.files import load_checkpoint
+    from videomae_jax.devices.distributed import connected
+    from videomae_jax.interop.checkpoint_files import load_checkpoint
     from videomae_jax.tasks import classify, pretrain, probe
-    from videomae_jax.training.distributed import connected
 
     tasks = {"pretrain": pretrain, "classify": classify, "probe": probe}
     config = load_config(args.config, args.overrides)

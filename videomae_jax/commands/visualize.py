@@ -85,11 +85,11 @@ def main(args: argparse.Namespace) -> None:
 
     from videomae_jax import pictures
     from videomae_jax.errors import UserError
-    from videomae_jax.interop.files import load_checkpoint
+    from videomae_jax.inference.network import build_network
+    from videomae_jax.interop.checkpoint_files import load_checkpoint
     from videomae_jax.models.masking import draw_mask, mask_counts
+    from videomae_jax.models.reconstruct import Reconstruction, reconstruct, slide, statistics_label
     from videomae_jax.models.tokens import patch_grid
-    from videomae_jax.tasks.infer import build_network
-    from videomae_jax.tasks.reconstruct import Reconstruction, reconstruct, slide, statistics_label
 
     pictures.check_ending(args.out)
     if not 1 <= args.fps <= MAX_FPS:
@@ -168,7 +168,7 @@ def main(args: argparse.Namespace) -> None:
 
 def _held_out(config) -> str:
     """Return the first video held out from a run, or of its training where none was."""
-    from videomae_jax.training.loop import open_videos
+    from videomae_jax.tasks.build import open_videos
 
     train, held_out = open_videos(config)
     return (held_out or train).paths[0]
@@ -181,8 +181,8 @@ def _read_frames(path: str, *, stride: int, limit: int, height: int, width: int,
     """
     import numpy as np
 
-    from videomae_jax.data.clips import resize_crop
     from videomae_jax.data.decode import UnreadableVideo, read_clip
+    from videomae_jax.data.samplers import resize_crop
     from videomae_jax.data.sampling import center_crop_box
     from videomae_jax.errors import UserError
 

@@ -16,8 +16,10 @@ import tensorflow as tf
 from videomae_jax.data import records
 from videomae_jax.data.decode import UnreadableVideo, read_clip
 from videomae_jax.data.encode import Mp4Writer, encode_jpegs, shrink
-from videomae_jax.data.records import COLUMNS, DATASET, INDEX, SPLIT, VERSION, join
-from videomae_jax.data.sources import Videos
+from videomae_jax.data.records import COLUMNS, DATASET, INDEX, SPLIT, VERSION
+from videomae_jax.data.storage import exists, join, open_file, read_bytes
+from videomae_jax.data.tfds import scan_shard
+from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
 
 FORMATS = ("jpeg", "mp4", "original")
@@ -268,9 +270,9 @@ def _read_back(path: str) -> tuple[dict[str, np.ndarray], str, int]:
 
     Read from what was written, so that the framing, too, is under the checksum.
     """
-    places = records.scan_shard(path, None)
+    places = scan_shard(path, None)
     digest, crcs = hashlib.sha256(), []
-    with records.open_file(path) as file:
+    with open_file(path) as file:
         for length in places[:, 1].tolist():
             data = file.read(length)
             digest.update(data)
@@ -296,7 +298,7 @@ def _is_whole(folder: str, shard: int, *, plan: dict, verify: bool) -> bool:
                 "pack into another folder"
             )
     path = join(folder, summary["name"])
-    if not records.exists(path) or tf.io.gfile.stat(path).length != summary["bytes"]:
+    if not exists(path) or tf.io.gfile.stat(path).length != summary["bytes"]:
         return False
     if not verify:
         return True
@@ -394,10 +396,10 @@ def _part_name(folder: str, shard: int) -> str:
 def _read_part(folder: str, shard: int, shards: int) -> dict | None:
     """The part of the index for one shard; None where that is not written yet, or damaged."""
     path = _part_name(folder, shard)
-    if not records.exists(path):
+    if not exists(path):
         return None
     try:
-        with np.load(io.BytesIO(records.read_bytes(path)), allow_pickle=False) as file:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as file:
             part = dict(file)
     except (ValueError, OSError, EOFError):
         return None
@@ -414,6 +416,6 @@ def _npz(columns: dict[str, np.ndarray]) -> bytes:
 def _write(path: str, data: bytes) -> None:
     """Write a file whole or not at all."""
     unfinished = f"{path}.unfinished-{os.getpid()}"
-    with records.open_file(unfinished, "wb") as file:
+    with open_file(unfinished, "wb") as file:
         file.write(data)
     tf.io.gfile.rename(unfinished, path, overwrite=True)

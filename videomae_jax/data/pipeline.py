@@ -16,11 +16,11 @@ import numpy as np
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf  # noqa: E402
 
-from videomae_jax.data.bad import BadVideos  # noqa: E402
-from videomae_jax.data.clips import ClipSample  # noqa: E402
 from videomae_jax.data.decode import UnreadableVideo  # noqa: E402
 from videomae_jax.data.records import Records, decode_regions  # noqa: E402
-from videomae_jax.data.sources import Videos  # noqa: E402
+from videomae_jax.data.samplers import ClipSample  # noqa: E402
+from videomae_jax.data.unreadable import BadVideos  # noqa: E402
+from videomae_jax.data.videos import Videos  # noqa: E402
 from videomae_jax.errors import UserError  # noqa: E402
 from videomae_jax.host import count_cores  # noqa: E402
 

@@ -11,22 +11,21 @@ import hashlib
 import io
 import json
 import os
-import re
-import struct
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+
+from videomae_jax.data.storage import exists, join, read_bytes
 
 # Its start-up messages are about devices that it is not to use.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf  # noqa: E402
 
 from videomae_jax.data.decode import UnreadableVideo, read_clip  # noqa: E402
-from videomae_jax.data.sources import Videos  # noqa: E402
+from videomae_jax.data.videos import Videos  # noqa: E402
 from videomae_jax.errors import UserError  # noqa: E402
 
 VERSION = 1
@@ -167,21 +166,6 @@ class Records:
         return list(example.features.feature[self.key].bytes_list.value)
 
 
-def open_records(source: str) -> Videos:
-    """Open packed records, a folder prepared by tensorflow-datasets, or `tfds:NAME[@SPLIT]`.
-
-    A folder is a path, or an address that tf.io.gfile knows (gs://). Raises UserError where
-    there is none, and for an index that is not of this version or does not fit its files.
-    """
-    if source.startswith("tfds:"):
-        return _open_tfds(source)
-    if exists(join(source, INDEX)):
-        return _open_packed(source)
-    if exists(join(source, "dataset_info.json")):
-        return _open_tfds(source)
-    raise UserError(f"{source} has no {INDEX}: give a folder that `videomae data pack` has written")
-
-
 def read_index(folder: str) -> tuple[dict, dict[str, np.ndarray]]:
     """Read and verify the index of packed records: (what index.json says, all columns)."""
     name = join(folder, INDEX)
@@ -209,7 +193,7 @@ def read_index(folder: str) -> tuple[dict, dict[str, np.ndarray]]:
     return index, columns
 
 
-def _open_packed(folder: str) -> Videos:
+def open_packed(folder: str) -> Videos:
     index, columns = read_index(folder)
     paths = unpack_texts(columns["path"])
     first = np.concatenate([[0], np.cumsum(columns["parts"], dtype=np.int64)])
@@ -249,126 +233,6 @@ def _open_packed(folder: str) -> Videos:
         name=folder,
         reader=records,
     )
-
-
-def _open_tfds(source: str) -> Videos:
-    """Open a prepared data set of tensorflow-datasets: by its name, or by its folder."""
-    import tensorflow_datasets as tfds
-
-    name, _, split = source.removeprefix("tfds:").partition("@")
-    split = split or "train"
-    try:
-        builder = tfds.builder(name) if source.startswith("tfds:") else None
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        raise UserError(f"tensorflow-datasets: {str(error).strip().splitlines()[0]}") from None
-    if builder is None:
-        builder = tfds.builder_from_directory(name)
-    if not builder.is_prepared():
-        raise UserError(
-            f"{source} is not prepared in {builder.data_dir}: run `tfds build {name}`, or set "
-            "TFDS_DATA_DIR"
-        )
-    if split not in builder.info.splits:
-        raise UserError(f"{source} has no split {split!r}: use {', '.join(builder.info.splits)}")
-    if builder.info.file_format.value != "tfrecord":
-        raise UserError(
-            f"{source} is stored as {builder.info.file_format.value}: prepare it as tfrecord"
-        )
-    key, kind = _video_feature(builder.info.features, source)
-    features = builder.info.features
-    label = features["label"] if "label" in features else None
-    classes = isinstance(label, tfds.features.ClassLabel)
-    shards = tuple(map(os.fspath, builder.info.splits[split].filepaths))
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda s: scan_shard(s, "label" if classes else None), shards))
-    counts = [len(rows) for rows in found]
-    offset, length, labels = np.concatenate(found).reshape(-1, 3).T
-    names = [os.path.basename(shard) for shard in shards]
-    paths = tuple(f"{n}#{i}" for n, count in zip(names, counts, strict=True) for i in range(count))
-    if not paths:
-        raise UserError(f"{source} has no examples in split {split!r}")
-    records = Records(
-        kind=kind,
-        key=key,
-        shards=shards,
-        paths=paths,
-        first=np.arange(len(paths) + 1),
-        columns=dict(shard=np.repeat(np.arange(len(shards)), counts), offset=offset, length=length),
-    )
-    return Videos(
-        paths=paths,
-        labels=labels.astype(np.int32) if classes else None,
-        class_names=tuple(label.names) if classes else None,
-        name=source,
-        reader=records,
-    )
-
-
-def _video_feature(features, source: str) -> tuple[str, str]:
-    """The (key, kind) of the feature that holds the video."""
-    import tensorflow_datasets as tfds
-
-    for key, feature in features.items():
-        if isinstance(feature, tfds.features.Video):
-            return key, "picture"
-    if "video" in features and features["video"].np_dtype == np.object_:
-        return "video", "video"
-    raise UserError(f"{source} has no video among its features {', '.join(features)}")
-
-
-def scan_shard(path: str, label: str | None) -> np.ndarray:
-    """Find the records of a TFRecord file: int64 [records, 3], offset, length and label or -1.
-
-    The contents are skipped: only lengths and labels are read.
-    """
-    rows, offset = [], 0
-    with open_file(path) as file:
-
-        def peek(place: int, size: int) -> bytes:
-            file.seek(place)
-            return file.read(size)
-
-        while header := peek(offset, HEADER):
-            if len(header) < HEADER:
-                raise UserError(f"{path} is truncated at byte {offset}: prepare it again")
-            size = struct.unpack("<Q", header[:8])[0]
-            number = _peek_label(peek, offset + HEADER, size, label) if label else -1
-            rows.append((offset, HEADER + size + FOOTER, number))
-            offset += HEADER + size + FOOTER
-    return np.array(rows, np.int64).reshape(-1, 3)
-
-
-def _peek_label(peek: Callable, place: int, size: int, key: str) -> int:
-    """The integer feature of that name of a serialized Example, without reading the others.
-
-    An Example is one field of features, each a field of its own: the length before each tells
-    where the next begins.
-    """
-
-    def field(place):
-        """The (begin, end) of the contents of the field at a place."""
-        data = peek(place, HEADER)
-        length = shift = 0
-        for used, byte in enumerate(data[1:], 2):
-            length |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return place + used, place + used + length
-        raise UserError(f"no tf.train.Example at byte {place}")
-
-    place, end = field(place)
-    while place < end:
-        begin, after = field(place)
-        name = slice(*field(begin))
-        if peek(name.start, name.stop - name.start) == key.encode():
-            feature = tf.train.Feature.FromString(peek(*_span(field(name.stop))))
-            return feature.int64_list.value[0]
-        place = after
-    return -1
-
-
-def _span(field: tuple[int, int]) -> tuple[int, int]:
-    return field[0], field[1] - field[0]
 
 
 @tf.function(reduce_retracing=True)
@@ -415,44 +279,3 @@ def pack_texts(texts: list[str]) -> np.ndarray:
 def unpack_texts(data: np.ndarray) -> tuple[str, ...]:
     """Return what `pack_texts` was given."""
     return tuple(data.tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1])
-
-
-def is_remote(path: str) -> bool:
-    """Return whether a path is an address, such as gs://bucket/folder."""
-    return re.match(r"[a-z][a-z0-9]*://", path) is not None
-
-
-def join(folder: str, name: str) -> str:
-    """Return the path of a file in a folder."""
-    return f"{folder.rstrip('/')}/{name}"
-
-
-def open_file(path: str, mode: str = "rb"):
-    """Open a binary file, local or remote."""
-    # TensorFlow's own reader of local files copies once more.
-    return tf.io.gfile.GFile(path, mode) if is_remote(path) else open(path, mode)
-
-
-def read_bytes(path: str, offset: int = 0, size: int = -1) -> bytes:
-    """Read a part of a file, less at its end. Raises UnreadableVideo."""
-    try:
-        with open_file(path) as file:
-            file.seek(offset)
-            return file.read(size)
-    except (OSError, tf.errors.OpError) as error:
-        lasting = isinstance(error, FileNotFoundError | PermissionError | tf.errors.NotFoundError)
-        reason = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
-        name = os.path.basename(path)
-        raise UnreadableVideo(f"{name}: {reason.lower()}", transient=not lasting) from error
-
-
-def exists(path: str) -> bool:
-    """Return whether there is a file. Raises UserError for an address that nothing can open."""
-    try:
-        return tf.io.gfile.exists(path)
-    except tf.errors.UnimplementedError:
-        scheme = path.partition("://")[0]
-        raise UserError(
-            f"TensorFlow opens no {scheme}:// here: copy the folder to a disk, or install a "
-            f"TensorFlow file system for {scheme}"
-        ) from None

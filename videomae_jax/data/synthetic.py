@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from videomae_jax.data.sources import Videos
+from videomae_jax.data.videos import Videos
 
 
 def synthetic_batches(

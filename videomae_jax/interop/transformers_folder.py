@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from videomae_jax.errors import UserError
-from videomae_jax.interop.safetensors_reader import read_json
+from videomae_jax.interop.safetensors_file import read_json
 from videomae_jax.models.tokens import Triple
 from videomae_jax.models.vit import Size
 

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from videomae_jax.data.sources import Videos, number_labels
+from videomae_jax.augment.clip import augment, mix_clips, smooth_targets
+from videomae_jax.data.videos import Videos, number_labels
 from videomae_jax.errors import UserError
 from videomae_jax.models import flops
 from videomae_jax.models.classifier import VideoClassifier, init_classifier
 from videomae_jax.models.tokens import patch_grid, patchify
-from videomae_jax.tasks.augment import augment, mix_clips, smooth_targets
-from videomae_jax.tasks.encoder import encoder_fields, positions_line
+from videomae_jax.tasks.build import encoder_fields, positions_line
 from videomae_jax.tasks.task import Params, Task
 
 # Named streams of randomness, folded into the step's key.
@@ -168,7 +168,7 @@ def eval_sample(config: ConfigDict) -> Callable:
 
 def _sample(config: ConfigDict, **options) -> Callable:
     # PyAV is only needed where videos are read.
-    from videomae_jax.data.clips import DenseSample, SparseSample
+    from videomae_jax.data.samplers import DenseSample, SparseSample
 
     clip = config.clip
     options |= dict(frames=clip.frames, channels=len(config.model.mean))
@@ -179,7 +179,7 @@ def _sample(config: ConfigDict, **options) -> Callable:
 
 def view_sample(config: ConfigDict, *, segments: int, crops: int):
     """Return the sampler of all test views of a video, for the clips of a config."""
-    from videomae_jax.data.clips import ViewSample
+    from videomae_jax.data.samplers import ViewSample
 
     clip = config.clip
     return ViewSample(

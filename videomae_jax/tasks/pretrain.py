@@ -10,17 +10,17 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from videomae_jax.data.sources import Videos, number_labels
+from videomae_jax.augment.resize import resize_clip
+from videomae_jax.data.videos import Videos, number_labels
 from videomae_jax.errors import UserError
+from videomae_jax.metrics import check_neighbours
 from videomae_jax.models import flops
 from videomae_jax.models.mae import VideoMAE, reconstruction_sums
 from videomae_jax.models.masking import TubeMask, draw_mask, mask_counts
+from videomae_jax.models.reconstruct import reconstruct
 from videomae_jax.models.tokens import patch_grid, patchify
 from videomae_jax.models.vit import Size
-from videomae_jax.tasks.encoder import encoder_fields, platform_in_use, positions_line
-from videomae_jax.tasks.knn import check_neighbours
-from videomae_jax.tasks.reconstruct import reconstruct
-from videomae_jax.tasks.resize import resize_clip
+from videomae_jax.tasks.build import encoder_fields, platform_in_use, positions_line
 from videomae_jax.tasks.task import Task
 
 PICTURES = 4  # clips shown at each evaluation
@@ -204,7 +204,7 @@ def eval_sample(config: ConfigDict) -> Callable:
 
 def _sample(config: ConfigDict, **options) -> Callable:
     # PyAV is only needed where videos are read.
-    from videomae_jax.data.clips import PretrainSample
+    from videomae_jax.data.samplers import PretrainSample
 
     clip = config.clip
     return PretrainSample(

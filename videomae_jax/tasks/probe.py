@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from videomae_jax.data.sources import Videos
+from videomae_jax.augment.clip import augment, smooth_targets
+from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
 from videomae_jax.models import flops
 from videomae_jax.models.probe import KINDS, Probe
 from videomae_jax.models.tokens import patch_grid, patchify
 from videomae_jax.tasks import classify
-from videomae_jax.tasks.augment import augment, smooth_targets
-from videomae_jax.tasks.encoder import encoder_fields
+from videomae_jax.tasks.build import encoder_fields
 from videomae_jax.tasks.task import Task
 
 

@@ -1,16 +1,15 @@
 """What is printed before the first step: everything that decides a run, with its arithmetic."""
 
-import math
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from videomae_jax.config import flatten
-from videomae_jax.data.sources import Videos
+from videomae_jax.data.videos import Videos
+from videomae_jax.devices.host_memory import device_bytes, size_text, tree_bytes
+from videomae_jax.devices.sharding import batch_devices
 from videomae_jax.training.optim import Plan
-from videomae_jax.training.sharding import batch_devices
 
 
 def batch_line(config: ConfigDict, mesh: Mesh) -> str:
@@ -70,13 +69,6 @@ def memory_line(compiled: jax.stages.Compiled, batch: Any, *, ahead: int) -> str
     )
 
 
-def device_bytes(stats: Any) -> int:
-    """Bytes a compiled function needs on each device, from its `memory_analysis()`."""
-    # Donated arguments are reused for the outputs: counted once.
-    extra = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    return stats.argument_size_in_bytes + stats.temp_size_in_bytes + extra
-
-
 def data_line(train: Videos, held_out: Videos | None) -> str:
     """Where the videos come from."""
     rest = f"; held out: {len(held_out):,} of {held_out.name}" if held_out else "; none held out"
@@ -97,21 +89,3 @@ def text(title: str, rows: dict[str, str]) -> str:
     """Align the rows under a title."""
     width = max(map(len, rows)) + 2
     return "\n".join([title, *(f"  {name:<{width}}{value}" for name, value in rows.items())])
-
-
-def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Return {key: (old value, new value)} for every leaf in which two configs differ."""
-    before, after = flatten(old), flatten(new)
-    keys = sorted(before.keys() | after.keys())
-    pairs = {key: (before.get(key), after.get(key)) for key in keys}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def tree_bytes(tree: Any) -> int:
-    """Return the bytes of all arrays (or shapes) of a tree, over all devices."""
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def size_text(count: float) -> str:
-    """Write bytes as 1.23 GB or 1.23 MB."""
-    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"

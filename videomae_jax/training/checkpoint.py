@@ -7,6 +7,7 @@ so that whoever wants the weights need not read three times as much.
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -14,15 +15,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
+from videomae_jax.devices.distributed import say
+from videomae_jax.devices.sharding import path_name
 from videomae_jax.errors import UserError
-from videomae_jax.training.digest import digests
-from videomae_jax.training.distributed import say
 from videomae_jax.training.step import TrainState
 
 FOLDER = "checkpoints"
@@ -237,3 +239,35 @@ def _items(state: TrainState) -> dict[str, Any]:
     rest = state._asdict()
     items = {"params": rest.pop("params"), "ema": rest.pop("ema"), "rest": rest}
     return {name: item for name, item in items.items() if item is not None}
+
+
+# Odd constants of the murmur3 hash.
+MULTIPLY = (0x85EBCA6B, 0xC2B2AE35)
+
+
+def digests(tree: Any) -> dict[str, int]:
+    """Return {"encoder/norm/scale": number, ...}: the same on any mesh, in any order of adding.
+
+    The sum of the bits of every value, as an integer, times an odd hash of its index, modulo
+    2^32. Any one changed value changes it, since the hash, being odd, can be divided by.
+    """
+    numbers = jax.device_get(_digests(tree))
+    return {path_name(path): int(n) for path, n in jax.tree_util.tree_leaves_with_path(numbers)}
+
+
+@jax.jit
+def _digests(tree):
+    return jax.tree.map(_digest, tree)
+
+
+def _digest(leaf: jax.Array) -> jax.Array:
+    words = jax.lax.bitcast_convert_type(leaf, np.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+    index = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis in range(leaf.ndim):
+        stride = math.prod(leaf.shape[axis + 1 :])
+        index += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * np.uint32(stride)
+    index ^= index >> 16
+    for constant in MULTIPLY:
+        index *= np.uint32(constant)
+        index ^= index >> 14
+    return jnp.sum(words.astype(jnp.uint32) * (index | 1), dtype=jnp.uint32)

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from videomae_jax.devices.chips import peak_flops
+from videomae_jax.devices.distributed import say
 from videomae_jax.errors import UserError
-from videomae_jax.training.chips import peak_flops
-from videomae_jax.training.distributed import say
+from videomae_jax.progress import clock
 from videomae_jax.training.goodput import Goodput
-from videomae_jax.training.progress import clock
-from videomae_jax.training.watchdog import Watchdog
+from videomae_jax.training.signals import Watchdog
 
 # Between two lines the account of a run is written this often: of a run that is killed, no step
 # older than that goes uncounted.

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from videomae_jax.devices.sharding import path_name
 from videomae_jax.errors import UserError
-from videomae_jax.training.sharding import path_name
 
 
 class Plan(NamedTuple):

@@ -13,8 +13,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from videomae_jax.devices.sharding import batch_sharding, state_sharding
 from videomae_jax.tasks.task import Batch, Params, Sums, Task
-from videomae_jax.training.sharding import batch_sharding, state_sharding
 
 # cuBLAS adds biases and residuals itself. Where XLA may try its own Triton kernels against it, the
 # products are timed without, and what is added becomes a pass over memory of its own.

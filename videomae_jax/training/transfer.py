@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from videomae_jax.devices.sharding import path_name
 from videomae_jax.errors import UserError
-from videomae_jax.training.sharding import path_name
 
 # What a checkpoint has and a classifier or probe has no use for, or learns anew.
 LEFT_OUT = (

@@ -32,8 +32,8 @@ def main(args: argparse.Namespace) -> None:
 
     import jax
 
-    from videomae_jax.benchmark.feeding import measure, verdict
     from videomae_jax.config import load_config
+    from videomae_jax.diagnostics.feeding import measure, verdict
     from videomae_jax.errors import UserError
     from videomae_jax.tasks import classify, pretrain, probe
 

@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
-    from videomae_jax.data.lists import (
+    from videomae_jax.data.datasets import (
         read_listing,
         to_videos,
         write_lines,
@@ -113,7 +113,7 @@ def split(videos, args: argparse.Namespace):
     import os
     from pathlib import Path
 
-    from videomae_jax.data.sources import pick_videos, split_videos
+    from videomae_jax.data.videos import pick_videos, split_videos
     from videomae_jax.errors import UserError
 
     if not args.val_list:

@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.data.pack import Settings, pack
     from videomae_jax.data.sources import read_videos
     from videomae_jax.errors import UserError
-    from videomae_jax.training.progress import Progress
+    from videomae_jax.progress import Progress
 
     logging.set_verbosity(logging.ERROR)  # tensorflow-datasets warns of its own calls
     if not 0 <= args.process_index < args.process_count:

@@ -1,0 +1,154 @@
+"""Lists and folders are read as their writers meant them, or refused with the reason."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from videomae_jax.data.sources import read_videos
+from videomae_jax.data.videos import split_videos
+from videomae_jax.errors import UserError
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def listed(folder: Path, text: str | bytes):
+    data = text.encode() if isinstance(text, str) else text
+    (folder / "list.csv").write_bytes(data)
+    return read_videos(folder / "list.csv")
+
+
+LISTS = {
+    "spaces": "a.mp4 0\nb c.mp4 1\n",
+    "commas": "a.mp4,0\nb c.mp4, 1\n",
+    "tabs": "a.mp4\t0\nb c.mp4\t1\n",
+    "header": "path,label\na.mp4,0\nb c.mp4,1\n",
+    "quotes": "\"a.mp4\" 0\n'b c.mp4' 1\n",
+    "a mark and line ends of other systems": "\ufeffa.mp4 0\r\n\r\nb c.mp4 1\r\n",
+    "comments": "# two videos\n\na.mp4 0\n# the second\nb c.mp4 1",
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_every_usual_way_to_write_a_list(tmp_path, kind):
+    touch(tmp_path, "a.mp4", "b c.mp4")
+    videos = listed(tmp_path, LISTS[kind])
+    assert videos.paths == (str(tmp_path / "a.mp4"), str(tmp_path / "b c.mp4"))
+    assert videos.labels.dtype == np.int32 and videos.labels.tolist() == [0, 1]
+    assert videos.class_names is None and len(videos) == 2
+    assert videos.name == str(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("text", ["a.mp4\nb c.mp4\n", "path\na.mp4\nb c.mp4\n", '"a.mp4"\nb c.mp4'])
+def test_a_list_without_labels(tmp_path, text):
+    touch(tmp_path, "a.mp4", "b c.mp4")
+    videos = listed(tmp_path, text)
+    assert [os.path.basename(path) for path in videos.paths] == ["a.mp4", "b c.mp4"]
+    assert videos.labels is None and videos.class_names is None
+
+
+def test_names_are_numbered_in_alphabetical_order(tmp_path):
+    touch(tmp_path, "ä, ö.MP4", "b.mp4", "c.mp4")
+    videos = listed(tmp_path, "ä, ö.MP4,walk\nb.mp4,high jump\nc.mp4,walk\n")
+    assert videos.class_names == ("high jump", "walk")
+    assert videos.labels.tolist() == [1, 0, 1]
+    assert videos.paths[0] == str(tmp_path / "ä, ö.MP4")
+
+
+def test_paths_may_be_absolute_or_without_a_suffix(tmp_path):
+    touch(tmp_path, "elsewhere/a.mp4", "clip7")
+    videos = listed(tmp_path, f"{tmp_path}/elsewhere/a.mp4 4\nclip7 5\n")
+    assert videos.paths == (str(tmp_path / "elsewhere/a.mp4"), str(tmp_path / "clip7"))
+    assert videos.labels.tolist() == [4, 5]
+
+
+def test_some_missing_files_are_left_for_later_and_all_missing_are_not(tmp_path):
+    touch(tmp_path, "v0199.mp4")
+    names = [f"v{index:04}.mp4 0" for index in range(200)]
+    assert len(listed(tmp_path, "\n".join(names))) == 200
+    os.remove(tmp_path / "v0199.mp4")
+    with pytest.raises(UserError, match="none of the 200 videos .*v0000.mp4; .* relative to"):
+        listed(tmp_path, "\n".join(names))
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("", "lists no videos"),
+        ("# nothing\n", "lists no videos"),
+        ("a.mp4 0\nb.mp4 0 1\n", "line 2 has 3 columns"),
+        ("a.mp4,0\nb.mp4,0,train\n", "line 2 has 3 columns"),
+        ("a.mp4 0\nb.mp4\n", "1 of 2 rows have no label, first line 2"),
+        ("a.mp4 0\nb.mp4 jump\n", "mixes numbers and names .* line 1 has 0, line 2 has jump"),
+        ("a.mp4 0\nb.mp4 -1\n", "line 2: label -1"),
+        (b"\x00\x00\xff\xfeftyp", "not a text file in UTF-8"),
+    ],
+)
+def test_a_list_that_does_not_agree_with_itself_is_refused(tmp_path, text, message):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    with pytest.raises(UserError, match=message):
+        listed(tmp_path, text)
+
+
+def test_a_misspelt_path_gets_a_suggestion(tmp_path):
+    (tmp_path / "train.csv").touch()
+    with pytest.raises(UserError, match="did you mean .*/train.csv"):
+        read_videos(tmp_path / "trian.csv")
+    with pytest.raises(UserError, match="exists, but has no videos"):
+        read_videos(tmp_path / "videos" / "mine")
+
+
+def test_a_folder_of_class_folders_has_labels(tmp_path):
+    touch(tmp_path, "run/2.mp4", "run/1.MKV", "jump/9.webm", "jump/notes.txt")
+    videos = read_videos(tmp_path)
+    assert [os.path.relpath(path, tmp_path) for path in videos.paths] == [
+        "jump/9.webm",
+        "run/1.MKV",
+        "run/2.mp4",
+    ]
+    assert videos.class_names == ("jump", "run") and videos.labels.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("names", [["b.mp4", "a.avi"], ["x/a.mp4", "b.mp4"], ["x/a.mp4"]])
+def test_other_folders_have_none(tmp_path, names):
+    touch(tmp_path, *names)
+    videos = read_videos(tmp_path)
+    assert len(videos) == len(names) and videos.labels is None
+    assert list(videos.paths) == sorted(videos.paths)
+
+
+def test_a_folder_without_videos_is_refused(tmp_path):
+    touch(tmp_path, "a.txt")
+    with pytest.raises(UserError, match="no videos in"):
+        read_videos(tmp_path)
+
+
+def split(folder: Path, count: int, **how):
+    touch(folder, *[f"{index % 3}/{index}.mp4" for index in range(count)])
+    parts = split_videos(read_videos(folder), **how)
+    for part in parts:
+        names = [os.path.basename(os.path.dirname(path)) for path in part.paths]
+        assert names == [part.class_names[label] for label in part.labels]
+    return [[os.path.relpath(path, folder) for path in part.paths] for part in parts]
+
+
+def test_a_split_is_a_partition_that_survives_a_move(tmp_path):
+    train, held = split(tmp_path / "here", 40, holdout=0.1, seed=3)
+    assert len(held) == 4 and len(train) == 36 and not set(train) & set(held)
+    assert [train, held] == split(tmp_path / "there", 40, holdout=0.1, seed=3)
+    assert held != split(tmp_path / "here", 40, holdout=0.1, seed=4)[1]
+
+
+def test_each_side_of_a_split_has_a_video(tmp_path):
+    assert [len(part) for part in split(tmp_path / "a", 3, holdout=0.01, seed=0)] == [2, 1]
+    assert [len(part) for part in split(tmp_path / "b", 3, holdout=0.99, seed=0)] == [1, 2]
+    touch(tmp_path / "c", "a.mp4")
+    with pytest.raises(UserError, match="2 are needed"):
+        split_videos(read_videos(tmp_path / "c"), holdout=0.5, seed=0)
+    with pytest.raises(UserError, match="between 0 and 1, not 1.5"):
+        split_videos(read_videos(tmp_path / "a"), holdout=1.5, seed=0)

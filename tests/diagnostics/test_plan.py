@@ -1,0 +1,359 @@
+"""Planning: what is compiled for devices at hand and named ones, and how its text is read."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from runs import count_norms_taken_in
+
+from videomae_jax import cli
+from videomae_jax.config import load_config
+from videomae_jax.devices.sharding import make_mesh, split_slices
+from videomae_jax.diagnostics import collectives, plan
+from videomae_jax.diagnostics.topology import TPUS, find_devices, parse_topology
+from videomae_jax.errors import UserError
+from videomae_jax.tasks import pretrain
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "--config.clip.height=32",
+    "--config.clip.width=32",
+    "--config.clip.frames=4",
+    "--config.mask.ratio=0.75",
+    "--config.model.encoder.depth=2",
+    "--config.model.decoder.depth=1",
+]
+
+
+def plan_here(*overrides):
+    config = load_config("pretrain:tiny,custom", [*TINY, *overrides])
+    config, videos = plan.prepare_config(config, pretrain, examples=1000)
+    devices, places = find_devices("here")
+    places = dict(zip(devices, places, strict=True))
+    return plan.plan_step(config, pretrain, devices=devices, places=places, examples=len(videos))
+
+
+def test_a_data_parallel_step_sends_each_gradient_once():
+    step = plan_here("--config.batch_size=16")
+    (row,) = step.collectives
+    config = load_config("pretrain:tiny,custom", TINY)
+    params = jax.eval_shape(pretrain.build_task(config).init, jax.random.key(0))
+    gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    # Around a ring of eight; beside the gradients go a few sums, and those of weights make those
+    # of the norms in them.
+    sent = gradients - 4 * count_norms_taken_in(config)
+    assert row.kind == "all-reduce" and not row.remote
+    assert row.bytes == pytest.approx(2 * 7 / 8 * sent, rel=1e-3)
+    assert step.fits and step.flops * 8 == pytest.approx(
+        16 * pretrain.build_task(config).train_flops
+    )
+    # The state: parameters and two moments.
+    assert step.arguments > 3 * gradients
+    assert step.needed >= step.arguments + step.temporaries
+
+
+def test_a_loop_counts_once_per_turn():
+    mesh = make_mesh(dict(data=8, fsdp=1, tensor=1))
+    split = NamedSharding(mesh, P(None, "data"))
+
+    def sums(matrix, turns):
+        def turn(total, _):
+            return jnp.tanh(matrix @ jnp.sin(matrix.T @ total)), None
+
+        return jax.lax.scan(turn, jnp.ones(16), length=turns)[0]
+
+    def sent(turns):
+        shape = jax.ShapeDtypeStruct((16, 32), jnp.float32, sharding=split)
+        text = jax.jit(sums, static_argnums=1).lower(shape, turns).compile().as_text()
+        return {r.kind: r for r in collectives.read_collectives(text, places=[0] * 8)}
+
+    three, twelve = sent(3)["all-reduce"], sent(12)["all-reduce"]
+    assert twelve.calls == 4 * three.calls and twelve.bytes == 4 * three.bytes
+    assert three.bytes == three.calls * 2 * 7 / 8 * 16 * 4
+
+
+GROUPS = (
+    "replica_groups={{0,2},{1,3}}",
+    "replica_groups=[2,2]<=[2,2]T(1,0)",
+    "replica_groups=mesh['a'=2,'b'=2] {'a'}",
+    "replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}",
+    "replica_groups=mesh['a'=4] {'a':(1)2}",
+)
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_groups_are_read_as_xla_writes_them(groups):
+    text = f"""HloModule step
+
+%body (p: (s32[], f32[4,2])) -> (s32[], f32[4,2]) {{
+  %all-gather.1 = f32[4,2]{{1,0:T(8,128)}} all-gather(%x), channel_id=1, {groups}, dimensions={{0}}
+}}
+
+%started (p: f32[2,2]) -> f32[4,2] {{
+  %all-gather.2 = f32[4,2]{{1,0:T(8,128)}} all-gather(%x), channel_id=1, {groups}, dimensions={{0}}
+}}
+
+%condition (p: (s32[], f32[4,2])) -> pred[] {{
+  %bound = s32[]{{:T(128)}} constant(6)
+  ROOT %lt = pred[]{{:T(512)}} compare(%i, %bound), direction=LT
+}}
+
+ENTRY %main (a: f32[4,2]) -> f32[4,2] {{
+  %first = f32[4,2]{{1,0}} fusion(%a), kind=kCustom, calls=%started
+  %while.1 = (s32[], f32[4,2]) while(%tuple.1), condition=%condition, body=%body
+}}
+"""
+    # As XLA for TPU writes a loop. One channel is one collective, wherever its parts stand.
+    (row,) = collectives.read_collectives(text, places=[0, 0, 1, 1])
+    assert row == ("all-gather", True, 6, 6 * 16.0)
+    (row,) = collectives.read_collectives(text, places=[0, 1, 0, 1])
+    assert not row.remote
+
+
+def test_all_sums_of_one_channel_count():
+    # As XLA for TPU writes what psum sends, from a compile for v5e-64.
+    text = """HloModule step
+
+ENTRY %main (a: f32[4,2]) -> f32[4,2] {
+  %psum.1 = f32[4,2]{1,0} all-reduce(%a), channel_id=1, replica_groups={{0,1}}
+  %psum.2 = f32[4,2]{1,0} all-reduce(%b), channel_id=1, replica_groups={{0,1}}
+}
+"""
+    (row,) = collectives.read_collectives(text, places=[0, 0])
+    assert row == ("all-reduce", False, 2, 2 * 32.0)
+
+
+def test_a_plan_for_accelerators_resizes(monkeypatch):
+    """What is compiled has the batch that training would be fed."""
+    here = plan_here("--config.batch_size=8")
+    monkeypatch.setattr(pretrain, "platform_in_use", lambda: "gpu")
+    there = plan_here("--config.batch_size=8")
+    larger = 4 * 3 * (256 * 256 - 32 * 32) + 8  # a clip and its size
+    assert there.arguments - here.arguments == pytest.approx(larger, abs=64)
+    assert there.flops == here.flops
+
+
+def test_what_slices_exchange_is_counted():
+    # As XLA for TPU writes it, from a compile for v5e-16x2.
+    text = """HloModule step
+
+ENTRY %main (a: f32[2,8,128]) -> f32[2,8,128] {
+  %send = (f32[2,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%a, %after-all), channel_id=2, \
+is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+}
+"""
+    (row,) = collectives.read_collectives(text, places=[0, 0, 1, 1])
+    assert row == ("all-reduce", True, 1, 2 * 8 * 128 * 4)
+
+
+def test_what_does_not_fit_is_told_what_would(tmp_path, capsys, monkeypatch):
+    def pretend(config, kind, **_):
+        if config.run.remat != "none":
+            raise UserError("this remat is not to be had")
+        needed = 10**6 * (1 + 8 // config.accumulation) // config.mesh.fsdp
+        return whole._replace(needed=needed, capacity=4 * 10**6, fits=needed <= 4 * 10**6)
+
+    whole = plan_here("--config.batch_size=16")
+    monkeypatch.setattr(plan, "plan_step", pretend)
+    options = ["--config=pretrain:tiny,custom", *TINY, "--config.batch_size=64"]
+    cli.main(["plan", *options, f"--json={tmp_path}/plan.json"])
+    said = capsys.readouterr().out
+    assert "9 MB of 4 MB per device: does not fit" in said
+    assert "--config.accumulation=2: 5 MB of 4 MB per device: does not fit" in said
+    assert "run.remat=full: this remat is not to be had" in said
+    assert "--config.mesh.fsdp=2: 4.5 MB of 4 MB per device: does not fit" in said
+    assert "--config.mesh.fsdp=4: 2.25 MB of 4 MB per device: fits" in said
+    assert said.endswith("\nuse --config.mesh.fsdp=4\n")
+    told = json.loads((tmp_path / "plan.json").read_text())
+    assert not told["fits"] and told["steps"] is None
+    assert told["would_fit"]["change"] == {"mesh.fsdp": 4} and told["would_fit"]["fits"]
+    # One that nothing makes fit.
+    monkeypatch.setattr(plan, "plan_step", lambda *_, **__: whole._replace(fits=False))
+    cli.main(["plan", *options])
+    assert "nothing tried" in capsys.readouterr().out
+
+
+def test_what_costs_least_is_tried_first_and_the_most_saving_before_what_is_between():
+    def tried(enough, *overrides):
+        config = load_config("pretrain:tiny,custom", overrides)
+        seen = []
+
+        def fits(change):
+            changed = plan.change_config(config, change)
+            assert changed.is_locked and changed != config
+            seen.append((changed.mesh.fsdp, changed.accumulation, changed.run.remat))
+            return enough(*seen[-1])
+
+        change = plan.find_fit(config, 8, fits)
+        assert config.accumulation == 1
+        return change, seen
+
+    batch = "--config.batch_size=64"
+    assert tried(lambda fsdp, parts, remat: True, batch)[0] == {"accumulation": 2}
+    change, seen = tried(lambda fsdp, parts, remat: parts >= 4, batch)
+    assert change == {"accumulation": 4}
+    assert seen == [(1, 2, "none"), (1, 8, "full"), (1, 4, "none")]
+    # Whole parameters: parts before recomputing. Split ones: recomputing before parts.
+    change, _ = tried(lambda fsdp, parts, remat: remat != "none", batch)
+    assert change == {"accumulation": 8, "run.remat": "dots"}
+    change, seen = tried(lambda fsdp, parts, remat: fsdp > 2 and remat == "full", batch)
+    assert change == {"run.remat": "full", "mesh.fsdp": 4}
+    assert seen[:4] == [(1, 2, "none"), (1, 8, "full"), (2, 1, "none"), (2, 8, "full")]
+    # Of a batch that has no parts; and nothing.
+    change, seen = tried(lambda fsdp, parts, remat: fsdp == 8, "--config.batch_size=8")
+    assert change == {"mesh.fsdp": 8} and seen[:2] == [(1, 1, "dots"), (1, 1, "full")]
+    change, seen = tried(lambda *_: False, "--config.batch_size=8", "--config.run.remat=full")
+    assert change is None and seen == [(fsdp, 1, "full") for fsdp in (2, 4, 8)]
+    split = ("--config.mesh.fsdp=-1", "--config.mesh.data=1")
+    change, seen = tried(lambda *_: False, "--config.batch_size=16", *split)
+    assert change is None
+    assert seen == [(-1, 1, "dots"), (-1, 2, "full")]
+
+
+@pytest.mark.parametrize(
+    ("name", "parsed"),
+    [
+        ("v5e-64", ("v5e", 64, 1)),
+        ("v5p-128x2", ("v5p", 128, 2)),
+        ("tpu7x-8", ("tpu7x", 8, 1)),
+        ("h100-8x2", ("h100", 8, 2)),
+    ],
+)
+def test_names_of_topologies(name, parsed):
+    assert parse_topology(name) == parsed
+
+
+def test_the_shape_of_a_slice_has_as_many_chips_as_its_name_says():
+    for _, shapes in TPUS.values():
+        for chips, shape in shapes.items():
+            assert np.prod([int(side) for side in shape.split("x")]) == chips
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("v5e-65", "use v5e-64 or v5e-128"),
+        ("v5p-127", "no slice of 127 TensorCores of v5p: use v5p-64 or v5p-128"),
+        ("h100-16", "use up to 8, as in h100-8x2"),
+        ("v5e", "'v5e' is unknown: use here or NAME-COUNT"),
+        ("b200-8", "'b200-8' is unknown"),
+    ],
+)
+def test_topologies_that_are_none(name, words):
+    with pytest.raises(UserError, match=words):
+        find_devices(name)
+
+
+def test_the_command_and_train_plan_say_the_same(tmp_path, capsys):
+    options = ["--config=pretrain:tiny,custom", *TINY, "--config.batch_size=8"]
+    options += ["--config.data.train=synthetic", "--config.steps=40", "--config.warmup_steps=4"]
+    cli.main(["plan", *options, f"--json={tmp_path}/plan.json"])
+    said = capsys.readouterr().out
+    cli.main(["train", "--plan", f"--workdir={tmp_path}/run", *options])
+    assert capsys.readouterr().out == said
+    assert not (tmp_path / "run").exists()
+    told = json.loads((tmp_path / "plan.json").read_text())
+    assert told["fits"] and told["steps"] == 40 and told["mesh"]["data"] == 8
+    assert f"{told['needed'] / 1e6:.3g} MB of" in said and "closed form" in said
+
+
+@pytest.mark.parametrize(
+    ("message", "needed"),
+    [
+        ("RESOURCE_EXHAUSTED: ... Used 21.5G of 15.75G hbm. Exceeded ...", 21.5 * 2**30),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (19.87G) exceeds available HBM (15.75G).",
+            19.87 * 2**30,
+        ),
+        ("INTERNAL: Used 21.5G of 15.75G hbm", None),
+    ],
+)
+def test_what_a_compiler_says_when_memory_runs_out(message, needed):
+    assert plan._out_of_memory(message) == (needed and int(needed))
+
+
+def test_a_mesh_that_the_devices_cannot_have_is_refused_before_compiling():
+    with pytest.raises(UserError, match="needs a multiple of 3 devices, there are 8"):
+        plan_here("--config.mesh.fsdp=3")
+    with pytest.raises(UserError, match="batch 12 is not divisible by 8 devices"):
+        plan_here("--config.batch_size=12")
+
+
+def test_devices_that_are_not_there_need_not_tell_their_slice():
+    # As libtpu describes them: a slice is told only where there are several.
+    one = [SimpleNamespace(platform="tpu") for _ in range(4)]
+    two = [SimpleNamespace(platform="tpu", slice_index=n // 2) for n in range(4)]
+    assert split_slices(one) == [one] and split_slices(two) == [two[:2], two[2:]]
+
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason='needs libtpu: pip install "jax[tpu]"'
+)
+
+
+needs_cuda = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None,
+    reason='needs the CUDA plugin: pip install "videomae_jax[plan-gpu]"',
+)
+
+
+def plan_away(folder, topology, *overrides):
+    """In a process of its own, as compilers need an environment from before JAX starts."""
+    command = [sys.executable, "-m", "videomae_jax.cli", "plan", f"--topology={topology}"]
+    command += ["--config=pretrain:tiny,custom", *TINY, "--config.batch_size=64"]
+    subprocess.run([*command, *overrides, f"--json={folder}/plan.json"], cwd=ROOT, check=True)
+    return json.loads((folder / "plan.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("topology", "devices", "memory"),
+    [("v5e-16", 16, 16), ("v5e-16x2", 32, 16), ("tpu7x-16", 16, 96)],
+)
+def test_a_step_compiles_for_a_pod_that_is_not_there(tmp_path, topology, devices, memory):
+    told = plan_away(tmp_path, topology)
+    assert told["mesh"]["data"] == devices and told["capacity"] == memory * 2**30
+    assert told["fits"] and "all-reduce" in {row["kind"] for row in told["collectives"]}
+    assert any(row["remote"] for row in told["collectives"]) == ("x2" in topology)
+    assert told["step_seconds"] > told["compute_floor"] / told["assumed_mfu"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@needs_cuda
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_compiles_for_gpus_that_are_not_there(tmp_path, parts):
+    told = plan_away(tmp_path, "h100-8x2", f"--config.accumulation={parts}")
+    assert told["mesh"]["data"] == 16 and told["capacity"] == 80 * 10**9 and told["fits"]
+    assert [(row["kind"], row["remote"]) for row in told["collectives"]] == [("all-reduce", True)]
+    forward, backward = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
+    assert told["kernels"][forward] == told["kernels"][backward] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@needs_libtpu
+def test_fsdp_gathers_parameters_and_scatters_gradients_on_tpus(tmp_path):
+    told = plan_away(tmp_path, "v5e-8", "--config.mesh.fsdp=8")
+    sent = {row["kind"]: row["bytes"] for row in told["collectives"]}
+    assert set(sent) == {"all-gather", "reduce-scatter", "all-reduce"}
+    # What is not split, biases and norms, and sums of the loss.
+    assert sent["all-reduce"] < 0.1 * sum(sent.values())
+    task = pretrain.build_task(load_config("pretrain:tiny,custom", TINY))
+    leaves = jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0)))
+    parameters = 4 * sum(leaf.size for leaf in leaves)
+    # Forward, and again backward; no activation goes anywhere.
+    assert sent["all-gather"] < 2.1 * parameters
+    assert sent["reduce-scatter"] < parameters

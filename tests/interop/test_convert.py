@@ -1,0 +1,432 @@
+"""Between our parameters and everybody's names: exact, and strict about what does not fit."""
+
+import argparse
+import functools
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from golden import DATA, load_golden
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from videomae_jax.commands import convert
+from videomae_jax.errors import UserError
+from videomae_jax.interop.checkpoint_files import FORMATS, load_checkpoint, save_checkpoint
+from videomae_jax.interop.convert import choose_heads, from_native, to_native
+from videomae_jax.interop.safetensors_file import write_safetensors
+from videomae_jax.interop.torch_file import write_torch
+from videomae_jax.models.classifier import VideoClassifier, init_classifier
+from videomae_jax.models.mae import VideoMAE
+from videomae_jax.models.masking import TubeMask
+from videomae_jax.models.tokens import sincos_positions
+from videomae_jax.models.vit import SIZES, Size
+
+PATCH = (2, 16, 16)
+HEADS = dict(num_heads=3, decoder_num_heads=2)
+FILES = {
+    "pretrain": DATA / "pretrain_tiny.pth",
+    "classify": DATA / "finetune_tiny_deepspeed.pth",
+}
+
+
+def same(a, b):
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        x.dtype == y.dtype and np.array_equal(x, y)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+@functools.cache
+def golden_params(task):
+    return load_checkpoint(str(FILES[task]), **HEADS).params
+
+
+def golden_tensors(task="pretrain", dialect="mcg"):
+    return from_native(golden_params(task), dialect, patch=PATCH)
+
+
+def problems(tensors, **keywords):
+    with pytest.raises(UserError) as caught:
+        to_native(tensors, **(HEADS | keywords))
+    return str(caught.value)
+
+
+def test_the_released_files_are_the_golden_parameters():
+    checkpoint = load_checkpoint(str(FILES["pretrain"]), **HEADS)
+    golden = load_golden("pretrain_tiny")
+    assert same(checkpoint.params, golden.tree("param"))
+    assert checkpoint.config.task == "pretrain"
+    assert Size(**checkpoint.config.model.encoder) == golden.encoder
+    assert Size(**checkpoint.config.model.decoder) == golden.decoder
+    assert checkpoint.config.model.patch == PATCH
+    assert "not read: optimizer, epoch, scaler, args" in checkpoint.report
+
+    checkpoint = load_checkpoint(str(FILES["classify"]), num_heads=3)
+    golden = load_golden("finetune_tiny")
+    assert same(checkpoint.params, golden.classifier_tree("param"))
+    released = {f"param/{k}": x for k, x in golden_tensors("classify").items()}
+    assert released.keys() == {key for key in golden.arrays if key.startswith("param/")}
+    assert all(np.array_equal(golden.arrays[key], released[key]) for key in released)
+    assert checkpoint.config.task == "classify" and checkpoint.config.model.classes == 10
+    assert checkpoint.config.clip.source_width == 340
+
+
+@pytest.mark.parametrize(
+    "task, dialect",
+    [("pretrain", "mcg"), ("pretrain", "hf"), ("classify", "mcg"), ("classify", "hf")]
+    + [("classify", "mm")],
+)
+def test_round_trips_are_exact_in_both_directions(task, dialect):
+    params = golden_params(task)
+    tensors = from_native(params, dialect, patch=PATCH)
+    back, facts = to_native(tensors, **HEADS)
+    assert same(back, params)
+    assert (facts.task, facts.dialect, facts.patch) == (task, dialect, PATCH)
+    again = from_native(back, dialect, patch=PATCH)
+    assert again.keys() == tensors.keys()
+    assert all(np.array_equal(again[key], tensors[key]) for key in tensors)
+
+
+def test_another_shape_of_everything():
+    # One channel, an oblong patch, head_dim 80 as ViT-H, deep enough for two-digit layers.
+    patch = (4, 4, 2)
+    model = VideoMAE(
+        encoder=Size(160, 11, 2, 320),
+        decoder=Size(24, 1, 4, 60),
+        patch=patch,
+        mean=(0.5,),
+        std=(0.5,),
+    )
+    mask = TubeMask(jnp.asarray([[0, 2]]), jnp.asarray([[1, 3]]))
+    params = jax.jit(lambda key: model.init(key, np.zeros([1, 8, 32], np.uint8), mask, (2, 2, 2)))(
+        jax.random.key(1)
+    )["params"]
+    params = jax.tree.map(np.asarray, params)
+    for dialect in ("mcg", "hf"):
+        tensors = from_native(params, dialect, patch=patch)
+        back, facts = to_native(tensors, num_heads=2, decoder_num_heads=4)
+        assert same(back, params)
+        assert (facts.channels, facts.patch) == (1, patch)
+        assert (facts.encoder, facts.decoder) == (model.encoder, model.decoder)
+
+
+def test_wrappers_and_prefixes_make_no_difference(tmp_path):
+    tensors, params = golden_tensors("classify"), golden_params("classify")
+    path = tmp_path / "x.pth"
+    for prefix in ("", "module.", "_orig_mod.", "backbone.", "_orig_mod.backbone."):
+        renamed = {prefix + key: tensor for key, tensor in tensors.items()}
+        for tree in (renamed, {"model": renamed}, {"module": renamed}, {"state_dict": renamed}):
+            write_torch(path, tree)
+            assert same(load_checkpoint(str(path), num_heads=3).params, params)
+    mm = golden_tensors("classify", "mm")
+    assert "backbone.blocks.2.mlp.layers.0.0.weight" in mm and "cls_head.fc_cls.bias" in mm
+    mm["backbone.pos_embed"] = sincos_positions(128, 48)[None]
+    write_torch(path, {"state_dict": mm, "meta": {}})
+    checkpoint = load_checkpoint(str(path), num_heads=3)
+    assert same(checkpoint.params, params)
+    assert "backbone.pos_embed is the sine-cosine table" in checkpoint.report
+
+
+@pytest.mark.parametrize("spelling", ["q_bias v_bias", "query.bias value.bias"])
+def test_either_spelling_of_transformers_is_enough_and_both_must_agree(spelling):
+    tensors = golden_tensors("classify", "hf")
+    other = {"q_bias", "v_bias", "query.bias", "value.bias"} - set(spelling.split())
+    one = {key: x for key, x in tensors.items() if not key.endswith(tuple(other))}
+    assert len(one) == len(tensors) - 6
+    assert same(to_native(one, **HEADS)[0], golden_params("classify"))
+    name = "videomae.encoder.layer.1.attention.attention.q_bias"
+    assert "doubled" in problems(tensors | {name: tensors[name] + 1})
+
+
+def test_a_bare_transformers_encoder_and_a_released_encoder_are_recognised():
+    for dialect, drop in (("hf", "videomae."), ("mcg", "")):
+        tensors = {
+            key.removeprefix(drop): x
+            for key, x in golden_tensors("pretrain", dialect).items()
+            if key.startswith(("videomae.", "encoder."))
+        }
+        params, facts = to_native(tensors, num_heads=3)
+        assert facts.task == "encoder" and facts.decoder is None
+        assert "an encoder only" in str(facts.table)
+        assert same(params, {"encoder": golden_params("pretrain")["encoder"]})
+
+
+def test_every_problem_is_reported_at_once():
+    tensors = golden_tensors()
+    del tensors["encoder.blocks.1.attn.q_bias"], tensors["decoder.norm.weight"]
+    tensors["encoder.blocks.0.gamma_1"] = np.ones(48, np.float32)
+    tensors["encoder.norm.weight"] = np.ones(47, np.float32)
+    tensors["encoder.blocks.2.mlp.fc1.weight"] = tensors["encoder.blocks.2.mlp.fc1.weight"].T
+    tensors["decoder.head.bias"] = np.zeros(1536, np.int32)
+    tensors["module.mask_token"] = tensors["mask_token"]
+    report = problems(tensors, num_heads=5)
+    for line in (
+        "missing     encoder.blocks.1.attn.q_bias (48,)",
+        "missing     decoder.norm.weight (32,)",
+        "unexpected  encoder.blocks.0.gamma_1 (48,)",
+        "reshaped    encoder.norm.weight is (47,), not (48,)",
+        "reshaped    encoder.blocks.2.mlp.fc1.weight is (48, 192), not (192, 48)",
+        "mistyped    decoder.head.bias is int32, not a float",
+        "doubled     module.mask_token and mask_token are the same tensor",
+        "heads       5 heads do not divide the encoder's 48: use 4",
+    ):
+        assert line in report
+    assert len(report.splitlines()) == 9
+
+
+def test_key_biases_must_be_zero_and_positions_the_table():
+    tensors = golden_tensors("classify", "hf")
+    name = "videomae.encoder.layer.0.attention.attention.key.bias"
+    zero = to_native(tensors | {name: np.zeros(48, np.float32)}, **HEADS)
+    assert f"{name} is zero" in str(zero[1].table)
+    assert "is not zero" in problems(tensors | {name: np.ones(48, np.float32)})
+    learned = {"pos_embed": sincos_positions(8, 48)[None] + 0.01}
+    assert "not the sine-cosine table" in problems(golden_tensors("classify") | learned)
+
+
+def test_missing_parts_do_not_change_what_a_file_is():
+    tensors = golden_tensors()
+    some = {k: x for k, x in tensors.items() if not k.startswith("decoder.blocks")}
+    assert "every block of the decoder" in problems(some)
+    some = {k: x for k, x in tensors.items() if "patch_embed" not in k}
+    report = problems(some)
+    assert "missing     encoder.patch_embed.proj.weight" in report
+    assert len(report.splitlines()) == 3
+    with pytest.raises(UserError, match="no weights of a VideoMAE"):
+        to_native({"conv1.weight": np.ones([3, 3], np.float32)})
+
+
+def test_half_precision_is_widened():
+    tensors = {k: x.astype(ml_dtypes.bfloat16) for k, x in golden_tensors().items()}
+    params, facts = to_native(tensors, **HEADS)
+    assert "bfloat16 became float32" in str(facts.table)
+    assert params["mask_token"].dtype == np.float32
+    assert np.array_equal(params["mask_token"], tensors["mask_token"].reshape(-1))
+
+
+@settings(max_examples=150, deadline=None, database=None)
+@given(
+    edits=st.dictionaries(
+        st.sampled_from(
+            sorted(golden_tensors("classify")) + ["pos_embed", "blocks.9.x", "blocks.3.k_bias"]
+        ),
+        st.lists(st.integers(0, 50), max_size=5) | st.none(),
+        min_size=1,
+        max_size=4,
+    ),
+    dtype=st.sampled_from([np.float32, np.int8, np.bool_, ml_dtypes.bfloat16]),
+)
+def test_whatever_the_shapes_only_a_report_comes_out(edits, dtype):
+    tensors = golden_tensors("classify")
+    for key, shape in edits.items():
+        if shape is None:
+            tensors.pop(key, None)
+        elif np.prod(shape) < 1e5:
+            tensors[key] = np.zeros(shape, dtype)
+    try:
+        params, _ = to_native(tensors, num_heads=3)
+    except UserError as problem:
+        assert "fit" in str(problem)
+    else:
+        assert jax.tree.structure(params) == jax.tree.structure(golden_params("classify"))
+
+
+@pytest.mark.parametrize(
+    "side, width, heads",
+    [("encoder", w, h) for w, h in ((384, 6), (768, 12), (1024, 16), (1280, 16), (1408, 16))]
+    + [("decoder", w, h) for w, h in ((192, 3), (384, 6), (512, 8), (640, 8))],
+)
+def test_published_widths_have_their_heads(side, width, heads):
+    assert choose_heads(side, width, 12, None) == heads
+    assert choose_heads(side, width, 12, None, heads) == heads
+    assert choose_heads(side, width, 12, heads, 16) == heads
+    with pytest.raises(UserError, match=f"--(decoder-)?num-heads {heads}"):
+        choose_heads(side, width, 12, None, 2 * heads)
+
+
+def test_only_our_own_tiny_model_owns_its_width():
+    assert choose_heads("encoder", 128, 4, None) == 4
+    assert choose_heads("encoder", 128, 2, None, 8) == 8
+    with pytest.raises(UserError, match="give --num-heads N"):
+        choose_heads("encoder", 128, 2, None)
+    for wrong in (0, -1, 5, 1000):
+        with pytest.raises(UserError, match="do not divide"):
+            choose_heads("encoder", 48, 3, wrong)
+
+
+def saved_hf(tmp_path, task="classify", labels=()):
+    checkpoint = load_checkpoint(str(FILES[task]), image_size=64, frames=8, **HEADS)
+    save_checkpoint(str(tmp_path / "hf"), checkpoint._replace(labels=labels), to="hf")
+    return tmp_path / "hf"
+
+
+@pytest.mark.parametrize("task", FILES)
+def test_a_transformers_folder_says_what_the_weights_do_not(tmp_path, task):
+    labels = tuple("abcdefghij") if task == "classify" else ()
+    folder = saved_hf(tmp_path, task, labels)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["layer_norm_eps"] == 1e-6
+    assert config["use_mean_pooling"] == (task == "classify")
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    assert processor["image_mean"] == [0.485, 0.456, 0.406]
+    back = load_checkpoint(str(folder))  # no keywords: config.json has the heads
+    assert same(back.params, golden_params(task))
+    assert back.labels == labels
+    assert (back.config.clip.frames, back.config.clip.height) == (8, 64)
+    assert "note" not in back.report
+
+
+def test_sharded_folders(tmp_path):
+    folder = saved_hf(tmp_path)
+    tensors = golden_tensors("classify", "hf")
+    names, index = sorted(tensors), {"weight_map": {}}
+    (folder / "model.safetensors").unlink()
+    for part, chosen in enumerate((names[::2], names[1::2])):
+        save_file({name: tensors[name] for name in chosen}, folder / f"{part}.safetensors")
+        index["weight_map"] |= dict.fromkeys(chosen, f"{part}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert same(load_checkpoint(str(folder)).params, golden_params("classify"))
+
+    for name, file, cause in (
+        (names[0], "1.safetensors", "does not hold"),
+        (names[0], "../0.safetensors", "outside its own folder"),
+        ("none", "0.safetensors", "does not hold none"),
+        (names[0], "2.safetensors", "cannot read|No such file"),
+    ):
+        broken = {"weight_map": index["weight_map"] | {name: file}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(broken))
+        with pytest.raises(UserError, match=cause):
+            load_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    "change, cause",
+    [
+        (dict(model_type="vivit"), "not of a 'videomae'"),
+        (dict(hidden_act="gelu_new"), "only 'gelu'"),
+        (dict(num_attention_heads=5), "5 heads do not divide"),
+        (dict(num_attention_heads="3"), "must be a positive integer"),
+    ],
+)
+def test_a_config_that_means_another_model_is_refused(tmp_path, change, cause):
+    folder = saved_hf(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=cause):
+        load_checkpoint(str(folder))
+
+
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    convert.add_arguments(parser)
+    convert.main(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def test_the_command_converts_and_tells_the_licence(tmp_path, capsys):
+    heads = ["--num-heads", 3, "--decoder-num-heads", 2]
+    for task, source in FILES.items():
+        params = golden_params(task)
+        for to, name in zip(FORMATS[1:4], ("x.pth", "folder", "x.safetensors"), strict=True):
+            target = tmp_path / task / name
+            run(source, target, *(["--to", to] if to == "hf" else []), *heads)
+            output = capsys.readouterr().out
+            assert "CC-BY-NC" in output and "attn/qkv" in output
+            assert same(load_checkpoint(str(target), **HEADS).params, params)
+
+
+def test_a_refused_conversion_leaves_nothing(tmp_path):
+    for arguments in (
+        [FILES["pretrain"], tmp_path / "x.pth"],
+        [FILES["pretrain"], tmp_path / "x", "--to", "hf", "--num-heads", 3],
+        [tmp_path / "none", tmp_path / "x"],
+        [DATA, tmp_path / "x"],
+    ):
+        with pytest.raises(UserError):
+            run(*arguments)
+    (tmp_path / "kept").write_text("mine")
+    with pytest.raises(UserError, match="exists"):
+        run(FILES["classify"], tmp_path / "kept", "--to", "mcg", "--num-heads", 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    checkpoint = load_checkpoint(str(FILES["classify"]), num_heads=3)
+
+    def fail(path, tensors):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("videomae_jax.interop.checkpoint_files.write_safetensors", fail)
+    for to in ("hf", "safetensors"):
+        with pytest.raises(UserError, match="No space left"):
+            save_checkpoint(str(tmp_path / "x"), checkpoint, to=to)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("task", FILES)
+def test_through_a_native_folder(tmp_path, task):
+    run(FILES[task], tmp_path / "run", "--num-heads", 3, "--decoder-num-heads", 2)
+    back = load_checkpoint(str(tmp_path / "run"))
+    assert same(jax.tree.map(np.asarray, back.params), golden_params(task))
+    assert back.config.task == task and back.report == ""
+    run(tmp_path / "run", tmp_path / "x.pth")
+    again = load_checkpoint(str(tmp_path / "x.pth"), **HEADS)
+    assert same(again.params, golden_params(task))
+    shutil.rmtree(tmp_path / "run")
+
+
+# What reading takes, of a file of 87 MB: what comes out of it and a few of its tensors.
+
+PROBE = """
+import sys
+from videomae_jax.interop.checkpoint_files import load_checkpoint
+
+def status(name):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+
+load_checkpoint(sys.argv[1], num_heads=3, decoder_num_heads=2)  # what it imports
+before = status("VmRSS")
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak begins anew
+load_checkpoint(sys.argv[2])
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.parametrize("form", ["pth", "safetensors"])
+def test_reading_takes_less_than_twice_the_file(tmp_path, form):
+    generator, size = np.random.default_rng(0), SIZES["s"]
+    model = VideoClassifier(size.encoder, (2, 16, 16), (0.5,) * 3, (0.5,) * 3, classes=400)
+    shapes = jax.eval_shape(lambda: init_classifier(model, jax.random.key(0), (1, 1, 1)))
+    params = jax.tree.map(lambda x: generator.standard_normal(x.shape, np.float32), shapes)
+    tensors = from_native(params, "mcg", patch=model.patch)
+    path = tmp_path / f"x.{form}"
+    if form == "pth":
+        write_torch(path, {"model": tensors})
+    else:
+        write_safetensors(path, tensors)
+    assert path.stat().st_size > 64e6
+    command = [sys.executable, "-c", PROBE, DATA / "pretrain_tiny.pth", path]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    share = int(done.stdout) / path.stat().st_size
+    print(f"\n{form}: {share:.2f} of {path.stat().st_size / 1e6:.0f} MB")
+    # The parameters alone are 1.0.
+    assert 0.9 < share < 1.5
+
+
+def test_safetensors_are_known_by_what_is_in_them(tmp_path):
+    checkpoint = load_checkpoint(str(FILES["pretrain"]), num_heads=3, decoder_num_heads=2)
+    assert "does not say of which clips it is: 16 frames of 224 pixels" in checkpoint.report
+    save_checkpoint(str(tmp_path / "weights"), checkpoint, to="safetensors")
+    back = load_checkpoint(str(tmp_path / "weights"), num_heads=3, decoder_num_heads=2)
+    assert same(jax.tree.map(np.asarray, back.params), golden_params("pretrain"))

@@ -1,0 +1,88 @@
+"""Run commands on small models and real clips, as a user would, and read what they leave."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from videomae_jax import cli
+from videomae_jax.devices.sharding import path_name
+from videomae_jax.tasks import pretrain
+from videomae_jax.training.monitor import read_metrics
+
+ROOT = Path(__file__).parent.parent
+CLIPS = ROOT / "data/mocap_studio"
+KINDS = ("jump", "roll", "walk")  # the classes of labelled lists
+# The smallest pre-training that is still one.
+SMALL = [
+    "--config=demo",
+    "--config.clip.frames=4",
+    "--config.clip.height=16",
+    "--config.clip.width=16",
+    "--config.model.patch=(2,8,8)",
+    "--config.model.encoder.depth=1",
+    "--config.model.decoder.depth=1",
+    "--config.batch_size=8",
+    "--config.warmup_steps=2",
+    "--config.log_every=1",
+]
+
+# Of a classifier of these classes.
+CLASSIFIER = [
+    "--config.clip.frames=4",
+    *(f"--config.clip.{side}=16" for side in ("height", "width")),
+    "--config.model.encoder.depth=1",
+    "--config.model.classes=3",
+    f"--config.data.class_names={KINDS}",
+]
+
+
+def rows(name, kinds, numbers, label=str):
+    """Return lines of a labelled manifest of the demo's clips."""
+    return "\n".join(
+        f"{CLIPS}/{name}/{kind}/{kind}_{number:03d}.mp4 {label(kind)}"
+        for kind in kinds
+        for number in numbers
+    )
+
+
+def losses(workdir):
+    """Return {step: (loss, gradient norm)} of a run, every bit of both."""
+    return {
+        row["step"]: (row["loss"].hex(), row["grad_norm"].hex())
+        for row in read_metrics(workdir)
+        if "loss" in row
+    }
+
+
+def held_out(workdir):
+    """Return the lines of a run about its held-out videos."""
+    return [row for row in read_metrics(workdir) if "eval/loss" in row]
+
+
+def fails(capsys, *args):
+    """Run a command that must end with exit code 1; returns the one or two lines it says."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(list(map(str, args)))
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("videomae: ") and said.count("\n") <= 1, said
+    return said
+
+
+def count_norms_taken_in(config) -> int:
+    """How many numbers are the scale or bias of a norm inside the layer after it."""
+    params = jax.eval_shape(pretrain.build_task(config).init, jax.random.key(0))
+    return sum(
+        leaf.size
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if re.search(r"/blocks/norm[12]/|^decoder/norm/", path_name(path))
+    )
+
+
+def environment(test_file):
+    """Return the environment of a child process that may import a test file and its helpers."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([os.path.dirname(test_file), *sys.path])}

@@ -1,0 +1,255 @@
+"""Whole runs on real clips, through the command line: results, resumes, signals, mistakes."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from runs import CLIPS, ROOT, SMALL, fails, held_out, losses
+
+from videomae_jax import cli
+from videomae_jax.devices.chips import peak_flops
+from videomae_jax.errors import UserError
+from videomae_jax.training.checkpoint import digests, load_params
+from videomae_jax.training.monitor import read_metrics
+from videomae_jax.training.workdir import check_same_model
+
+
+@pytest.fixture(scope="session")
+def manifests(tmp_path_factory):
+    """Sixteen clips to train on and three to hold out, of the demo's."""
+    folder = tmp_path_factory.mktemp("manifests")
+    for name, kinds, numbers in (("train", 4, 4), ("val", 3, 1)):
+        kinds = sorted((CLIPS / name).iterdir())[:kinds]
+        rows = [str(path) for kind in kinds for path in sorted(kind.iterdir())[:numbers]]
+        (folder / f"{name}.csv").write_text("\n".join(rows))
+    return [f"--config.data.train={folder}/train.csv", f"--config.data.eval={folder}/val.csv"]
+
+
+def arguments(workdir, *more, steps=6):
+    return ["train", f"--workdir={workdir}", *SMALL, f"--config.steps={steps}", *more]
+
+
+def run(workdir, *more):
+    """Run in a process of its own, as a user would; returns (exit code, standard error)."""
+    process = start(workdir, *more)
+    _, error = process.communicate(timeout=240)
+    return process.returncode, error
+
+
+def start(workdir, *more):
+    command = [sys.executable, "-c", RUN, *arguments(workdir, *more)]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+RUN = """
+import sys, jax
+jax.config.update("jax_num_cpu_devices", 8)
+from videomae_jax import cli
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, manifests):
+    workdir = tmp_path_factory.mktemp("straight")
+    cli.main(arguments(workdir, *manifests))
+    return workdir
+
+
+def test_a_run_leaves_checkpoint_curve_metrics_and_tensorboard(straight):
+    assert (straight / "checkpoints/6/params").is_dir()
+    assert (straight / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert list((straight / "tensorboard").glob("events*"))
+    assert sorted(losses(straight)) == [1, 2, 3, 4, 5, 6]
+    (evaluation,) = held_out(straight)
+    assert evaluation["step"] == 6 and 0 < evaluation["eval/vs_zero"]
+
+
+def test_a_killed_run_goes_on_bit_for_bit(straight, tmp_path, manifests):
+    process = start(tmp_path, "--config.save_every=2", *manifests)
+    deadline = time.monotonic() + 240
+    # Killed without a chance to save: what is left is its own checkpoint of step 2 or 4.
+    while not any((tmp_path / f"checkpoints/{step}").exists() for step in (2, 4)):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    code, error = run(tmp_path, "--config.save_every=2", *manifests)
+    assert code == 0, error
+    assert losses(tmp_path) == losses(straight)
+    assert held_out(tmp_path) == held_out(straight)
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_a_signal_saves_exits_42_and_loses_no_step(straight, tmp_path, number, manifests):
+    # An evaluation after each step leaves time for the signal to arrive in.
+    process = start(tmp_path, "--config.eval_every=1", *manifests)
+    for line in process.stdout:
+        if line.startswith("step 1/"):
+            break
+    process.send_signal(number)
+    output, error = process.communicate(timeout=240)
+    assert process.returncode == 42, error
+    assert f"{number.name}: saved step" in output
+    (saved,) = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+    assert 1 <= saved < 6
+    cli.main(arguments(tmp_path, *manifests))
+    assert losses(tmp_path) == losses(straight)
+
+
+def test_a_finished_run_has_nothing_to_do(straight, capsys, manifests):
+    cli.main(arguments(straight, *manifests))
+    said = capsys.readouterr().out
+    assert "nothing to train" in said and "done, 6 steps" in said
+    cli.main(arguments(straight, *manifests, "--config.optimizer.weight_decay=0.1", steps=5))
+    said = capsys.readouterr().out
+    assert "is at step 6, the run ends at 5; without effect: optimizer.weight_decay, steps" in said
+    assert f"checkpoint  {straight}/checkpoints/6" in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["--config.batch_size=12"], "batch 12 is not divisible by 8 devices (data=8, fsdp=1)"),
+        (["--config.batch_size=12"], "use 8 or 16"),
+        (["--config.accumulation=3"], "8 devices (data=8, fsdp=1) x 3 accumulated parts: use 24"),
+        (["--config.mask.ratio=1.0"], "mask ratio 1.0 of 4 patches leaves none visible"),
+        (["--config.clip.width=20"], "width 20 is not a multiple of the patch's 8: use 16 or 24"),
+        (["--config.data.train="], "config.data.train is not set"),
+        (["--config.data.train=nowhere.csv"], "nowhere.csv"),
+        (["--config.btach_size=8"], "did you mean --config.batch_size?"),
+        (["--config.batch_size=many"], "--config.batch_size=many is not of type int"),
+        (["--config.lr=1e-3", "--config.base_lr=1e-3"], "are both set"),
+        (["--config.run.remat=some"], "remat 'some' is unknown: use one of none, dots, full"),
+        (["--config.run.attention=cudnn"], "needs a GPU"),
+        (["--config.model.mean=(0.5,)"], "model.mean has 1 channels, model.std 3"),
+        (
+            ["--config.model.mean=(0.5,0.5)", "--config.model.std=(0.5,0.5)"],
+            "1 channel (grey) or 3 (RGB), not 2",
+        ),
+        (["--bogus=1"], "--bogus is unknown"),
+        (["--config.save_every=0"], "save_every 0: use 1 or more"),
+        (["--config.run.dtype=float15"], "'float15' is unknown: use auto, float32, bfloat16"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_1(tmp_path, capsys, overrides, words):
+    assert words in fails(capsys, *arguments(tmp_path / "run", *overrides))
+
+
+def test_a_missing_config_names_the_nearest_one(tmp_path, capsys):
+    said = fails(capsys, "train", "--config=pretrian", f"--workdir={tmp_path}")
+    assert "did you mean pretrain?" in said
+
+
+def test_bad_manifests(tmp_path, capsys):
+    empty = tmp_path / "empty.csv"
+    empty.write_text("")
+    assert "empty.csv" in fails(capsys, *arguments(tmp_path, f"--config.data.train={empty}"))
+    gone = tmp_path / "gone.csv"
+    gone.write_text("a.mp4 0\nb.mp4 1\n")
+    assert "2" in fails(capsys, *arguments(tmp_path, f"--config.data.train={gone}"))
+
+
+def test_a_work_directory_that_cannot_be_written(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    assert "cannot write to --workdir" in fails(capsys, *arguments(file / "run"))
+
+
+def test_the_checkpoint_of_another_model_is_refused_and_kept(straight, capsys, manifests):
+    before = sorted(p.name for p in (straight / "checkpoints").iterdir())
+    wider = "--config.model.encoder.width=64"
+    said = fails(capsys, *arguments(straight, wider, *manifests, steps=9))
+    assert "model.encoder.width=128, the config says 64" in said
+    assert sorted(p.name for p in (straight / "checkpoints").iterdir()) == before
+
+
+def test_a_run_of_another_task_is_said_to_be_one():
+    changes = {"data.class_names": (("run",), None), "task": ("classify", "pretrain")}
+    with pytest.raises(UserError, match="holds a checkpoint with task='classify', the config says"):
+        check_same_model(changes, workdir="run")
+
+
+def test_too_many_unreadable_videos_end_the_run_with_their_share(tmp_path, capsys):
+    rows = [f"{CLIPS}/train/walk/walk_{number:03d}.mp4" for number in range(4)]
+    for number in range(4):
+        bad = tmp_path / f"bad{number}.mp4"
+        bad.write_text("not a video")
+        rows.append(str(bad))
+    manifest = tmp_path / "some.csv"
+    manifest.write_text("\n".join(rows))
+    said = fails(capsys, *arguments(tmp_path / "run", f"--config.data.train={manifest}", steps=50))
+    assert "of 8 videos unreadable" in said and "max_bad_share" in said
+    assert "bad0.mp4" in (tmp_path / "run/bad_videos.csv").read_text()
+
+
+def test_one_unreadable_video_does_not_end_the_run(tmp_path, capsys):
+    rows = [f"{CLIPS}/train/walk/walk_{number:03d}.mp4" for number in range(4)]
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"")
+    manifest = tmp_path / "some.csv"
+    manifest.write_text("\n".join([*rows, str(bad)]))
+    videos = f"--config.data.train={manifest}"
+    none = ["--config.data.eval=", "--config.data.holdout=0"]
+    cli.main(arguments(tmp_path / "run", videos, *none, steps=4))
+    said = capsys.readouterr().out
+    assert "done, 4 steps" in said and "replaced    1 of 5 videos unreadable" in said
+    listed = (tmp_path / "run/bad_videos.csv").read_text().splitlines()
+    assert len(listed) == 2 and listed[1].startswith(str(bad))
+
+
+def test_steps_that_are_not_finite_end_the_run_with_their_examples(tmp_path, capsys, manifests):
+    more = [*manifests, "--config.max_skipped_steps=3", "--config.save_every=1"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments(tmp_path, *more, "--config.lr=1e38", steps=12))
+    said = capsys.readouterr()
+    assert stopped.value.code == 1
+    # The first update has rate 0, the second throws the parameters out, the third is skipped.
+    assert [f"({n} in a row)" in said.out for n in (1, 2, 3)] == [True, True, False]
+    found = re.fullmatch(
+        r"videomae: 3 steps in a row gave a loss or gradient that is not finite, the last at "
+        r"step (\d+) on examples \[([\d, ]+)\]; none of them changed the model: .*",
+        said.err.strip().splitlines()[-1],
+    )
+    ids = [int(word) for word in found[2].split(",")]
+    assert len(set(ids)) == 8 and set(ids) <= set(range(16))
+    first, last = (
+        load_params(str(tmp_path / "checkpoints" / str(step)))[0]
+        for step in (int(found[1]) - 3, int(found[1]) - 1)
+    )
+    assert digests(first) == digests(last)
+
+
+def test_help_is_quick_and_needs_no_jax():
+    program = """
+import sys
+from videomae_jax import cli
+try:
+    cli.main(["--help"])
+except SystemExit:
+    sys.exit("jax" in sys.modules or "tensorflow" in sys.modules)
+"""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "train" in done.stdout and "visualize" in done.stdout
+    assert time.monotonic() - began < 5  # 0.1 s on an idle machine
+
+
+def test_metrics_of_a_resumed_run_count_once(tmp_path):
+    rows = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 9.0}, {"step": 2, "loss": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read_metrics(tmp_path) == [rows[0], rows[2]]
+
+
+def test_peaks_of_known_chips():
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert (peak_flops("TPU v5 lite"), peak_flops("TPU v5")) == (197e12, 459e12)
+    assert peak_flops("cpu") is None

@@ -1,0 +1,1 @@
+"""Image operations on clips that run on the device, inside the training step."""

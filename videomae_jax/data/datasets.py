@@ -1,0 +1,324 @@
+"""The lists that public data sets come with, and plain folders -> videos.
+
+Each layout is a function (folder, lists, split) -> Listing. Videos are found by their class and
+name without the suffix, wherever in `folder`, so that transcoded and flattened copies count.
+"""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from videomae_jax.data.sources import SUFFIXES, find_videos
+from videomae_jax.data.videos import Videos
+from videomae_jax.errors import UserError
+
+SPLITS = {"train", "val", "valid", "validate", "validation", "test"}
+
+
+@dataclass
+class Listing:
+    """What a data set lists: rows of (path, class number or -1) for training and validation.
+
+    `class_names` are those of numbers 0, 1, ..., () where there are no classes. `missing` are
+    the listed names of which there is no video, `unlisted` counts the videos in no list.
+    """
+
+    train: list[tuple[str, int]] = field(default_factory=list)
+    val: list[tuple[str, int]] = field(default_factory=list)
+    class_names: tuple[str, ...] = ()
+    missing: list[str] = field(default_factory=list)
+    unlisted: int = 0
+
+
+def read_listing(
+    folder: str | os.PathLike,
+    *,
+    layout: str = "auto",
+    lists: str | os.PathLike | None = None,
+    split: int = 1,
+) -> tuple[Listing, str]:
+    """List the videos of a folder as its data set does; return the listing and its layout.
+
+    `lists` is the folder of the official lists, None looks below `folder`. `split` is which of
+    the three of UCF101 and HMDB51. Raises UserError for an unknown or ambiguous layout, for a
+    list that is not there or not in its format, and where no listed video exists.
+    """
+    folder = Path(folder).expanduser().absolute()
+    lists = Path(lists).expanduser().absolute() if lists else folder
+    for path in (folder, lists):
+        if not path.is_dir():
+            raise UserError(f"no such folder: {path}")
+    if layout == "auto":
+        layout = _detect(folder, lists)
+    if layout not in LAYOUTS:
+        raise UserError(f"layout {layout!r} is not known: use {', '.join(LAYOUTS)}")
+    try:
+        listing = LAYOUTS[layout](folder, lists, split)
+    except UnicodeDecodeError as error:
+        raise UserError(f"a list of {layout} in {lists} is no UTF-8 text: {error}") from None
+    if not listing.train and not listing.val:
+        first = f", first {listing.missing[0]}" if listing.missing else ""
+        raise UserError(
+            f"none of the {len(listing.missing)} videos that {layout} lists is in {folder}{first}"
+        )
+    return listing, layout
+
+
+def to_videos(rows: list[tuple[str, int]], class_names: tuple[str, ...], *, name: str) -> Videos:
+    """Rows of a listing as Videos. Without classes there are no labels."""
+    labels = np.array([number for _, number in rows], np.int32) if class_names else None
+    paths = tuple(path for path, _ in rows)
+    return Videos(paths=paths, labels=labels, class_names=class_names or None, name=name)
+
+
+def write_manifest(videos: Videos, path: str | os.PathLike, *, numbers: bool = False) -> None:
+    """Write a manifest that `sources.read_videos` reads back: `"path","class"` lines.
+
+    Paths below the manifest's folder become relative. Labels are numbers with `numbers`, and
+    where there are no names or one of them reads as a number. Raises UserError for a path that
+    a line cannot hold.
+    """
+    path = Path(path).expanduser().absolute()
+    labels = videos.labels
+    if labels is not None:
+        names = videos.class_names or ()
+        if not numbers and names and not any(name.isdecimal() for name in names):
+            labels = [f'"{names[label]}"' for label in labels]
+        else:
+            labels = [str(int(label)) for label in labels]
+    lines = []
+    for index, file in enumerate(videos.paths):
+        if path.parent in Path(file).parents:
+            file = os.path.relpath(file, path.parent)
+        quote = "'" if '"' in file else '"'
+        if quote in file or "\n" in file or "\r" in file:
+            raise UserError(f"a manifest cannot hold line breaks or both quotes: rename {file!r}")
+        lines.append(f"{quote}{file}{quote}" + (f",{labels[index]}" if labels is not None else ""))
+    write_lines(path, lines)
+
+
+def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:
+    """Write text, one line each, making the folder. Raises UserError where that fails."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(f"{line}\n" for line in lines)
+        Path(path).write_bytes(text.encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+class _Finder:
+    """The videos of a folder by class and name, as official lists name them."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._files: dict[str, list[str]] = {}
+        for file in find_videos(folder):
+            self._files.setdefault(Path(file).stem, []).append(file)
+        self._used: set[str] = set()
+
+    def find(self, *names: str, label: str | None = None) -> str | None:
+        """The path of the first of some names (without suffix) that is there.
+
+        Of several with one name, that in a folder of the class; raises UserError where that
+        does not tell.
+        """
+        for name in names:
+            files = self._files.get(name, [])
+            if len(files) > 1 and label is not None:
+                same = [file for file in files if _plain(Path(file).parent.name) == _plain(label)]
+                files = same or files
+            if len(files) > 1:
+                raise UserError(
+                    f"{name} is there {len(files)} times below {self._folder}: {files[0]}, "
+                    f"{files[1]}; give a folder that has one of each"
+                )
+            if files:
+                self._used.add(files[0])
+                return os.path.join(self._folder, files[0])
+        return None
+
+    @property
+    def unlisted(self) -> int:
+        """How many videos were never asked for."""
+        return sum(map(len, self._files.values())) - len(self._used)
+
+
+def _plain(label: str) -> str:
+    return re.sub(r"[\W_]+", "", label).lower()
+
+
+def _detect(folder: Path, lists: Path) -> str:
+    """The layout of a folder by the lists in it, else by how deep its videos lie."""
+    found = [name for name, is_there in MARKS.items() if is_there(lists)]
+    if len(found) > 1:
+        raise UserError(f"{lists} has lists of {' and '.join(found)}: give --layout")
+    if found:
+        return found[0]
+    parts = [Path(file).parts for file in find_videos(folder)]
+    if not parts:
+        raise UserError(f"no videos in {folder}: looked for {' '.join(SUFFIXES)}")
+    depths = {len(part) for part in parts}
+    tops = sorted({part[0] for part in parts if len(part) > 1})
+    if depths == {1}:
+        return "flat"
+    if tops and {top.lower() for top in tops} <= SPLITS:
+        raise UserError(f"{folder} has splits ({', '.join(tops)}): list {folder / tops[0]} alone")
+    if depths == {2} and len(tops) > 1:
+        return "folders"
+    odd = next((part for part in parts if len(part) != 2), parts[0])
+    raise UserError(
+        f"{folder} is neither flat nor has a folder per class alone, as {Path(*odd)} shows: give "
+        "--layout folders (the first folder is the class) or --layout flat (no classes)"
+    )
+
+
+def _folders(folder: Path, lists: Path, split: int) -> Listing:
+    """A sub-folder per class, however deep the videos lie in it."""
+    files = [Path(file) for file in find_videos(folder)]
+    names = sorted({file.parts[0] for file in files if len(file.parts) > 1})
+    rows = [
+        (str(folder / file), names.index(file.parts[0])) for file in files if len(file.parts) > 1
+    ]
+    return Listing(train=rows, class_names=tuple(names), unlisted=len(files) - len(rows))
+
+
+def _flat(folder: Path, lists: Path, split: int) -> Listing:
+    """Videos without classes, however deep."""
+    return Listing(train=[(str(folder / file), -1) for file in find_videos(folder)])
+
+
+def _ucf101(folder: Path, lists: Path, split: int) -> Listing:
+    """classInd.txt (`1 ApplyEyeMakeup`), trainlist01.txt (`Class/v.avi 1`), testlist01.txt."""
+    index = _one(lists, "classInd.txt")
+    names = [line.split(maxsplit=1) for line in _lines(index)]
+    if any(len(row) != 2 or row[0] != str(place) for place, row in enumerate(names, 1)):
+        raise UserError(f"{index} is not in UCF101's format, `1 ApplyEyeMakeup` and so on")
+    names = tuple(name for _, name in names)
+    finder, listing = _Finder(folder), Listing(class_names=names)
+    for rows, kind in ((listing.train, "train"), (listing.val, "test")):
+        for line in _lines(_one(lists, f"{kind}list{split:02d}.txt")):
+            file = Path(line.split()[0])
+            if file.parent.name not in names:
+                raise UserError(f"{kind}list{split:02d}.txt: {file} has no class of {index}")
+            number = names.index(file.parent.name)
+            _add(rows, listing, finder.find(file.stem, label=file.parent.name), number, str(file))
+    listing.unlisted = finder.unlisted
+    return listing
+
+
+def _hmdb51(folder: Path, lists: Path, split: int) -> Listing:
+    """A file per class, brush_hair_test_split1.txt: `video.avi 1`; 1 trains, 2 tests, 0 neither."""
+    ending = f"_test_split{split}.txt"
+    files = sorted(lists.rglob(f"*{ending}"))
+    if not files:
+        raise UserError(f"no *{ending} below {lists}: give --lists")
+    names = tuple(file.name.removesuffix(ending) for file in files)
+    finder, listing = _Finder(folder), Listing(class_names=names)
+    for number, (file, label) in enumerate(zip(files, names, strict=True)):
+        for line in _lines(file):
+            name, _, code = line.strip().rpartition(" ")
+            if not name or code not in ("0", "1", "2"):
+                raise UserError(f"{file} is not in HMDB51's format, `video.avi 1`: {line!r}")
+            path = finder.find(Path(name).stem, label=label)
+            if code != "0":
+                rows = listing.train if code == "1" else listing.val
+                _add(rows, listing, path, number, f"{label}/{name}")
+    listing.unlisted = finder.unlisted
+    return listing
+
+
+def _ssv2(folder: Path, lists: Path, split: int) -> Listing:
+    """*labels.json ({template: number}), *train.json and *validation.json ([{id, template}])."""
+    numbers = {name: int(number) for name, number in _json(_one(lists, "*labels.json")).items()}
+    names = tuple(sorted(numbers, key=numbers.get))
+    if [numbers[name] for name in names] != list(range(len(names))):
+        raise UserError(f"labels.json of SSv2 in {lists} does not number its classes from 0")
+    finder, listing = _Finder(folder), Listing(class_names=names)
+    for rows, kind in ((listing.train, "train"), (listing.val, "validation")):
+        file = _one(lists, f"*{kind}.json")
+        for row in _json(file):
+            try:
+                label = re.sub(r"[\[\]]", "", row["template"])
+                name, number = str(row["id"]), numbers[label]
+            except (KeyError, TypeError) as error:
+                raise UserError(f"{file} is not in SSv2's format: no {error} for {row}") from None
+            _add(rows, listing, finder.find(name), number, name)
+    listing.unlisted = finder.unlisted
+    return listing
+
+
+def _kinetics(folder: Path, lists: Path, split: int) -> Listing:
+    """*.csv of label, youtube_id, time_start, time_end, split; videos ID_000010_000020 or ID."""
+    rows = []
+    for file in filter(_is_kinetics, sorted(lists.rglob("*.csv"))):
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            rows += [row for row in csv.DictReader(lines) if row["split"] != "test"]
+    if not rows:
+        raise UserError(f"no csv with label, youtube_id, ..., split below {lists}: give --lists")
+    names = tuple(sorted({row["label"] for row in rows}))
+    numbers = {name: number for number, name in enumerate(names)}
+    finder, listing = _Finder(folder), Listing(class_names=names)
+    for row in rows:
+        name = row["youtube_id"]
+        timed = f"{name}_{int(row['time_start']):06d}_{int(row['time_end']):06d}"
+        path = finder.find(timed, name, label=row["label"])
+        side = listing.train if row["split"] == "train" else listing.val
+        _add(side, listing, path, numbers[row["label"]], timed)
+    listing.unlisted = finder.unlisted
+    return listing
+
+
+def _is_kinetics(file: Path) -> bool:
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+        columns = lines.readline().strip().replace('"', "").split(",")
+    return {"label", "youtube_id", "time_start", "time_end", "split"} <= set(columns)
+
+
+def _add(rows: list, listing: Listing, path: str | None, number: int, name: str) -> None:
+    if path is None:
+        listing.missing.append(name)
+    else:
+        rows.append((path, number))
+
+
+def _one(lists: Path, pattern: str) -> Path:
+    files = sorted(lists.rglob(pattern))
+    if len(files) != 1:
+        many = f"{len(files)} files" if files else "no file"
+        raise UserError(f"{many} {pattern} below {lists}: give --lists, the folder of the lists")
+    return files[0]
+
+
+def _lines(file: Path) -> list[str]:
+    return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def _json(file: Path):
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file} is not JSON: {error}") from None
+
+
+LAYOUTS = {
+    "folders": _folders,
+    "flat": _flat,
+    "ucf101": _ucf101,
+    "hmdb51": _hmdb51,
+    "ssv2": _ssv2,
+    "kinetics": _kinetics,
+}
+# By which files the lists of a data set are known.
+MARKS = {
+    "ucf101": lambda lists: any(lists.rglob("trainlist0?.txt")),
+    "hmdb51": lambda lists: any(lists.rglob("*_test_split?.txt")),
+    "ssv2": lambda lists: any(lists.rglob("*labels.json")) and any(lists.rglob("*train.json")),
+    "kinetics": lambda lists: any(map(_is_kinetics, lists.rglob("*.csv"))),
+}

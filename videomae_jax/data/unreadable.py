@@ -1,0 +1,108 @@
+"""The list of videos that could not be read."""
+
+import csv
+import io
+import os
+import threading
+
+from videomae_jax.data.videos import Videos
+from videomae_jax.errors import UserError
+
+COLUMNS = ["path", "reason", "process"]
+
+
+class BadVideos:
+    """The unreadable ones of some videos, each recorded once with its reason.
+
+    With a `file` (`WORKDIR/bad_videos.csv`) they are also appended there, one row
+    each, and those that it lists already count from the start, so a resumed run
+    goes on counting. Several processes may share the file, and several threads
+    the object.
+    """
+
+    def __init__(
+        self,
+        videos: Videos,
+        *,
+        max_share: float,
+        file: str | os.PathLike | None = None,
+        process_index: int = 0,
+    ):
+        self.max_share = max_share
+        self.file = None if file is None else os.fspath(file)
+        self.total = len(videos)
+        self.reasons: dict[str, str] = {}
+        self._process_index = process_index
+        self._lock = threading.Lock()
+        if self.file is not None:
+            known = set(videos.paths)
+            self.reasons = {path: reason for path, reason in _rows(self.file) if path in known}
+
+    def __len__(self) -> int:
+        return len(self.reasons)
+
+    @property
+    def share(self) -> float:
+        """The unreadable part of all videos, 0 to 1."""
+        return len(self) / self.total
+
+    def add(self, path: str, reason: str) -> None:
+        """Record a video that could not be read. Raises UserError where the file cannot grow."""
+        with self._lock:
+            if path in self.reasons:
+                return
+            self.reasons[path] = reason
+            if self.file is not None:
+                _append(self.file, [path, reason, self._process_index])
+
+    def check(self) -> None:
+        """Raise UserError where more than `max_share` of all videos are unreadable.
+
+        One bad video alone never does: among few it would be above any share. With
+        `max_share` 0 it does, since that asks for it.
+        """
+        allowed = max(1, int(self.max_share * self.total)) if self.max_share else 0
+        if len(self) > allowed:
+            repaired = " (delete it once they are repaired)" if self.file else ""
+            raise UserError(
+                f"{self._sum()}, above data.max_bad_share={self.max_share:g}; "
+                f"{self._where()}{repaired}"
+            )
+
+    def __str__(self) -> str:
+        return f"{self._sum()}; {self._where()}" if self.reasons else self._sum()
+
+    def _sum(self) -> str:
+        return f"{len(self)} of {self.total} videos unreadable ({self.share:.1%})"
+
+    def _where(self) -> str:
+        if self.file is not None:
+            return f"listed in {self.file}"
+        path, reason = next(iter(self.reasons.items()))
+        return f"first {path} ({reason})"
+
+
+def _rows(file: str) -> list[tuple[str, str]]:
+    """The (path, reason) rows of a list, none where there is no list yet."""
+    if not os.path.exists(file):
+        return []
+    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as lines:
+        # A header that another process wrote at the same moment may stand anywhere.
+        return [(row[0], row[1]) for row in csv.reader(lines) if len(row) == 3 and row != COLUMNS]
+
+
+def _append(file: str, row: list) -> None:
+    """Add one row in one write, which is whole even where processes share the file."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            if not os.fstat(descriptor).st_size:
+                writer.writerow(COLUMNS)
+            writer.writerow(row)
+            os.write(descriptor, text.getvalue().encode("utf-8", "surrogateescape"))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UserError(f"cannot list an unreadable video in {file}: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""Ask before and after a run: plans, benchmarks, health checks."""

@@ -1,0 +1,293 @@
+"""How fast clips come to the step of a config: each stage alone, all together, and the need."""
+
+import itertools
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
+from dataclasses import replace
+from types import ModuleType
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from videomae_jax.data.decode import UnreadableVideo
+from videomae_jax.data.pipeline import clip_batches, decode_clips
+from videomae_jax.data.storage import is_remote, read_bytes
+from videomae_jax.data.synthetic import SyntheticSample
+from videomae_jax.data.unreadable import BadVideos
+from videomae_jax.data.videos import Videos, thin_videos
+from videomae_jax.devices.feed import Feed
+from videomae_jax.devices.sharding import batch_devices, batch_sharding, check_batch, make_mesh
+from videomae_jax.diagnostics.stage_time import time_feed
+from videomae_jax.diagnostics.step_time import PLAN
+from videomae_jax.errors import UserError
+from videomae_jax.host import count_cores
+from videomae_jax.tasks.build import open_videos
+from videomae_jax.tasks.task import Task
+from videomae_jax.training.optim import make_optimizer, warmup_cosine
+from videomae_jax.training.step import jit_steps
+
+# Clips of a measured step for each device, at most: a CPU takes seconds for one.
+CPU_CLIPS, ACCELERATOR_CLIPS = 2, 16
+WARM_UP, STEPS = 2, 5
+STAGES = ("read", "decode", "augment", "transfer", "together")
+# Less than this above the need is fed only just: a run differs from a measurement by as much.
+MARGIN = 1.1
+UNREAD = 16  # videos in a row that end the measurement
+
+
+class Rate(NamedTuple):
+    """Of one stage, per second: clips, clips of one core alone, and bytes of what it gives.
+
+    `core` is None for the transfer, which is not the work of cores.
+    """
+
+    clips: float
+    core: float | None
+    bytes: float
+
+
+class Feeding(NamedTuple):
+    """What was measured: the rates of the stages, and the clips/s that the step takes.
+
+    step_clips: of the measured step. packed: the format of packed records, else None.
+    memory_share: of the videos, what `data.memory_gb` holds; None without it.
+    """
+
+    rates: dict[str, Rate]
+    needed: float
+    step_clips: int
+    cores: int
+    threads: int
+    packed: str | None
+    memory_share: float | None
+
+
+def measure(config: ConfigDict, kind: ModuleType, *, seconds: float) -> Feeding:
+    """Time the stages and the step of a config on this machine, about `seconds` for each.
+
+    kind: the module of the task, see `tasks.task`. Videos that cannot be read are passed over.
+    Reading goes to the disk, past what the system keeps in memory; all else finds the files
+    there. Together is everything but the step, in batches of the size of the measured step.
+    """
+    mesh = make_mesh(config.mesh)
+    check_batch(config, mesh)
+    config, videos, _ = kind.prepare(config, *open_videos(config))
+    cores = count_cores()
+    threads = config.data.threads or cores
+    clips = _step_clips(config, batch_devices(mesh))
+    rates = {}
+    with jax.set_mesh(mesh):
+        task = kind.build_task(config)
+        task.check_clips(clips // batch_devices(mesh))
+        sample = task.samples()[0]
+        if config.data.train == "synthetic":
+            sample = SyntheticSample(sample.shape, sized=sample.sized)
+            steps = STEPS
+        else:
+            rates = _host_rates(config, videos, sample, threads=threads, seconds=seconds)
+            steps = int(seconds * rates["decode"].clips / clips)
+            steps = max(2, min(steps, len(videos) * config.repeats // clips))
+        few = thin_videos(videos, most=max(1, steps * clips // config.repeats))
+        batches = clip_batches(
+            few,
+            sample=sample,
+            batch_size=clips,
+            repeats=config.repeats,
+            seed=config.seed,
+            start_step=0,
+            num_steps=2 * steps,
+            bad=BadVideos(few, max_share=config.data.max_bad_share),
+            threads=threads,
+        )
+        sharding = batch_sharding(mesh)
+        with Feed(batches, sharding=sharding) as feed:
+            # Once over the videos to warm up, and to fill the memory where there is one.
+            for batch in itertools.islice(feed, steps):
+                jax.block_until_ready(batch)
+            rates["together"] = _timed((clips, _nbytes(jax.block_until_ready(b))) for b in feed)
+        host = {name: np.asarray(leaf) for name, leaf in batch.items()}
+        rate = time_feed(host, sharding, repeats=4 * STEPS)
+        rates["transfer"] = Rate(rate, None, rate * _nbytes(host) / clips)
+        needed = _step_rate(config, task, mesh, batch)
+    return Feeding(
+        rates={stage: rates[stage] for stage in STAGES if stage in rates},
+        needed=needed,
+        step_clips=clips,
+        cores=cores,
+        threads=threads,
+        packed=getattr(videos.reader, "format", None),
+        memory_share=videos.memory and videos.memory.share(len(videos)),
+    )
+
+
+def verdict(config: ConfigDict, feeding: Feeding) -> str:
+    """Return one sentence: fed, or starved by how much, and what to change."""
+    have, needed = feeding.rates["together"].clips, feeding.needed
+    counts = f"{have:.4g} clips/s for the {needed:.4g} that the step takes on these devices"
+    if have >= needed * MARGIN:
+        return f"fed: {counts}, {have / needed:.3g} x"
+    if have >= needed:
+        return f"fed, but only just: {counts}; {_advice(config, feeding)}"
+    waiting = 1 - have / needed
+    return f"starved: {counts}, so they wait {waiting:.0%} of the time; {_advice(config, feeding)}"
+
+
+def _advice(config: ConfigDict, feeding: Feeding) -> str:
+    """What to change, by the stage that is slowest."""
+    alone = {name: rate.clips for name, rate in feeding.rates.items() if name != "together"}
+    slowest = min(alone, key=alone.get)
+    lacking = MARGIN * feeding.needed / feeding.rates["together"].clips
+    cores = f"{math.ceil(feeding.cores * lacking)} cores instead of {feeding.cores}"
+    if feeding.threads < feeding.cores:
+        ways = [f"set data.threads=0, for {feeding.cores} threads instead of {feeding.threads}"]
+    elif slowest == "read":
+        ways = ["copy the data to a faster disk"]
+    elif slowest == "transfer":
+        ways = ["use a larger batch"]
+    else:
+        ways = [f"use {cores}"]
+    if slowest in ("read", "decode") and feeding.packed in (None, "original"):
+        ways.insert(0, "pack the videos (videomae data pack)")
+    if slowest == "decode" and not config.data.memory_gb:
+        ways.append("keep decoded videos where main memory holds them (data.memory_gb)")
+    if slowest == "decode" and config.repeats == 1:
+        ways.append("take several clips of each decode (repeats)")
+    return f"{slowest} is the slowest stage: {', or '.join(ways)}"
+
+
+def _step_clips(config: ConfigDict, devices: int) -> int:
+    """Clips of the measured step: as many as the config's, or as are soon read and computed.
+
+    Whole videos of `repeats` clips, and an even number a device.
+    """
+    most = CPU_CLIPS if jax.default_backend() == "cpu" else ACCELERATOR_CLIPS
+    unit = math.lcm(2 * devices, config.repeats)
+    return min(config.batch_size * config.repeats, max(1, devices * most // unit) * unit)
+
+
+def _host_rates(
+    config: ConfigDict, videos: Videos, sample: Callable, *, threads: int, seconds: float
+) -> dict[str, Rate]:
+    """Time reading, decoding and cutting, each in all threads."""
+    videos, repeats = replace(videos, memory=None), config.repeats
+    order = np.random.default_rng(config.seed).permutation(len(videos)).tolist()
+    decoded: deque = deque(maxlen=2 * threads)
+
+    def rngs(index):
+        return [np.random.default_rng([config.seed, index, row]) for row in range(repeats)]
+
+    def read(index):
+        draws, size = rngs(index), 0
+        for path, offset, length in videos.spans(
+            index, lambda count: sample.choose(index, count, draws)
+        ):
+            _forget(path, offset, length)
+            size += len(read_bytes(path, offset, length))
+        return repeats, size
+
+    def decode(index):
+        decoded.append(decode_clips(videos, index, sample=sample, rngs=rngs(index)))
+        return repeats, decoded[-1][0].nbytes
+
+    def augment(place):
+        return repeats, sample.cut_all(*decoded[place % len(decoded)])[0].nbytes
+
+    with ThreadPoolExecutor(threads) as pool:
+        rates = {"read": _timed(_answers(read, order, pool, ahead=2 * threads), most=seconds)}
+        # What is done once only, as tracing functions, is done before the clock starts.
+        for _ in _answers(decode, order[: 2 * threads], pool, ahead=threads):
+            pass
+        answers = _answers(decode, itertools.cycle(order), pool, ahead=2 * threads)
+        rates["decode"] = _timed(answers, most=seconds)
+        answers = _answers(augment, itertools.count(), pool, ahead=2 * threads)
+        rates["augment"] = _timed(answers, most=seconds)
+    return rates
+
+
+def _answers(work: Callable, items: Iterable, pool: Executor, *, ahead: int) -> Iterator:
+    """Answers of `work` in order, without those of unreadable videos; `ahead` are under way."""
+    items, unread = iter(items), 0
+    running = deque(pool.submit(work, item) for item in itertools.islice(items, ahead))
+    try:
+        while running:
+            first = running.popleft()
+            try:
+                yield first.result()
+                unread = 0
+            except UnreadableVideo as error:
+                unread += 1
+                if unread > UNREAD:
+                    raise UserError(
+                        f"{unread} videos in a row cannot be read, the last: {error}; see "
+                        "videomae data check"
+                    ) from error
+            running.extend(pool.submit(work, item) for item in itertools.islice(items, 1))
+    finally:
+        # Those left must not run into the time of the next stage.
+        for future in running:
+            future.cancel()
+        wait(running)
+
+
+def _timed(answers: Iterator[tuple[int, int]], *, most: float = math.inf) -> Rate:
+    """The rate of answers (clips, bytes), which are taken for `most` seconds."""
+    clips = size = 0
+    began, began_cpu = time.perf_counter(), time.process_time()
+    for some, nbytes in answers:
+        clips, size = clips + some, size + nbytes
+        seconds = time.perf_counter() - began
+        if seconds >= most:
+            break
+    cpu = time.process_time() - began_cpu
+    answers.close()
+    if not clips:
+        raise UserError("no video can be read: see videomae data check")
+    return Rate(clips / seconds, clips / max(cpu, 1e-9), size / seconds)
+
+
+def _forget(path: str, offset: int, length: int) -> None:
+    """Ask the system to drop its copy of a part of a file, so that reading reads the disk."""
+    if is_remote(path) or not hasattr(os, "posix_fadvise"):
+        return
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return  # reading tells why
+    try:
+        os.posix_fadvise(file, offset, max(length, 0), os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(file)
+
+
+def _nbytes(batch: dict) -> int:
+    return sum(leaf.nbytes for leaf in batch.values())
+
+
+def _step_rate(config: ConfigDict, task: Task, mesh: Mesh, batch: dict[str, jax.Array]) -> float:
+    """Clips/s of training steps on one batch that lies on the devices."""
+    steps = jit_steps(
+        task,
+        make_optimizer(config),
+        warmup_cosine(PLAN),
+        mesh,
+        seed=config.seed,
+        accumulation=1,
+        ema_decay=config.ema_decay,
+    )
+    state = steps.init()
+    step = steps.train.lower(state, batch).compile()
+    for _ in range(WARM_UP):
+        state, metrics = step(state, batch)
+    jax.block_until_ready(metrics)
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        state, metrics = step(state, batch)
+    jax.block_until_ready((state, metrics))
+    return STEPS * len(batch["id"]) / (time.perf_counter() - began)

@@ -1,0 +1,200 @@
+"""One optimizer step, or one pass of the encoder, timed again and again.
+
+The step is the one `videomae train` runs, optimizer included. Clips have their size already, and
+fine-tuning goes without augmentation, drop path and label smoothing, so that a peer can do the
+same work.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from videomae_jax.config import load_recipe
+from videomae_jax.devices.chips import peak_flops
+from videomae_jax.devices.host_memory import settle_memory
+from videomae_jax.devices.sharding import batch_devices, batch_sharding, make_mesh
+from videomae_jax.errors import UserError
+from videomae_jax.inference.network import build_network, outputs
+from videomae_jax.models import flops
+from videomae_jax.models.masking import draw_mask, mask_to_bool
+from videomae_jax.models.tokens import patch_grid
+from videomae_jax.tasks import classify, pretrain
+from videomae_jax.tasks.build import make_execution
+from videomae_jax.tasks.task import Task
+from videomae_jax.training.optim import Plan, make_optimizer, warmup_cosine
+from videomae_jax.training.step import INIT, STEP, jit_steps
+
+TASKS = ("pretrain", "finetune", "encode")
+CLASSES = 400
+SEED = 0
+# The rate does not matter to the time; the first steps are warm-up as in training.
+PLAN = Plan(1000, 100, 100, 1e-4, 1e-6)
+
+
+class Job(NamedTuple):
+    """What is timed; overrides are those of the command line, --config.KEY=VALUE."""
+
+    model: str
+    task: str
+    batch: int
+    overrides: tuple[str, ...]
+
+
+class Bench(NamedTuple):
+    """A compiled step with its state and its batch on the devices.
+
+    step: takes a batch or None for the one at hand, and returns seconds and the loss; of
+    "encode" the mean square of the features. facts: what was known before the first step.
+    after: what is known after the last. host_batch: numpy, as a reader would give it.
+    """
+
+    step: Callable[[dict | None], tuple[float, float]]
+    facts: dict
+    after: Callable[[], dict]
+    host_batch: dict[str, np.ndarray]
+    sharding: jax.sharding.NamedSharding
+
+
+def job_config(job: Job) -> ConfigDict:
+    """Return the config of the recipe a job runs."""
+    recipe = "finetune" if job.task == "finetune" else "pretrain"
+    classes = [f"--config.model.classes={CLASSES}"] if job.task == "finetune" else []
+    return load_recipe(recipe, f"{job.model},k400", [*classes, *job.overrides])
+
+
+def random_batch(job: Job, config: ConfigDict) -> dict[str, np.ndarray]:
+    """Make a batch of noise with the keys and types of a reader's."""
+    clip, rows = config.clip, np.arange(job.batch, dtype=np.int32)
+    shape = (job.batch, clip.frames, clip.height, clip.width, len(config.model.mean))
+    video = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return {"video": video, "id": rows, "row": rows, "label": rows % CLASSES}
+
+
+def build_bench(job: Job) -> Bench:
+    """Compile the step of a job for the devices of this machine, and put its data there."""
+    config = job_config(job)
+    mesh = make_mesh(config.mesh)
+    devices = batch_devices(mesh)
+    if job.batch % devices:
+        raise UserError(f"--batch {job.batch} does not divide by {devices} devices: use {devices}")
+    batch = random_batch(job, config)
+    with jax.set_mesh(mesh):
+        task = _task(config)
+        here = jax.device_put(batch, batch_sharding(mesh))
+        if job.task == "encode":
+            run, state = _encoder(config, task)
+        else:
+            optimizer, schedule = make_optimizer(config), warmup_cosine(PLAN)
+            steps = jit_steps(task, optimizer, schedule, mesh, seed=SEED, accumulation=1)
+            run, state = steps.train, steps.init()
+        began = time.perf_counter()
+        compiled = run.lower(state, here).compile()
+        compile_seconds = time.perf_counter() - began
+    settle_memory()
+
+    held = {"state": state, "finite": True}
+
+    def step(other=None):
+        began = time.perf_counter()
+        held["state"], metrics = jax.block_until_ready(compiled(held["state"], other or here))
+        seconds = time.perf_counter() - began
+        watched = [float(metrics[key]) for key in ("loss", "grad_norm") if key in metrics]
+        held["finite"] &= bool(np.isfinite(watched).all())
+        return seconds, watched[0]
+
+    device = jax.devices()[0]
+
+    def after():
+        stats = device.memory_stats() or {}
+        peak = stats["peak_bytes_in_use"] if "peak_bytes_in_use" in stats else peak_memory()
+        return {"finite": held["finite"], "peak_memory_bytes": peak}
+
+    known = peak_flops(device.device_kind)
+    facts = {
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "compile_seconds": compile_seconds,
+        "clip_flops": _clip_flops(job, config, task),
+        "peak_flops": known and known * mesh.size,
+        "devices": mesh.size,
+        "device": f"{mesh.size} x {device.device_kind}",
+        "platform": device.platform,
+        "dtype": make_execution(config).dtype.name,
+        "run": {**config.run.to_dict(), "compute": task.facts["compute"]},
+    }
+    return Bench(step, facts, after, batch, batch_sharding(mesh))
+
+
+def write_inputs(job: Job, folder: Path) -> None:
+    """Write what a peer starts from: the first weights, the batch and the first step's mask.
+
+    "model", a folder of transformers, and inputs.npz with "video" uint8, "label" and, in
+    pre-training, "hidden" bool [B, N].
+    """
+    from videomae_jax.interop.checkpoint_files import Checkpoint, save_checkpoint
+
+    config = job_config(job)
+    batch, task = random_batch(job, config), _task(config)
+    state_key = jax.random.key(SEED)
+    params = jax.tree.map(np.asarray, task.init(jax.random.fold_in(state_key, INIT)))
+    save_checkpoint(str(folder / "model"), Checkpoint(params, config, (), ""), to="hf")
+    arrays = {"video": batch["video"], "label": batch["label"]}
+    if job.task == "pretrain":
+        clip, kind, ratio = config.clip, config.mask.kind, config.mask.ratio
+        grid = patch_grid((clip.frames, clip.height, clip.width), tuple(config.model.patch))
+        key = jax.random.fold_in(jax.random.fold_in(state_key, STEP), 0)
+        key = jax.random.fold_in(key, pretrain.MASK)
+        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["id"])
+        mask = draw_mask(keys, kind, grid=grid, ratio=ratio)
+        arrays["hidden"] = np.asarray(mask_to_bool(mask, count=grid[0] * grid[1] * grid[2]))
+    np.savez(folder / "inputs.npz", **arrays)
+
+
+def peak_memory() -> int:
+    """Bytes of main memory this process has had at most."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not ru_maxrss: on Linux a process begins with its parent's.
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+
+
+def _task(config: ConfigDict) -> Task:
+    if config.task == "pretrain":
+        return pretrain.build_task(config)
+    task = classify.build_task(config)
+
+    def train_sums(params, batch, key):
+        return jax.tree.map(jnp.sum, task.eval_sums(params, batch))
+
+    return task._replace(train_sums=train_sums)
+
+
+def _encoder(config: ConfigDict, task: Task) -> tuple[Callable, dict]:
+    """The jitted encoder in the form of a step, and its weights: no optimizer's state beside."""
+    network = build_network(config)
+
+    def encode(params, batch):
+        features = outputs(network, params, batch["video"])["features"]
+        return params, {"loss": jnp.square(features).mean()}
+
+    key = jax.random.fold_in(jax.random.key(SEED), INIT)
+    return jax.jit(encode, donate_argnums=0), jax.jit(task.init)(key)
+
+
+def _clip_flops(job: Job, config: ConfigDict, task: Task) -> float:
+    if job.task != "encode":
+        return task.train_flops
+    network, clip = build_network(config), config.clip
+    grid = patch_grid((clip.frames, clip.height, clip.width), network.patch)
+    tokens = int(np.prod(grid))
+    values = int(np.prod(network.patch)) * len(network.mean)
+    return flops.finetune_flops(network.encoder, tokens=tokens, values=values, classes=0)[0]

@@ -1,0 +1,1 @@
+"""Use trained models: run them over videos and windows, resume, write tables."""

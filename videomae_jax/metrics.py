@@ -1,0 +1,107 @@
+"""How good predictions are: accuracies with their uncertainty, per class and in all."""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from videomae_jax.errors import UserError
+
+
+class Share(NamedTuple):
+    """A share of `count` examples with its 95 % interval, all 0 to 1."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} ({self.low:.1%} - {self.high:.1%})".replace("%", " %")
+
+
+def wilson(right: int, count: int) -> Share:
+    """Return right / count with the interval of Wilson (1927), sound for few and for extremes."""
+    z = 1.959964
+    share = right / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    half /= 1 + z * z / count
+    return Share(share, max(0.0, centre - half), min(1.0, centre + half), count)
+
+
+def top(probabilities: np.ndarray, labels: np.ndarray, *, k: int) -> Share:
+    """Return how many labels [n] are among the first k of [n, classes]; ties in class order."""
+    order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :k]
+    return wilson(int((order == labels[:, None]).any(axis=-1).sum()), len(labels))
+
+
+def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Count examples by class (row) and prediction (column): int64 [classes, classes]."""
+    classes = probabilities.shape[-1]
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (labels, probabilities.argmax(axis=-1)), 1)
+    return counts
+
+
+TEMPERATURE = 0.07  # of Wu et al.
+CHUNK = 256  # queries compared to the whole bank at once
+
+
+def neighbour_votes(
+    bank: np.ndarray,
+    labels: np.ndarray,
+    queries: np.ndarray,
+    *,
+    ks: tuple[int, ...],
+    temperature: float = TEMPERATURE,
+) -> dict[int, np.ndarray]:
+    """Return for each k the classes' shares of the votes, float32 [q, classes].
+
+    bank, queries: features [n, D] and [q, D]. labels: int32 [n], of the bank. The k most
+    similar by cosine vote with exp(similarity / temperature); of equals the earlier one. The
+    classes are 0 to the largest label. Raises UserError where the bank has less than k.
+    """
+    check_neighbours(ks, temperature=temperature, bank=len(bank))
+    vote = functools.partial(
+        _votes,
+        _directions(bank),
+        jnp.asarray(labels),
+        temperature=temperature,
+        ks=tuple(ks),
+        classes=int(labels.max()) + 1,
+    )
+    queries = _directions(queries)
+    chunks = [jax.device_get(vote(queries[i : i + CHUNK])) for i in range(0, len(queries), CHUNK)]
+    votes = np.concatenate(chunks, axis=1)
+    return dict(zip(ks, votes, strict=True))
+
+
+def check_neighbours(ks: tuple[int, ...], *, temperature: float = TEMPERATURE, bank: int) -> None:
+    """Raise UserError unless a bank of so many has k neighbours for every k of `ks`."""
+    for k in ks:
+        if not 1 <= k <= bank:
+            raise UserError(
+                f"k {k}: there are {bank} labelled training videos to compare with, use 1 to {bank}"
+            )
+    if temperature <= 0:
+        raise UserError(f"temperature {temperature:g}: use above 0, such as {TEMPERATURE}")
+
+
+@functools.partial(jax.jit, static_argnames=("ks", "classes"))
+def _votes(bank, labels, queries, *, temperature, ks, classes):
+    """[len(ks), q, classes] of unit vectors."""
+    similarity = jnp.matmul(queries, bank.T, precision="highest")
+    nearest, places = jax.lax.top_k(similarity, max(ks))
+    weights = jnp.exp((nearest - 1) / temperature)  # of the same ratios, and never too large
+    votes = weights[..., None] * jax.nn.one_hot(labels[places], classes)
+    votes = jnp.stack([votes[:, :k].sum(axis=1) for k in ks])
+    return votes / votes.sum(axis=-1, keepdims=True)
+
+
+def _directions(features: np.ndarray) -> jax.Array:
+    features = jnp.asarray(features, jnp.float32)
+    return features / jnp.linalg.norm(features, axis=-1, keepdims=True).clip(1e-12)

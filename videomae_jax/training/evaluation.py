@@ -1,0 +1,86 @@
+"""Score the held-out videos of a run."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from videomae_jax.data.pipeline import eval_batches
+from videomae_jax.data.unreadable import BadVideos
+from videomae_jax.data.videos import Videos
+from videomae_jax.devices.feed import Feed
+from videomae_jax.devices.sharding import (
+    batch_sharding,
+    batch_share,
+)
+from videomae_jax.errors import UserError
+from videomae_jax.tasks.task import Params, Task
+from videomae_jax.training.online_knn import OnlineKnn
+from videomae_jax.training.step import Steps, TrainState
+
+
+def evaluate(
+    config: ConfigDict,
+    task: Task,
+    steps: Steps,
+    state: TrainState,
+    *,
+    videos: Videos,
+    sample: Callable,
+    mesh: Mesh,
+    stopping: Callable[[], bool],
+    knn: OnlineKnn | None,
+) -> tuple[dict[str, float], str, dict[str, np.ndarray]] | None:
+    """Score every held-out video once: (metrics, how many could be read, pictures).
+
+    The metrics of the averaged weights, where there are any, have "ema_" before their names.
+    stopping: asked once a batch; where it says so, all processes return None: a notice of
+    seconds is not spent on scores.
+    """
+    weights = named_weights(state)
+    bad = BadVideos(videos, max_share=1.0)
+    share, shares = batch_share(mesh)
+    batches = eval_batches(
+        videos,
+        sample=sample,
+        batch_size=config.batch_size * config.repeats,
+        seed=config.seed,
+        bad=bad,
+        process_index=share,
+        process_count=shares,
+        threads=config.data.threads or None,
+    )
+    totals, pictures = {}, None
+    with Feed(batches, sharding=batch_sharding(mesh)) as feed:
+        for batch in feed:
+            if stopping():
+                return None
+            if pictures is None:
+                pictures = task.pictures(state.params, batch)
+            for name, params in weights.items():
+                sums = {k: np.float64(v) for k, v in steps.evaluate(params, batch).items()}
+                totals[name] = jax.tree.map(np.add, totals[name], sums) if name in totals else sums
+    if not totals[""]["count"]:
+        raise UserError(f"held-out data: {bad}")
+    unread = int(multihost_utils.process_allgather(np.int32(len(bad))).sum())
+    note = str(bad) if unread == len(bad) else f"{unread} of {len(videos)} videos unreadable"
+    note = note if unread else f"{len(videos):,} videos"
+    scores = {
+        name + key: float(value)
+        for name, sums in totals.items()
+        for key, value in task.summarize(sums).items()
+    }
+    if knn:
+        found = knn(weights, stopped=stopping)
+        if found is None:
+            return None
+        scores |= found
+    return scores, note, pictures
+
+
+def named_weights(state: TrainState) -> dict[str, Params]:
+    """Return the weights that are evaluated, by what their metrics' names begin with."""
+    return {"": state.params} | ({} if state.ema is None else {"ema_": state.ema})
