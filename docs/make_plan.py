@@ -1,6 +1,6 @@
 """Make docs/plan.md: `videomae plan` for every size on four topologies, a minute or more each.
 
-python docs/make_plan.py [SIZE@TOPOLOGY ...]
+python docs/make_schedule.py [SIZE@TOPOLOGY ...]
 
 Goes on where it was stopped: what docs/plan.json has is not compiled again. Needs the extras
 plan-tpu and plan-gpu, for the rows of TPUs and GPUs.
@@ -31,7 +31,7 @@ bytes and collectives can differ a little. A row is one command:
     videomae plan --config=pretrain:b,k400 --config.batch_size={BATCH} \\
         --config.run.scan=True --topology v5e-64 --examples {EXAMPLES}
 
-`python docs/make_plan.py` makes the rows that are missing, and this page. These rows are of
+`python docs/make_schedule.py` makes the rows that are missing, and this page. These rows are of
 9442086; since then a block keeps one array of [B, N, 4 D] more: on v5e-64 ViT-B needs 8.2 GB and
 ViT-L, as it is, 21.2.
 

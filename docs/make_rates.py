@@ -29,13 +29,13 @@ import numpy as np
 from PIL import Image
 
 from videomae_jax.data.decode import read_clip
-from videomae_jax.data.samplers import PretrainSample
+from videomae_jax.data.samplers import PretrainSampler
 from videomae_jax.data.sources import read_videos
 from videomae_jax.data.videos import Videos
 
 ROOT = Path(__file__).parent.parent
 WIDTH, HEIGHT, FRAMES, GOP = 456, 256, 300, 250
-SAMPLE = PretrainSample(frames=16, stride=4, height=224, width=224, channels=3, train=True)
+SAMPLE = PretrainSampler(frames=16, stride=4, height=224, width=224, channels=3, train=True)
 SEED, BATCH = 0, 8
 STEPS, PACKED_STEPS = 10, 40  # of a turn: long beside the making of the pipeline
 PEERS = ("decord", "decord2", "opencv")
@@ -141,7 +141,7 @@ def read_ours(videos: Videos, ask: dict) -> dict:
     began = time.perf_counter()
     batches = clip_batches(
         videos,
-        sample=SAMPLE,
+        sampler=SAMPLE,
         batch_size=BATCH,
         seed=SEED,
         start_step=ask["step"],
@@ -166,7 +166,7 @@ def read_by(peer, videos: Videos, ask: dict) -> dict:
     def clip(row, index):
         rng = np.random.default_rng([SEED, first + row, 0])
         frames = peer(videos.paths[index], lambda count: SAMPLE.choose(index, count, [rng]))
-        return sparse(SAMPLE.cut_all(frames, SAMPLE.place(WIDTH, HEIGHT, [rng]))[0][0])
+        return sparse(SAMPLE.crop(frames, SAMPLE.place(WIDTH, HEIGHT, [rng]))[0][0])
 
     began = time.perf_counter()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

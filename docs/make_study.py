@@ -365,14 +365,14 @@ def score(workdir: str, videos: str) -> dict[str, float]:
 
     params, config, *_ = load_checkpoint(workdir)
     videos = read_videos(videos)
-    sample = classify.view_sample(config, segments=3, crops=1)
+    sample = classify.view_sampler(config, segments=3, crops=1)
     shares = {}
     for name, change in {"top1": None, "frozen": freeze, "shuffled": shuffle}.items():
         found = predict_views(
             functools.partial(classify.view_probabilities, classify.build_model(config)),
             params,
             videos,
-            sample=Changed(sample, change) if change else sample,
+            sampler=Changed(sample, change) if change else sample,
             batch_size=16,
             mesh=make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:1]),
             threads=1,
@@ -390,8 +390,8 @@ class Changed:
     def __init__(self, sample, change):
         self.sample, self.change, self.shape = sample, change, sample.shape
 
-    def together(self, videos, index, rngs):
-        clips, sizes = self.sample.together(videos, index, rngs)
+    def sample_many(self, videos, index, rngs):
+        clips, sizes = self.sample.sample_many(videos, index, rngs)
         return np.stack([self.change(*pair) for pair in zip(clips, rngs, strict=True)]), sizes
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from videomae_jax.errors import UserError
 
 
-class Share(NamedTuple):
+class Proportion(NamedTuple):
     """A share of `count` examples with its 95 % interval, all 0 to 1."""
 
     value: float
@@ -23,17 +23,17 @@ class Share(NamedTuple):
         return f"{self.value:.1%} ({self.low:.1%} - {self.high:.1%})".replace("%", " %")
 
 
-def wilson(right: int, count: int) -> Share:
+def wilson(right: int, count: int) -> Proportion:
     """Return right / count with the interval of Wilson (1927), sound for few and for extremes."""
     z = 1.959964
     share = right / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     half /= 1 + z * z / count
-    return Share(share, max(0.0, centre - half), min(1.0, centre + half), count)
+    return Proportion(share, max(0.0, centre - half), min(1.0, centre + half), count)
 
 
-def top(probabilities: np.ndarray, labels: np.ndarray, *, k: int) -> Share:
+def top(probabilities: np.ndarray, labels: np.ndarray, *, k: int) -> Proportion:
     """Return how many labels [n] are among the first k of [n, classes]; ties in class order."""
     order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :k]
     return wilson(int((order == labels[:, None]).any(axis=-1).sum()), len(labels))

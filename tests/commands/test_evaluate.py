@@ -18,7 +18,7 @@ from videos import write_video
 import videomae_jax as vm
 from videomae_jax import cli, metrics
 from videomae_jax.data import sampling
-from videomae_jax.data.samplers import ViewSample
+from videomae_jax.data.samplers import ViewSampler
 from videomae_jax.data.sources import read_videos
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.devices.sharding import make_mesh
@@ -65,7 +65,7 @@ def test_every_example_counts_once_on_any_number_of_devices(classifier, manifest
         lambda params, video: classify.view_probabilities(model, params, video),
         params,
         videos,
-        sample=classify.view_sample(config, segments=2, crops=3),
+        sampler=classify.view_sampler(config, segments=2, crops=3),
         batch_size=devices,
         mesh=make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:devices]),
         threads=1,
@@ -74,7 +74,7 @@ def test_every_example_counts_once_on_any_number_of_devices(classifier, manifest
     assert found.ids.tolist() == [0, 1, 2, 3, 4, 5, 8, 9]
     assert sorted(bad.reasons) == [videos.paths[6], videos.paths[7]]
     # By hand: each view alone, then the mean.
-    sample = classify.view_sample(config, segments=2, crops=3)
+    sample = classify.view_sampler(config, segments=2, crops=3)
     for index, ours in zip(found.ids, found.values, strict=True):
         views = sample(videos, index, None)
         alone = classify.view_probabilities(model, params, views[:, None])
@@ -137,9 +137,9 @@ def test_a_stopped_evaluation_goes_on_to_the_same_numbers(
     assert 1 <= saved < 4
 
     read = []
-    original = ViewSample.together
+    original = ViewSampler.sample_many
     monkeypatch.setattr(
-        ViewSample, "together", lambda self, *a: read.append(a[1]) or original(self, *a)
+        ViewSampler, "sample_many", lambda self, *a: read.append(a[1]) or original(self, *a)
     )
     cli.main(command("a"))
     assert f"{8 * saved} videos were scored before" in capsys.readouterr().out
@@ -225,7 +225,7 @@ def test_checkpoints_of_other_kinds_are_refused(tmp_path, capsys):
 
 def test_views_are_segments_by_crops_of_one_reading(tmp_path):
     write_video(tmp_path / "a.mp4", count=40, width=128, height=64)
-    sample = ViewSample(frames=4, stride=2, height=64, width=64, channels=3, segments=3, crops=3)
+    sample = ViewSampler(frames=4, stride=2, height=64, width=64, channels=3, segments=3, crops=3)
     views = sample(read_videos(tmp_path), 0, None)
     assert views.shape == sample.shape == (9, 4, 64, 64, 3)
     places = sampling.dense_views(40, segments=3, frames=4, stride=2)

@@ -27,7 +27,7 @@ from videomae_jax.devices.sharding import make_mesh
 from videomae_jax.inference import resumable
 from videomae_jax.inference.features import window_outputs
 from videomae_jax.inference.network import build_network
-from videomae_jax.inference.windows import Window, WindowSample, read_windows
+from videomae_jax.inference.windows import Window, WindowSampler, read_windows
 from videomae_jax.tasks import classify, pretrain
 from videomae_jax.training.checkpoint import save_params
 
@@ -142,13 +142,13 @@ def test_rows_do_not_depend_on_the_batch_or_the_devices(manifest, task):
     build = {"pretrain": pretrain, "classify": classify}[task].build_task
     params = build(config).init(jax.random.key(0))
     videos = read_videos(manifest)
-    sample = WindowSample(frames=4, stride=2, hop=5, height=32, width=32, channels=3)
+    sample = WindowSampler(frames=4, stride=2, hop=5, height=32, width=32, channels=3)
 
     def compute(devices, batch_size, name):
         windows = read_windows(
             videos,
             [0, 1, 2, 3],
-            sample=sample,
+            sampler=sample,
             first=0,
             bad=BadVideos(videos, max_share=1.0),
             threads=devices,
@@ -288,7 +288,7 @@ def test_a_preset_is_window_stride_and_hop(checkpoint, tmp_path):
 
 def test_a_long_video_is_never_held_whole(tmp_path):
     path = write_video(tmp_path / "long.mp4", count=700)
-    sample = WindowSample(frames=4, stride=2, hop=3, height=64, width=96, channels=3)
+    sample = WindowSampler(frames=4, stride=2, hop=3, height=64, width=96, channels=3)
     list(sample(path, 230))  # imports and caches
     tracemalloc.start()
     seen = [(w.number, [number(picture) for picture in w.clip]) for w in sample(path)]
@@ -314,14 +314,14 @@ def test_a_video_that_breaks_off_is_listed_and_retried_where_that_helps(tmp_path
 
     videos = Videos(("disk", "file", "good"), None, None, "list")
     bad = BadVideos(videos, max_share=1.0)
-    windows = read_windows(videos, [0, 1, 2], sample=Sample(), first=1, bad=bad, threads=2)
+    windows = read_windows(videos, [0, 1, 2], sampler=Sample(), first=1, bad=bad, threads=2)
     rows = [(number, window.number) for number, window in windows]
     assert rows == [(0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (2, 3)]
     assert bad.reasons == {"file": "broken"}
 
 
 def test_broken_files_of_every_kind_are_unreadable(tmp_path):
-    sample = WindowSample(frames=4, stride=2, hop=8, height=32, width=32, channels=3)
+    sample = WindowSampler(frames=4, stride=2, hop=8, height=32, width=32, channels=3)
     for path, reason in write_broken(tmp_path / "broken").items():
         with pytest.raises(UnreadableVideo, match=reason):
             list(sample(path))

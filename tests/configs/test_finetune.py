@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from videomae_jax.config import flatten, load_config
-from videomae_jax.data.samplers import DenseSample, SparseSample
+from videomae_jax.data.samplers import DenseSampler, SparseSampler
 from videomae_jax.errors import UserError
 from videomae_jax.tasks.classify import build_task, check_group
-from videomae_jax.training.optim import make_plan
+from videomae_jax.training.optim import make_schedule
 
 # videos a step, clips of each, base rate, epochs, layer decay, drop path, head dropout, views
 RECIPES = {
@@ -40,7 +40,7 @@ def test_the_numbers_of_the_recipes(arguments):
     assert c.augment.flip != sparse
     assert c.clip.stride == (2 if "hmdb51" in arguments else 4)
     # The rate goes by videos, not by clips.
-    peak = make_plan(c, examples=100_000).peak_lr
+    peak = make_schedule(c, examples=100_000).peak_lr
     assert peak == pytest.approx(c.base_lr * c.batch_size / 256)
     low = arguments in ("h,k400", "b,ucf101")
     assert c.min_lr == (1e-5 if low else 1e-6)
@@ -53,9 +53,9 @@ def test_every_recipe_has_the_same_keys_and_builds():
             config = load(f"{size},{data}", "--config.model.classes=9")
             assert set(flatten(config)) == keys
             task = build_task(config)
-            train, evaluate = task.samples()
+            train, evaluate = task.samplers()
             assert train.shape == (16, 256, 340, 3) and evaluate.shape == (16, 224, 224, 3)
-            assert isinstance(train, SparseSample if data == "ssv2" else DenseSample)
+            assert isinstance(train, SparseSampler if data == "ssv2" else DenseSampler)
             # Repeats of a video lie side by side; a group must reach beyond them.
             assert config.augment.group > config.repeats
     assert load("").name == load("b,k400").name
@@ -100,11 +100,11 @@ class Frames:
         return self.video[self.indices]
 
 
-@pytest.mark.parametrize("kind", [DenseSample, SparseSample])
+@pytest.mark.parametrize("kind", [DenseSampler, SparseSampler])
 def test_training_clips_move_in_time_and_place_and_evaluation_clips_do_not(kind):
     frames = Frames(count=100, height=128, width=256)
     fields = dict(frames=8, height=60, width=80, channels=3)
-    fields |= dict(stride=4) if kind is DenseSample else {}
+    fields |= dict(stride=4) if kind is DenseSampler else {}
     seen, places, heights = set(), set(), set()
     for seed in range(20):
         clip = kind(**fields, train=True)(frames, 0, np.random.default_rng(seed))

@@ -14,7 +14,7 @@ from videos import write_video
 
 from videomae_jax import cli
 from videomae_jax.data.pipeline import clip_batches
-from videomae_jax.data.samplers import PretrainSample
+from videomae_jax.data.samplers import PretrainSampler
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos
 
@@ -106,9 +106,9 @@ def test_a_file_replaced_while_training(tmp_path):
     paths = [write_video(tmp_path / f"{n}.mp4", count=FRAMES, shift=40 * n) for n in range(4)]
     videos = Videos(paths=tuple(paths), labels=None, class_names=None, name="test")
     bad = BadVideos(videos, max_share=0.5, file=tmp_path / "bad_videos.csv")
-    sample = PretrainSample(frames=4, stride=2, height=32, width=32, channels=3, train=True)
+    sample = PretrainSampler(frames=4, stride=2, height=32, width=32, channels=3, train=True)
     batches = clip_batches(
-        videos, sample=sample, batch_size=4, seed=0, start_step=0, num_steps=40, bad=bad, threads=1
+        videos, sampler=sample, batch_size=4, seed=0, start_step=0, num_steps=40, bad=bad, threads=1
     )
     ids = [next(batches)["id"]]
     assert sorted(ids[0]) == [0, 1, 2, 3]

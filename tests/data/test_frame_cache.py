@@ -12,9 +12,9 @@ import pytest
 SCRIPT = """
 import resource
 import jax, jax.numpy as jnp
-from videomae_jax.devices.host_memory import compute_in_caller, settle_memory
+from videomae_jax.devices.host_memory import disable_async_dispatch, trim_host_memory
 
-compute_in_caller()
+disable_async_dispatch()
 
 def function(x):
     parts = jax.lax.optimization_barrier([jnp.sin(x * i) for i in range(1, 6)])
@@ -24,7 +24,7 @@ x = jnp.ones([2048, 2048])
 compiled = jax.jit(function).lower(x).compile()
 assert compiled.memory_analysis().temp_size_in_bytes > 80e6
 if {settle}:
-    settle_memory()
+    trim_host_memory()
 for _ in range(3):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     jax.block_until_ready(compiled(x))

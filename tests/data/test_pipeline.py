@@ -20,15 +20,15 @@ from videomae_jax.data import decode
 from videomae_jax.data.decode import UnreadableVideo, read_clip
 from videomae_jax.data.frame_cache import FrameMemory
 from videomae_jax.data.pipeline import SUBSTITUTES, clip_batches, eval_batches
-from videomae_jax.data.samplers import ClipSample, PretrainSample, resize_crop
+from videomae_jax.data.samplers import ClipSampler, PretrainSampler, resize_crop
 from videomae_jax.data.sources import read_videos
 from videomae_jax.data.synthetic import synthetic_batches
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos
-from videomae_jax.devices.feed import Feed
+from videomae_jax.devices.prefetch import DevicePrefetcher
 from videomae_jax.errors import UserError
 
-SAMPLE = PretrainSample(frames=4, stride=2, height=32, width=48, channels=3, train=True)
+SAMPLE = PretrainSampler(frames=4, stride=2, height=32, width=48, channels=3, train=True)
 GOOD = 11
 
 
@@ -71,7 +71,7 @@ def forgiving(videos: Videos, file=None) -> BadVideos:
 
 
 def train(videos: Videos, *, start: int = 0, steps: int, **changes) -> list[dict]:
-    how = dict(sample=SAMPLE, batch_size=4, seed=5, bad=forgiving(videos)) | changes
+    how = dict(sampler=SAMPLE, batch_size=4, seed=5, bad=forgiving(videos)) | changes
     return list(clip_batches(videos, start_step=start, num_steps=steps, **how))
 
 
@@ -172,7 +172,7 @@ def test_processes_share_the_same_global_batches(good, processes):
 
 
 def test_a_batch_that_cannot_be_divided_is_refused_at_once(good):
-    how = dict(sample=SAMPLE, seed=0, start_step=0, num_steps=1, bad=forgiving(good))
+    how = dict(sampler=SAMPLE, seed=0, start_step=0, num_steps=1, bad=forgiving(good))
     with pytest.raises(UserError, match="30 is not divisible by 4 processes: use 28 or 32"):
         clip_batches(good, batch_size=30, process_count=4, **how)
     with pytest.raises(UserError, match="2 is not divisible by 4 processes: use 4"):
@@ -180,9 +180,9 @@ def test_a_batch_that_cannot_be_divided_is_refused_at_once(good):
 
 
 def test_how_far_ahead_is_read_changes_no_batch(good):
-    assert all(map(same, train(good, steps=3), train(good, steps=3, ahead=1, threads=3)))
+    assert all(map(same, train(good, steps=3), train(good, steps=3, prefetch=1, threads=3)))
     with pytest.raises(UserError, match="data.ahead 0: use 1 or more"):
-        train(good, steps=1, ahead=0)
+        train(good, steps=1, prefetch=0)
 
 
 def test_training_reads_what_it_can_and_replaces_the_rest(mixed, tmp_path):
@@ -222,29 +222,29 @@ def test_nothing_readable_ends_too(mixed):
 
 
 def test_a_bug_while_reading_surfaces_as_itself(good):
-    class Buggy(ClipSample):
+    class Buggy(ClipSampler):
         shape = SAMPLE.shape
 
-        def together(self, videos, index, rngs):
+        def sample_many(self, videos, index, rngs):
             raise ZeroDivisionError("in the sample")
 
     with pytest.raises(ZeroDivisionError, match="^in the sample$"):
-        train(good, steps=3, sample=Buggy())
+        train(good, steps=3, sampler=Buggy())
 
 
 def test_input_output_errors_are_tried_again(good):
-    class Flaky(ClipSample):
+    class Flaky(ClipSampler):
         shape = SAMPLE.shape
         calls: dict[int, int] = {}
 
-        def together(self, videos, index, rngs):
+        def sample_many(self, videos, index, rngs):
             self.calls[index] = self.calls.get(index, 0) + 1
             if self.calls[index] < 3:
                 raise UnreadableVideo("input/output error", transient=True)
             return np.zeros((1, *self.shape), np.uint8), np.zeros((1, 2), np.int32)
 
     bad = forgiving(good)
-    ids = [batch["id"] for batch in train(good, steps=2, sample=Flaky(), bad=bad)]
+    ids = [batch["id"] for batch in train(good, steps=2, sampler=Flaky(), bad=bad)]
     assert len(bad) == 0 and set(Flaky.calls.values()) <= {3, 4}
     assert all(map(np.array_equal, ids, [batch["id"] for batch in train(good, steps=2)]))
 
@@ -258,7 +258,7 @@ def test_evaluation_reads_every_video_once_and_replaces_none(mixed, batch_size, 
     for index in range(processes):
         bad = forgiving(videos)
         how = dict(process_index=index, process_count=processes, batch_size=batch_size)
-        batches = list(eval_batches(videos, sample=sample, seed=0, bad=bad, **how))
+        batches = list(eval_batches(videos, sampler=sample, seed=0, bad=bad, **how))
         lengths.add(len(batches))
         for batch in batches:
             assert batch["video"].shape == (batch_size // processes, *SAMPLE.shape)
@@ -277,8 +277,8 @@ def test_evaluation_reads_every_video_once_and_replaces_none(mixed, batch_size, 
 
 
 def test_an_evaluation_clip_is_the_middle_of_the_video(good):
-    sample = PretrainSample(frames=4, stride=2, height=64, width=96, channels=3, train=False)
-    (batch,) = eval_batches(good, sample=sample, batch_size=11, seed=0, bad=forgiving(good))
+    sample = PretrainSampler(frames=4, stride=2, height=64, width=96, channels=3, train=False)
+    (batch,) = eval_batches(good, sampler=sample, batch_size=11, seed=0, bad=forgiving(good))
     for path, clip in zip(good.paths, batch["video"], strict=True):
         count = 12 + int(path[-6:-4])
         start = (count - 8 + 1) // 2
@@ -287,7 +287,7 @@ def test_an_evaluation_clip_is_the_middle_of_the_video(good):
 
 def test_a_training_clip_is_a_crop_of_consecutive_frames(good):
     whole = read_clip(good.paths[0], np.arange)
-    sample = PretrainSample(frames=4, stride=2, height=64, width=96, channels=3, train=True)
+    sample = PretrainSampler(frames=4, stride=2, height=64, width=96, channels=3, train=True)
     boxes = set()
     for seed in range(40):
         box = sample.box(96, 64, np.random.default_rng(seed))
@@ -309,7 +309,7 @@ def test_clips_for_the_device_are_the_boxes_as_they_are(good):
     sample = replace(SAMPLE, canvas=CANVAS)
     sizes = set()
     for seed in range(30):
-        clips, (size,) = sample.together(good, 0, [np.random.default_rng(seed)])
+        clips, (size,) = sample.sample_many(good, 0, [np.random.default_rng(seed)])
         assert clips.shape == (1, 4, *CANVAS, 3)
         high, wide = size.tolist()
         rng = np.random.default_rng(seed)
@@ -330,7 +330,7 @@ def test_clips_for_the_device_are_the_boxes_as_they_are(good):
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_the_device_makes_of_them_what_the_host_would_have_made(good, repeats):
     how = dict(steps=4, repeats=repeats)
-    sized = dict(sample=replace(SAMPLE, canvas=CANVAS), **how)
+    sized = dict(sampler=replace(SAMPLE, canvas=CANVAS), **how)
     batches = train(good, **sized)
     resize = jax.jit(jax.vmap(functools.partial(resize_clip, height=32, width=48)))
     for batch, host in zip(batches, train(good, **how), strict=True):
@@ -349,7 +349,7 @@ def test_the_device_makes_of_them_what_the_host_would_have_made(good, repeats):
 
 
 def test_grey_clips_have_one_channel(good):
-    (batch,) = train(good, steps=1, sample=replace(SAMPLE, channels=1))
+    (batch,) = train(good, steps=1, sampler=replace(SAMPLE, channels=1))
     assert batch["video"].shape == (4, 4, 32, 48, 1)
 
 
@@ -383,7 +383,7 @@ def one_device() -> jax.sharding.NamedSharding:
 
 def test_a_feed_gives_the_same_batches_as_global_arrays():
     how = dict(shape=(4, 16, 16, 3), batch_size=2, seed=1, num_steps=5)
-    with Feed(synthetic_batches(**how), sharding=one_device()) as feed:
+    with DevicePrefetcher(synthetic_batches(**how), sharding=one_device()) as feed:
         batches = list(feed)
     assert all(map(same, batches, synthetic_batches(**how))) and len(batches) == 5
     assert isinstance(batches[0]["video"], jax.Array) and batches[0]["id"].shape == (2,)
@@ -395,11 +395,11 @@ def test_a_feed_counts_the_time_it_was_waited_for():
             time.sleep(0.1)
             yield {"id": np.zeros(1, np.int32)}
 
-    with Feed(slow(), sharding=one_device()) as feed:
+    with DevicePrefetcher(slow(), sharding=one_device()) as feed:
         for _ in feed:
             pass
         assert 0.25 < feed.waited < 2
-    with Feed(slow(), sharding=one_device()) as feed:
+    with DevicePrefetcher(slow(), sharding=one_device()) as feed:
         for _ in feed:
             time.sleep(0.3)
         assert feed.waited < 0.25
@@ -410,7 +410,7 @@ def test_a_feed_raises_what_its_batches_raise():
         yield {"id": np.zeros(1, np.int32)}
         raise UserError("two lines are enough")
 
-    feed = Feed(broken(), sharding=one_device())
+    feed = DevicePrefetcher(broken(), sharding=one_device())
     next(feed)
     with pytest.raises(UserError, match="two lines are enough"):
         next(feed)
@@ -419,19 +419,20 @@ def test_a_feed_raises_what_its_batches_raise():
 def test_leaving_early_leaves_no_thread(good):
     batches = clip_batches(
         good,
-        sample=SAMPLE,
+        sampler=SAMPLE,
         batch_size=4,
         seed=0,
         start_step=0,
         num_steps=10**6,
         bad=forgiving(good),
     )
-    with Feed(batches, sharding=one_device()) as feed:
+    with DevicePrefetcher(batches, sharding=one_device()) as feed:
         next(feed)
     assert not [thread for thread in threading.enumerate() if thread.name == "feed"]
-    # A Feed that nobody refers to any more ends by itself.
-    forgotten = Feed(synthetic_batches(shape=(2, 8, 8, 3), batch_size=1, seed=0, num_steps=10**6),
-                     sharding=one_device())  # fmt: skip
+    # A DevicePrefetcher that nobody refers to any more ends by itself.
+    batches = synthetic_batches(shape=(2, 8, 8, 3), batch_size=1, seed=0, num_steps=10**6)
+    forgotten = DevicePrefetcher(batches, sharding=one_device())
+    del batches
     next(forgotten)
     thread = forgotten._thread
     del forgotten
@@ -445,7 +446,7 @@ def test_a_program_that_breaks_out_exits_at_once(good, ending):
 import sys, time
 from test_pipeline import *
 videos = read_videos(sys.argv[1])
-feed = Feed(clip_batches(videos, sample=SAMPLE, batch_size=4, seed=0, start_step=0,
+feed = DevicePrefetcher(clip_batches(videos, sampler=SAMPLE, batch_size=4, seed=0, start_step=0,
     num_steps=10**6, bad=forgiving(videos)), sharding=one_device())
 next(feed)
 print(time.time(), flush=True)

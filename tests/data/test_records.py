@@ -18,13 +18,13 @@ from videomae_jax.data.decode import UnreadableVideo, read_clip
 from videomae_jax.data.frame_cache import FrameMemory
 from videomae_jax.data.pack import Settings, pack, part_edges
 from videomae_jax.data.pipeline import clip_batches, eval_batches
-from videomae_jax.data.samplers import PretrainSample, ViewSample, resize_crop
+from videomae_jax.data.samplers import PretrainSampler, ViewSampler, resize_crop
 from videomae_jax.data.sources import read_videos
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos, split_videos
 from videomae_jax.errors import UserError
 
-SAMPLE = PretrainSample(frames=4, stride=2, height=32, width=48, channels=3, train=True)
+SAMPLE = PretrainSampler(frames=4, stride=2, height=32, width=48, channels=3, train=True)
 FORMATS = ("original", "mp4", "jpeg")
 GOOD, BAD = 11, 9
 
@@ -62,7 +62,7 @@ def packed(videos, tmp_path_factory) -> dict[str, Videos]:
 
 def train(videos: Videos, *, start: int = 0, steps: int, **changes) -> list[dict]:
     bad = BadVideos(videos, max_share=1)
-    how = dict(sample=SAMPLE, batch_size=4, seed=5, bad=bad) | changes
+    how = dict(sampler=SAMPLE, batch_size=4, seed=5, bad=bad) | changes
     return list(clip_batches(videos, start_step=start, num_steps=steps, **how))
 
 
@@ -74,10 +74,10 @@ def same(one: dict, other: dict) -> bool:
 def test_original_bytes_give_the_batches_of_the_manifest(videos, packed, changes):
     from_files, from_records = (train(v, steps=6, **changes) for v in (videos, packed["original"]))
     assert all(map(same, from_files, from_records)) and len(from_files) == 6
-    sample = ViewSample(frames=4, stride=2, height=32, width=48, channels=3, segments=2, crops=3)
+    sample = ViewSampler(frames=4, stride=2, height=32, width=48, channels=3, segments=2, crops=3)
     for v in (videos, packed["original"]):
         bad = BadVideos(v, max_share=1)
-        batches = list(eval_batches(v, sample=sample, batch_size=8, seed=0, bad=bad))
+        batches = list(eval_batches(v, sampler=sample, batch_size=8, seed=0, bad=bad))
         assert len(bad) == BAD
         if v is videos:
             expected = batches
@@ -131,7 +131,7 @@ def test_records_are_a_pure_function_of_the_position(packed, format, repeats):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_records_give_boxes_for_the_device(packed, format):
-    batches = train(packed[format], steps=2, sample=replace(SAMPLE, canvas=(64, 96)))
+    batches = train(packed[format], steps=2, sampler=replace(SAMPLE, canvas=(64, 96)))
     for batch, host in zip(batches, train(packed[format], steps=2), strict=True):
         for clip, size, resized in zip(batch["video"], batch["size"], host["video"], strict=True):
             high, wide = size.tolist()
@@ -143,7 +143,7 @@ def test_jpegs_decode_alike_in_the_graph_and_outside(packed):
     videos = packed["jpeg"]
     # With a memory, clips are cut from whole frames, decoded one video at a time.
     outside = replace(videos, memory=FrameMemory(budget=10**9))
-    for changes in (dict(), dict(repeats=2), dict(sample=replace(SAMPLE, channels=1))):
+    for changes in (dict(), dict(repeats=2), dict(sampler=replace(SAMPLE, channels=1))):
         pairs = (train(source, steps=5, **changes) for source in (videos, outside))
         assert all(map(same, *pairs))
 

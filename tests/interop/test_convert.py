@@ -25,7 +25,7 @@ from videomae_jax.interop.safetensors_file import write_safetensors
 from videomae_jax.interop.torch_file import write_torch
 from videomae_jax.models.classifier import VideoClassifier, init_classifier
 from videomae_jax.models.mae import VideoMAE
-from videomae_jax.models.masking import TubeMask
+from videomae_jax.models.masking import Mask
 from videomae_jax.models.tokens import sincos_positions
 from videomae_jax.models.vit import SIZES, Size
 
@@ -105,7 +105,7 @@ def test_another_shape_of_everything():
         mean=(0.5,),
         std=(0.5,),
     )
-    mask = TubeMask(jnp.asarray([[0, 2]]), jnp.asarray([[1, 3]]))
+    mask = Mask(jnp.asarray([[0, 2]]), jnp.asarray([[1, 3]]))
     params = jax.jit(lambda key: model.init(key, np.zeros([1, 8, 32], np.uint8), mask, (2, 2, 2)))(
         jax.random.key(1)
     )["params"]

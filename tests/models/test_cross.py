@@ -159,9 +159,9 @@ def test_operations_are_those_of_the_compiled_block(context):
 
 def test_it_is_labelled_wherever_it_is_told():
     config = small()
-    facts = pretrain.build_task(config).facts
+    facts = pretrain.build_task(config).summary
     assert "CrossMAE, not the paper's" in facts["decoder"] and "not the paper's" in config.name
-    assert "cross" not in pretrain.build_task(small("v1")).facts["decoder"]
+    assert "cross" not in pretrain.build_task(small("v1")).summary["decoder"]
     with pytest.raises(UserError, match="decoder_attention 'both' is unknown: use self or cross"):
         pretrain.build_model(small("v1", "--config.model.decoder_attention=both"))
 

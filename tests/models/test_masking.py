@@ -11,7 +11,7 @@ from golden import DATA
 from videomae_jax.errors import UserError
 from videomae_jax.models.masking import (
     KINDS,
-    TubeMask,
+    Mask,
     draw_mask,
     gather_tubes,
     mask_counts,
@@ -46,7 +46,7 @@ def test_visible_and_masked_partition_the_patches_ascending(kind):
     )
     for visible, masked in zip(*map(np.asarray, mask), strict=True):
         assert (np.diff(visible) > 0).all() and (np.diff(masked) > 0).all()
-        assert sorted([*visible, *masked]) == list(range(mask.cells))
+        assert sorted([*visible, *masked]) == list(range(mask.positions))
 
 
 def test_a_tube_hides_the_same_places_in_every_frame():
@@ -105,7 +105,7 @@ def test_bool_and_ids_say_the_same():
     hidden = mask_to_bool(mask, count=196)
     again = mask_from_bool(hidden, masked=176)
     assert all((a == b).all() for a, b in zip(mask, again, strict=True))
-    assert isinstance(again, TubeMask)
+    assert isinstance(again, Mask)
 
 
 @pytest.mark.parametrize(

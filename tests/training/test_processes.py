@@ -93,14 +93,14 @@ HANGS = """
 import sys, threading, time
 from videomae_jax import cli
 from videomae_jax.data import samplers
-read = samplers.PretrainSample.together
+read = samplers.PretrainSampler.sample_many
 calls = []
 def hang(sample, videos, index, rngs):
     calls.append(index)
     if len(calls) > 24:
         time.sleep(3600)
     return read(sample, videos, index, rngs)
-samplers.PretrainSample.together = hang
+samplers.PretrainSampler.sample_many = hang
 cli.main(sys.argv[1:])
 """
 

@@ -14,7 +14,7 @@ from runs import count_norms_taken_in
 
 from videomae_jax.config import load_config
 from videomae_jax.data.synthetic import synthetic_batches
-from videomae_jax.devices.feed import Feed
+from videomae_jax.devices.prefetch import DevicePrefetcher
 from videomae_jax.devices.sharding import (
     batch_sharding,
     batch_share,
@@ -27,7 +27,7 @@ from videomae_jax.diagnostics.collectives import read_collectives
 from videomae_jax.errors import UserError
 from videomae_jax.tasks import pretrain
 from videomae_jax.training.banner import length_line
-from videomae_jax.training.optim import Plan, adamw, decay_mask, make_plan, warmup_cosine
+from videomae_jax.training.optim import Schedule, adamw, decay_mask, make_schedule, warmup_cosine
 from videomae_jax.training.step import TrainState, jit_steps, make_state
 
 TINY = (
@@ -50,7 +50,7 @@ def run(config, *, mesh, steps=3, devices=None):
     """Train a few steps on synthetic clips; returns the losses and the last state."""
     task = pretrain.build_task(config)
     mesh = make_mesh(mesh, devices)
-    schedule = warmup_cosine(Plan(100, 2, 10, 1e-3, 1e-5))
+    schedule = warmup_cosine(Schedule(100, 2, 10, 1e-3, 1e-5))
     clip = config.clip
     batches = synthetic_batches(
         shape=(clip.frames, clip.height, clip.width, 3),
@@ -64,7 +64,7 @@ def run(config, *, mesh, steps=3, devices=None):
             task, adamw(config), schedule, mesh, seed=0, accumulation=config.accumulation
         )
         state = functions.init()
-        with Feed(batches, sharding=batch_sharding(mesh)) as feed:
+        with DevicePrefetcher(batches, sharding=batch_sharding(mesh)) as feed:
             for batch in feed:
                 state, metrics = functions.train(state, batch)
                 losses.append(float(metrics["loss"]))
@@ -139,7 +139,7 @@ def test_each_clip_of_a_video_has_a_mask_of_its_own():
     assert first["error"] != second["error"] and first["error"] == third["error"]
     v2 = load_config("pretrain:b,k400,v2")
     assert (v2.batch_size, v2.repeats) == (1024, 4)
-    plan = make_plan(v2, examples=240_000)  # of videos: neither epochs nor the rate count clips
+    plan = make_schedule(v2, examples=240_000)  # of videos: neither epochs nor the rate count clips
     assert plan.steps_per_epoch == 234 and plan.peak_lr == pytest.approx(4e-3)
     assert length_line(v2, plan, 240_000).endswith(
         "299.5 epochs of 240,000 videos, 1,198.1 views of each"
@@ -183,11 +183,11 @@ def test_a_clip_is_resized_before_anything_else(one_device):
 
 def test_accelerators_resize_and_cpus_leave_it_to_the_host(monkeypatch):
     config = tiny("--config.clip.source_width=20")
-    samples = pretrain.build_task(config).samples
-    train, evaluate = samples()
+    samplers = pretrain.build_task(config).samplers
+    train, evaluate = samplers()
     assert train.shape == evaluate.shape == (4, 32, 32, 3) and not train.sized
     monkeypatch.setattr(pretrain, "platform_in_use", lambda: "tpu")
-    train, evaluate = samples()
+    train, evaluate = samplers()
     # Never smaller than the clip: larger boxes come in its size.
     assert train.shape == (4, 256, 32, 3) and train.sized and evaluate.shape == (4, 32, 32, 3)
 
@@ -317,7 +317,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_count():
 )
 def test_the_schedule_is_the_reference_s(table):
     per_epoch = table["steps_per_epoch"]
-    plan = Plan(
+    plan = Schedule(
         steps=table["epochs"] * per_epoch,
         warmup_steps=table["warmup_epochs"] * per_epoch,
         steps_per_epoch=per_epoch,
@@ -329,11 +329,11 @@ def test_the_schedule_is_the_reference_s(table):
 
 
 def test_the_rate_scales_with_the_batch_and_lr_does_not():
-    base = make_plan(load_config("pretrain:b,k400"), examples=240_000)
+    base = make_schedule(load_config("pretrain:b,k400"), examples=240_000)
     assert base.peak_lr == pytest.approx(1.5e-4 * 8) and base.final_lr == pytest.approx(8e-5)
     assert base.steps_per_epoch == 117 and base.steps == 1600 * 117
     assert base.warmup_steps == 40 * 117
-    fixed = make_plan(tiny("--config.min_lr=1e-6"), examples=1000)
+    fixed = make_schedule(tiny("--config.min_lr=1e-6"), examples=1000)
     assert (fixed.peak_lr, fixed.final_lr) == (1e-3, 1e-6)
 
 
@@ -350,7 +350,7 @@ def test_the_rate_scales_with_the_batch_and_lr_does_not():
 def test_impossible_plans_are_refused(overrides, words):
     config = load_config("pretrain:b,custom", overrides)
     with pytest.raises(UserError, match=words):
-        make_plan(config, examples=500)
+        make_schedule(config, examples=500)
 
 
 @pytest.mark.parametrize("attention", ["self", "cross"])

@@ -58,10 +58,10 @@ def main(args: argparse.Namespace) -> None:
         os.environ["JAX_PLATFORMS"] = "cuda" if args.device == "gpu" else args.device
     import jax
 
-    from videomae_jax.devices.host_memory import compute_in_caller
+    from videomae_jax.devices.host_memory import disable_async_dispatch
     from videomae_jax.diagnostics.step_time import Job, build_bench
 
-    compute_in_caller()
+    disable_async_dispatch()
     job = Job(args.model, args.task, args.batch, tuple(args.overrides))
     try:
         # With a peer the device is left to the processes that are timed.

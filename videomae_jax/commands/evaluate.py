@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.inference.resumable import Parts, fingerprint
     from videomae_jax.interop.checkpoint_files import load_checkpoint
     from videomae_jax.progress import Progress
-    from videomae_jax.tasks.classify import build_model, view_probabilities, view_sample
+    from videomae_jax.tasks.classify import build_model, view_probabilities, view_sampler
     from videomae_jax.training.signals import stop_signals
 
     params, config, *_ = load_checkpoint(args.checkpoint, num_heads=args.num_heads, ema=args.ema)
@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
             f"use labels 0 to {classes - 1}"
         )
     segments, crops = choose_views(args.views, config, videos)
-    sample = view_sample(config, segments=segments, crops=crops)
+    sampler = view_sampler(config, segments=segments, crops=crops)
     batch_size = args.batch_size or jax.device_count()
     out = args.out and Path(args.out)
     # Several processes have all scores each: one cannot say where the others stopped.
@@ -95,14 +95,14 @@ def main(args: argparse.Namespace) -> None:
     found = []
     for rows in parts.read("video", "probabilities", "frames") if parts else ():
         found.append(Predictions(rows["video"], rows["probabilities"]))
-        sample.counts.update(zip(rows["video"].tolist(), rows["frames"].tolist(), strict=True))
+        sampler.counts.update(zip(rows["video"].tolist(), rows["frames"].tolist(), strict=True))
     if begun:
         print(f"{out / 'scores'}: {sum(len(f.ids) for f in found):,} videos were scored before")
     batches = predict_batches(
         functools.partial(view_probabilities, build_model(config)),
         params,
         videos,
-        sample=sample,
+        sampler=sampler,
         batch_size=batch_size,
         mesh=make_mesh(dict(data=-1, fsdp=1, tensor=1)),
         threads=config.data.threads or None,
@@ -114,7 +114,7 @@ def main(args: argparse.Namespace) -> None:
         for batch, predictions in enumerate(batches, begun + 1):
             found.append(predictions)
             if parts:
-                frames = [sample.counts[number] for number in predictions.ids]
+                frames = [sampler.counts[number] for number in predictions.ids]
                 rows = {
                     "video": predictions.ids,
                     "probabilities": predictions.values,
@@ -152,7 +152,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"top-1 {top1}, top-5 {top5}, {protocol}")
     if len(bad):
         print(bad)
-    for line in length_lines(sample):
+    for line in length_lines(sampler):
         print(line)
     counts = metrics.confusion(found.values, labels)
     names = tuple(config.data.class_names) or tuple(map(str, range(classes)))
@@ -188,11 +188,11 @@ def choose_views(given: str | None, config, videos) -> tuple[int, int]:
     from videomae_jax.config import parse_views
     from videomae_jax.data.samplers import distinct_views
     from videomae_jax.errors import UserError
-    from videomae_jax.tasks.classify import view_sample
+    from videomae_jax.tasks.classify import view_sampler
 
     segments, crops = parse_views(given or config.views)
-    sample = view_sample(config, segments=segments, crops=crops)
-    most = distinct_views(sample, videos)
+    sampler = view_sampler(config, segments=segments, crops=crops)
+    most = distinct_views(sampler, videos)
     if most == (0, 0) or most == (segments, crops):
         return segments, crops
     reasons = [
@@ -207,20 +207,22 @@ def choose_views(given: str | None, config, videos) -> tuple[int, int]:
     return most
 
 
-def length_lines(sample) -> list[str]:
+def length_lines(sampler) -> list[str]:
     """Say how many of the videos that were read are too short for a clip, or for all of them."""
     import numpy as np
 
-    lengths = list(sample.counts.values())
-    short = sum(count < sample.span for count in lengths)
-    same = sum(len(np.unique(sample.indices(count), axis=0)) < sample.segments for count in lengths)
+    lengths = list(sampler.counts.values())
+    short = sum(count < sampler.span for count in lengths)
+    same = sum(
+        len(np.unique(sampler.indices(count), axis=0)) < sampler.segments for count in lengths
+    )
     lines = []
     if short:
         lines.append(
-            f"{short} videos are shorter than a clip of {sample.span} frames: frames are repeated"
+            f"{short} videos are shorter than a clip of {sampler.span} frames: frames are repeated"
         )
     if same:
-        lines.append(f"{same} videos are too short for {sample.segments} different clips")
+        lines.append(f"{same} videos are too short for {sampler.segments} different clips")
     return lines
 
 

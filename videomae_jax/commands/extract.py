@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.inference.features import check_batch, window_outputs
     from videomae_jax.inference.network import build_network
     from videomae_jax.inference.resumable import Parts, fingerprint
-    from videomae_jax.inference.windows import WindowSample, read_windows
+    from videomae_jax.inference.windows import WindowSampler, read_windows
     from videomae_jax.interop.checkpoint_files import load_checkpoint
     from videomae_jax.models.tokens import patch_grid
     from videomae_jax.progress import Progress
@@ -113,7 +113,7 @@ def main(args: argparse.Namespace) -> None:
     frames, stride, hop = choose_windows(args, clip)
     network = build_network(config)
     patch_grid((frames, clip.height, clip.width), network.patch)
-    sample = WindowSample(
+    sampler = WindowSampler(
         frames=frames,
         stride=stride,
         hop=hop,
@@ -142,7 +142,7 @@ def main(args: argparse.Namespace) -> None:
     reader = read_windows(
         videos,
         ids[place:],
-        sample=sample,
+        sampler=sampler,
         first=first,
         bad=bad,
         threads=args.threads or count_cores(),

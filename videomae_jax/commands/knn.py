@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.errors import UserError
     from videomae_jax.inference.network import (
         build_network,
-        clip_sample,
+        clip_sampler,
         outputs,
         untrained_params,
     )
@@ -91,7 +91,7 @@ def main(args: argparse.Namespace) -> None:
             features,
             params,
             videos,
-            sample=clip_sample(config),
+            sampler=clip_sampler(config),
             batch_size=args.batch_size or 8 * jax.device_count(),
             mesh=make_mesh(dict(data=-1, fsdp=1, tensor=1)),
             threads=config.data.threads or None,

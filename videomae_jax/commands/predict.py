@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.errors import UserError
     from videomae_jax.inference.features import window_outputs
     from videomae_jax.inference.network import build_network
-    from videomae_jax.inference.windows import WindowSample, read_windows
+    from videomae_jax.inference.windows import WindowSampler, read_windows
     from videomae_jax.interop.checkpoint_files import load_checkpoint
     from videomae_jax.progress import Progress
 
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"--top {top}: use 1 to {classes}, the number of classes")
     names = tuple(config.data.class_names) or tuple(map(str, range(classes)))
     dense = clip.sampling == "dense"  # else a clip is the whole video
-    sample = WindowSample(
+    sampler = WindowSampler(
         frames=clip.frames,
         stride=clip.stride if dense else None,
         hop=clip.frames * clip.stride if dense else None,
@@ -94,7 +94,7 @@ def main(args: argparse.Namespace) -> None:
     reader = read_windows(
         videos,
         list(range(len(videos))),
-        sample=sample,
+        sampler=sampler,
         first=0,
         bad=bad,
         threads=count_cores(),

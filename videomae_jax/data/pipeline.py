@@ -18,7 +18,7 @@ import tensorflow as tf  # noqa: E402
 
 from videomae_jax.data.decode import UnreadableVideo  # noqa: E402
 from videomae_jax.data.records import Records, decode_regions  # noqa: E402
-from videomae_jax.data.samplers import ClipSample  # noqa: E402
+from videomae_jax.data.samplers import ClipSampler  # noqa: E402
 from videomae_jax.data.unreadable import BadVideos  # noqa: E402
 from videomae_jax.data.videos import Videos  # noqa: E402
 from videomae_jax.errors import UserError  # noqa: E402
@@ -41,7 +41,7 @@ Batch = dict[str, np.ndarray]
 def clip_batches(
     videos: Videos,
     *,
-    sample: ClipSample,
+    sampler: ClipSampler,
     batch_size: int,
     seed: int,
     start_step: int,
@@ -51,27 +51,27 @@ def clip_batches(
     process_index: int = 0,
     process_count: int = 1,
     threads: int | None = None,
-    ahead: int = AHEAD,
+    prefetch: int = AHEAD,
 ) -> Iterator[Batch]:
     """The training batches of steps start_step to start_step + num_steps - 1.
 
-    Each epoch is a permutation of the videos; a batch may span two. `sample` makes a clip of
-    `sample.shape` = (F, H, W, C) of a video. `batch_size` counts the clips of all processes;
+    Each epoch is a permutation of the videos; a batch may span two. `sampler` makes a clip of
+    `sampler.shape` = (F, H, W, C) of a video. `batch_size` counts the clips of all processes;
     this one gets its b = batch_size / process_count rows: video uint8 [b, F, H, W, C], id
     int32 [b], row int32 [b], the place in the batch of all processes, label int32 [b] where
-    there are labels, and size int32 [b, 2] where the sample is `sized`. `repeats` clips of each
+    there are labels, and size int32 [b, 2] where the sampler is `sized`. `repeats` clips of each
     video, one after the other, are drawn each for itself, from one decode.
     An unreadable video is recorded in `bad`, and another one, drawn from (seed, p) where p is
     the first of its clips, takes its place; id and label are those of the video that was read.
-    `threads` read clips at once, one a core where None, and `ahead` batches are kept ready.
+    `threads` read clips at once, one a core where None, and `prefetch` batches are kept ready.
     Raises UserError for a batch that cannot be divided, and while iterating where
-    there are too many bad videos. What else `sample` raises comes through.
+    there are too many bad videos. What else `sampler` raises comes through.
     """
     rows = _rows(batch_size, process_count)
     if seed < 0:
         raise UserError(f"seed {seed} is negative: use {-seed}")
-    if ahead < 1:
-        raise UserError(f"data.ahead {ahead}: use 1 or more")
+    if prefetch < 1:
+        raise UserError(f"data.ahead {prefetch}: use 1 or more")
     count = len(videos)
     # The clips of a video that this process decodes at once; what is in them does not depend
     # on it, so the number of processes may change.
@@ -102,7 +102,7 @@ def clip_batches(
     def finish() -> Iterator[Batch]:
         for video, size, index, _ in batches:
             ids = index.astype(np.int32)
-            sizes = {"size": size} if sample.sized else {}
+            sizes = {"size": size} if sampler.sized else {}
             yield {"video": video, "id": ids, "row": places, **_labels(videos, index), **sizes}
 
     places = np.arange(process_index * rows, (process_index + 1) * rows, dtype=np.int32)
@@ -112,11 +112,11 @@ def clip_batches(
         numbers.map(locate),
         load,
         videos=videos,
-        sample=sample,
+        sampler=sampler,
         group=group,
         rows=rows,
         threads=threads,
-        ahead=ahead,
+        prefetch=prefetch,
     )
     return finish()
 
@@ -124,7 +124,7 @@ def clip_batches(
 def eval_batches(
     videos: Videos,
     *,
-    sample: ClipSample,
+    sampler: ClipSampler,
     batch_size: int,
     seed: int,
     bad: BadVideos,
@@ -160,13 +160,13 @@ def eval_batches(
                 "video": video,
                 "id": index.astype(np.int32),
                 **_labels(videos, index),
-                **({"size": size} if sample.sized else {}),
+                **({"size": size} if sampler.sized else {}),
                 "valid": read,
             }
 
     numbers = tf.data.Dataset.range(start_step * rows, steps * rows).map(locate)
     batches = _load(
-        numbers, load, videos=videos, sample=sample, group=1, rows=rows, threads=threads
+        numbers, load, videos=videos, sampler=sampler, group=1, rows=rows, threads=threads
     )
     return finish()
 
@@ -211,11 +211,11 @@ def _load(
     load: Callable[[Callable, int, int], tuple[tuple | None, int]],
     *,
     videos: Videos,
-    sample: ClipSample,
+    sampler: ClipSampler,
     group: int,
     rows: int,
     threads: int | None,
-    ahead: int = AHEAD,
+    prefetch: int = AHEAD,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Batches of `load(read, position, place)` in order: (video, size, index, whether it was read).
 
@@ -227,14 +227,14 @@ def _load(
     threads = threads or count_cores()
     failures: list[Exception] = []
     jpeg = _in_regions(videos)
-    no_clips = np.zeros((group, *sample.shape), np.uint8), np.zeros((group, 2), np.int32)
+    no_clips = np.zeros((group, *sampler.shape), np.uint8), np.zeros((group, 2), np.int32)
     no_pictures = np.array([], object), np.zeros(4, np.int32), np.zeros((group, 1, 4), np.int32)
 
     def fetch_clips(index: int, rngs: Sequence[np.random.Generator]) -> tuple:
-        return sample.together(videos, index, rngs)
+        return sampler.sample_many(videos, index, rngs)
 
     def fetch_pictures(index: int, rngs: Sequence[np.random.Generator]) -> tuple:
-        pictures, region, boxes = _fetch_pictures(videos, index, sample, rngs)
+        pictures, region, boxes = _fetch_pictures(videos, index, sampler, rngs)
         return np.array(pictures, object), region, boxes
 
     fetch, nothing = (fetch_pictures, no_pictures) if jpeg else (fetch_clips, no_clips)
@@ -251,7 +251,7 @@ def _load(
 
     def guarded_cut(frames: np.ndarray, boxes: np.ndarray, good: np.ndarray) -> tuple:
         try:
-            return sample.cut_all(frames, boxes) if good else no_clips
+            return sampler.crop(frames, boxes) if good else no_clips
         except Exception as error:
             failures.append(error)
             return no_clips
@@ -268,12 +268,12 @@ def _load(
             pictures, region, boxes = found
             pictures.set_shape([None])
             region.set_shape([4])
-            frames = decode_regions(pictures, region, channels=sample.channels)
+            frames = decode_regions(pictures, region, channels=sampler.channels)
             found = tf.numpy_function(
                 guarded_cut, [frames, boxes, good], [tf.uint8, tf.int32], stateful=False
             )
         video, size = found
-        video.set_shape((group, *sample.shape))
+        video.set_shape((group, *sampler.shape))
         size.set_shape((group, 2))
         return video, size, tf.repeat(index, group), tf.repeat(good, group)
 
@@ -284,7 +284,7 @@ def _load(
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
     dataset = places.map(read, num_parallel_calls=threads, deterministic=True)
-    dataset = dataset.batch(rows // group, drop_remainder=True).prefetch(ahead)
+    dataset = dataset.batch(rows // group, drop_remainder=True).prefetch(prefetch)
     dataset = dataset.with_options(options)
     for batch in dataset.as_numpy_iterator():
         if failures:
@@ -293,17 +293,17 @@ def _load(
 
 
 def decode_clips(
-    videos: Videos, index: int, *, sample: ClipSample, rngs: Sequence[np.random.Generator]
+    videos: Videos, index: int, *, sampler: ClipSampler, rngs: Sequence[np.random.Generator]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Decode what the clips of one video take, as for a batch: what `sample.cut_all` is given.
+    """Decode what the clips of one video take, as for a batch: what `sampler.crop` is given.
 
     Raises UnreadableVideo.
     """
     if _in_regions(videos):
-        pictures, region, boxes = _fetch_pictures(videos, index, sample, rngs)
-        frames = _decode_regions(tf.constant(pictures), region, channels=sample.channels)
+        pictures, region, boxes = _fetch_pictures(videos, index, sampler, rngs)
+        frames = _decode_regions(tf.constant(pictures), region, channels=sampler.channels)
         return frames.numpy(), boxes
-    return sample.fetch(videos, index, rngs)
+    return sampler.decode(videos, index, rngs)
 
 
 _decode_regions = tf.function(decode_regions, reduce_retracing=True)
@@ -315,13 +315,15 @@ def _in_regions(videos: Videos) -> bool:
 
 
 def _fetch_pictures(
-    videos: Videos, index: int, sample: ClipSample, rngs: Sequence[np.random.Generator]
+    videos: Videos, index: int, sampler: ClipSampler, rngs: Sequence[np.random.Generator]
 ) -> tuple[list[bytes], np.ndarray, np.ndarray]:
     """The pictures of clips, the region of them to decode, and the boxes in that."""
     path = videos.paths[index]
-    pictures = videos.reader.read_pictures(path, lambda count: sample.choose(index, count, rngs))
+    pictures = videos.reader.read_pictures(
+        path, lambda count: sampler.frame_indices(index, count, rngs)
+    )
     height, width = videos.reader.size(path)
-    return pictures, *_region(sample.place(width, height, rngs), width)
+    return pictures, *_region(sampler.crop_boxes(width, height, rngs), width)
 
 
 def _region(boxes: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,10 +13,10 @@ from videomae_jax.data.videos import Videos
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
 
-class ClipSample:
-    """Makes clips of a video: `sample(videos, index, rng) -> uint8 [*sample.shape]`.
+class ClipSampler:
+    """Makes clips of a video: `sampler(videos, index, rng) -> uint8 [*sampler.shape]`.
 
-    A kind of sample has `shape`, `channels` and three pure functions: `indices(count, rng)`,
+    A kind of sampler has `shape`, `channels` and three pure functions: `indices(count, rng)`,
     which frames, int64 [...]; `boxes(width, height, rng)`, which parts of the picture; and
     `cut(frames, boxes)`, the clip. Clips of `sized` samples may fill only a part of `shape`.
     """
@@ -24,35 +24,39 @@ class ClipSample:
     sized = False
 
     def __call__(self, videos: Videos, index: int, rng: np.random.Generator) -> np.ndarray:
-        return self.together(videos, index, [rng])[0][0]
+        return self.sample_many(videos, index, [rng])[0][0]
 
-    def together(
+    def sample_many(
         self, videos: Videos, index: int, rngs: Sequence[np.random.Generator]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Make a clip with each rng, from one decode: uint8 [R, *shape], sizes int32 [R, 2].
 
         A size is the height and the width that a clip fills.
         """
-        return self.cut_all(*self.fetch(videos, index, rngs))
+        return self.crop(*self.decode(videos, index, rngs))
 
-    def fetch(
+    def decode(
         self, videos: Videos, index: int, rngs: Sequence[np.random.Generator]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Decode what the clips take, and draw their boxes: what `cut_all` is given."""
         frames = videos.read_clip(
-            index, lambda count: self.choose(index, count, rngs), channels=self.channels
+            index, lambda count: self.frame_indices(index, count, rngs), channels=self.channels
         )
-        return frames, self.place(frames.shape[2], frames.shape[1], rngs)
+        return frames, self.crop_boxes(frames.shape[2], frames.shape[1], rngs)
 
-    def choose(self, index: int, count: int, rngs: Sequence[np.random.Generator]) -> np.ndarray:
+    def frame_indices(
+        self, index: int, count: int, rngs: Sequence[np.random.Generator]
+    ) -> np.ndarray:
         """Which frames of video `index`, of `count`, the clips have, one clip after the other."""
         return np.concatenate([self.indices(count, rng).ravel() for rng in rngs])
 
-    def place(self, width: int, height: int, rngs: Sequence[np.random.Generator]) -> np.ndarray:
+    def crop_boxes(
+        self, width: int, height: int, rngs: Sequence[np.random.Generator]
+    ) -> np.ndarray:
         """Which boxes the clips have, drawn after `choose`: int32 [R, boxes, 4]."""
         return np.array([self.boxes(width, height, rng) for rng in rngs], np.int32)
 
-    def cut_all(self, frames: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def crop(self, frames: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The clips of the chosen frames [R * frames, H, W, C] and their sizes."""
         parts = np.split(frames, len(boxes))
         clips = [self.cut(part, box) for part, box in zip(parts, boxes.tolist(), strict=True)]
@@ -66,7 +70,7 @@ class ClipSample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CropSample(ClipSample):
+class CropSampler(ClipSampler):
     """One box of the chosen frames, uint8 [F, H, W, C], at random in training.
 
     Resized bilinearly to height x width; or, with a canvas, a height and a width no less than
@@ -113,7 +117,7 @@ class CropSample(ClipSample):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainSample(CropSample):
+class PretrainSampler(CropSampler):
     """The clip that pre-training sees.
 
     In training a random start and a random multi-scale crop; else the middle clip
@@ -143,7 +147,7 @@ class PretrainSample(CropSample):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseSample(PretrainSample):
+class DenseSampler(PretrainSampler):
     """The clip that fine-tuning sees where actions are short, as Kinetics.
 
     The frames of `sampling.dense_indices`, in training before a random end. The picture in
@@ -168,11 +172,11 @@ class DenseSample(PretrainSample):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseSample(CropSample):
+class SparseSampler(CropSampler):
     """The clip that fine-tuning sees where actions take the whole video, as Something-Something.
 
     The frames of `sampling.sparse_indices`, in evaluation of the first of the test clips; the
-    picture as in `DenseSample`.
+    picture as in `DenseSampler`.
     """
 
     def indices(self, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -187,7 +191,7 @@ class SparseSample(CropSample):
 
 
 @dataclass(frozen=True)
-class ViewSample(ClipSample):
+class ViewSampler(ClipSampler):
     """All test clips of one video at once, uint8 [V, F, H, W, C], from one pass over the file.
 
     V = segments * crops: each segment in time in each crop. `stride` None is sparse sampling.
@@ -209,10 +213,12 @@ class ViewSample(ClipSample):
         views = self.segments * self.crops
         return views, self.frames, self.height, self.width, self.channels
 
-    def choose(self, index: int, count: int, rngs: Sequence[np.random.Generator]) -> np.ndarray:
-        """As of any sample; remembers the number of frames."""
+    def frame_indices(
+        self, index: int, count: int, rngs: Sequence[np.random.Generator]
+    ) -> np.ndarray:
+        """As of any sampler; remembers the number of frames."""
         self.counts[index] = count
-        return super().choose(index, count, rngs)
+        return super().frame_indices(index, count, rngs)
 
     @property
     def span(self) -> int:
@@ -241,8 +247,8 @@ class ViewSample(ClipSample):
         return np.ascontiguousarray(crops.swapaxes(0, 1).reshape(self.shape))
 
 
-def distinct_views(sample: ViewSample, videos: Videos, *, most: int = 16) -> tuple[int, int]:
-    """Return how many different (segments, crops) videos allow, at most those of the sample.
+def distinct_views(sampler: ViewSampler, videos: Videos, *, most: int = 16) -> tuple[int, int]:
+    """Return how many different (segments, crops) videos allow, at most those of the sampler.
 
     The largest numbers of `most` videos, evenly out of all; (0, 0) when none of them is read.
     """
@@ -252,27 +258,27 @@ def distinct_views(sample: ViewSample, videos: Videos, *, most: int = 16) -> tup
 
         def choose(count):
             nonlocal segments
-            segments = len(np.unique(sample.indices(count), axis=0))
+            segments = len(np.unique(sampler.indices(count), axis=0))
             return np.zeros(1, np.int64)
 
         try:
-            clip = videos.read_clip(index, choose, channels=sample.channels)
+            clip = videos.read_clip(index, choose, channels=sampler.channels)
         except UnreadableVideo:
             continue  # evaluation lists it
-        size = dict(target_width=sample.width, target_height=sample.height, crops=sample.crops)
+        size = dict(target_width=sampler.width, target_height=sampler.height, crops=sampler.crops)
         boxes = sampling.view_boxes(clip.shape[2], clip.shape[1], **size)
         found.append((segments, len(set(boxes))))
     return tuple(map(max, zip(*found, strict=True)))
 
 
 def _shape_box(
-    sample: DenseSample | SparseSample, width: int, height: int, rng: np.random.Generator
+    sampler: DenseSampler | SparseSampler, width: int, height: int, rng: np.random.Generator
 ) -> Box:
-    """The largest box of a sample's shape: in training at a random place, else centred."""
+    """The largest box of a sampler's shape: in training at a random place, else centred."""
     x, y, wide, high = sampling.center_crop_box(
-        width, height, target_width=sample.width, target_height=sample.height
+        width, height, target_width=sampler.width, target_height=sampler.height
     )
-    if sample.train:
+    if sampler.train:
         x, y = int(rng.integers(width - wide + 1)), int(rng.integers(height - high + 1))
     return x, y, wide, high
 

@@ -53,8 +53,8 @@ def moving_pattern(shape: tuple[int, int, int, int], *, seed: int, index: int) -
 
 
 @dataclass(frozen=True)
-class SyntheticSample:
-    """The clip of a synthetic video, for where a `ClipSample` would read a file."""
+class SyntheticSampler:
+    """The clip of a synthetic video, for where a `ClipSampler` would read a file."""
 
     shape: tuple[int, int, int, int]
     sized: bool
@@ -62,17 +62,17 @@ class SyntheticSample:
     def __call__(self, videos: Videos, index: int, rng: np.random.Generator) -> np.ndarray:
         return moving_pattern(self.shape, seed=0, index=int(videos.paths[index].rpartition("/")[2]))
 
-    def together(
+    def sample_many(
         self, videos: Videos, index: int, rngs: Sequence[np.random.Generator]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The same clip for each rng, see `ClipSample`."""
+        """The same clip for each rng, see `ClipSampler`."""
         clip = self(videos, index, rngs[0])
         sizes = np.array([self.shape[1:3]] * len(rngs), np.int32)
         return np.stack([clip] * len(rngs)), sizes
 
 
 def synthetic_videos(count: int = 10_000) -> Videos:
-    """Videos that are not there, in four classes; `SyntheticSample` knows what they show."""
+    """Videos that are not there, in four classes; `SyntheticSampler` knows what they show."""
     return Videos(
         paths=tuple(f"synthetic/{index}" for index in range(count)),
         labels=np.arange(count, dtype=np.int32) % 4,

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from videomae_jax.devices.host_memory import compute_in_caller
+from videomae_jax.devices.host_memory import disable_async_dispatch
 from videomae_jax.errors import UserError
 
 # How much longer than a heartbeat it may take to hear that a peer is dead, in seconds.
@@ -42,7 +42,7 @@ def connected(
     """
     # With peers for another reason too: on CPUs two programs in flight may meet them in different
     # orders, and wait for ever.
-    compute_in_caller()
+    disable_async_dispatch()
     if not _connect(coordinator, processes, process_id, heartbeat_seconds):
         yield
         return
@@ -129,7 +129,7 @@ class Peers:
         self._speakers = np.array([owners.index(process) for process in sorted(set(owners))])
         self._answer = None
 
-    def tell(self, *numbers: float) -> np.ndarray:
+    def all_gather(self, *numbers: float) -> np.ndarray:
         """Tell `numbers`; returns float32 [processes, numbers], what all told the call before.
 
         Zeros at the first call. All processes must call it equally often. A process alone

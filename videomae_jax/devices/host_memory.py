@@ -10,7 +10,7 @@ import jax
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
-def compute_in_caller() -> None:
+def disable_async_dispatch() -> None:
     """Call it before JAX first looks at its devices: on CPUs a step runs in the thread that calls.
 
     What a step needs is then the main thread's, the only one whose large arrays glibc can keep.
@@ -18,7 +18,7 @@ def compute_in_caller() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def settle_memory() -> None:
+def trim_host_memory() -> None:
     """Call it between compiling and the first step.
 
     Forgets what JAX keeps of tracing and compiling, 40 MB for ViT-S: what is compiled already runs
@@ -26,8 +26,8 @@ def settle_memory() -> None:
     the pages that only compiling needed back to the system, 0.1 to 0.7 GB. From then on a process
     that computes on CPUs keeps what it frees: XLA allocates the temporaries of every step anew,
     and the system would clear all their pages each time, about 0.4 s of CPU time a GB. It takes
-    `compute_in_caller`: arrays of this size that other threads allocate are mapped anew whatever
-    is said here.
+    `disable_async_dispatch`: arrays of this size that other threads allocate are mapped anew
+    whatever is said here.
     """
     jax.clear_caches()
     libc = ctypes.CDLL(None)

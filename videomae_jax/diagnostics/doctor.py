@@ -18,8 +18,8 @@ from videomae_jax import __version__
 from videomae_jax.config import load_recipe
 from videomae_jax.data.decode import read_clip
 from videomae_jax.data.synthetic import moving_pattern, synthetic_batches
-from videomae_jax.devices.feed import Feed
 from videomae_jax.devices.host_memory import size_text
+from videomae_jax.devices.prefetch import DevicePrefetcher
 from videomae_jax.devices.sharding import batch_sharding, make_mesh
 from videomae_jax.errors import UserError
 from videomae_jax.pictures import write_mp4
@@ -27,7 +27,7 @@ from videomae_jax.tasks import pretrain
 from videomae_jax.training.checkpoint import FOLDER
 from videomae_jax.training.goodput import Goodput
 from videomae_jax.training.monitor import read_metrics
-from videomae_jax.training.optim import Plan, make_optimizer, warmup_cosine
+from videomae_jax.training.optim import Schedule, make_optimizer, warmup_cosine
 from videomae_jax.training.step import jit_steps
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "av", "numpy")
@@ -148,7 +148,7 @@ def overfit() -> Finding:
     config.update(keys)
     task = pretrain.build_task(config.lock())
     mesh = make_mesh(dict(data=1, fsdp=1, tensor=1, slices=1), jax.local_devices()[:1])
-    plan = Plan(steps=steps, warmup_steps=10, steps_per_epoch=1, peak_lr=3e-3, final_lr=1e-4)
+    plan = Schedule(steps=steps, warmup_steps=10, steps_per_epoch=1, peak_lr=3e-3, final_lr=1e-4)
     losses = []
     with jax.set_mesh(mesh):
         functions = jit_steps(
@@ -156,7 +156,7 @@ def overfit() -> Finding:
         )
         state = functions.init()
         batches = synthetic_batches(shape=shape, batch_size=8, seed=0, num_steps=1)
-        with Feed(batches, sharding=batch_sharding(mesh)) as feed:
+        with DevicePrefetcher(batches, sharding=batch_sharding(mesh)) as feed:
             batch = next(feed)
         for _ in range(steps):
             state, metrics = functions.train(state, batch)

@@ -19,10 +19,10 @@ from ml_collections import ConfigDict
 from videomae_jax.data.decode import UnreadableVideo
 from videomae_jax.data.pipeline import clip_batches, decode_clips
 from videomae_jax.data.storage import is_remote, read_bytes
-from videomae_jax.data.synthetic import SyntheticSample
+from videomae_jax.data.synthetic import SyntheticSampler
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos, thin_videos
-from videomae_jax.devices.feed import Feed
+from videomae_jax.devices.prefetch import DevicePrefetcher
 from videomae_jax.devices.sharding import batch_devices, batch_sharding, check_batch, make_mesh
 from videomae_jax.diagnostics.stage_time import time_feed
 from videomae_jax.diagnostics.step_time import PLAN
@@ -86,18 +86,18 @@ def measure(config: ConfigDict, kind: ModuleType, *, seconds: float) -> Feeding:
     with jax.set_mesh(mesh):
         task = kind.build_task(config)
         task.check_clips(clips // batch_devices(mesh))
-        sample = task.samples()[0]
+        sampler = task.samplers()[0]
         if config.data.train == "synthetic":
-            sample = SyntheticSample(sample.shape, sized=sample.sized)
+            sampler = SyntheticSampler(sampler.shape, sized=sampler.sized)
             steps = STEPS
         else:
-            rates = _host_rates(config, videos, sample, threads=threads, seconds=seconds)
+            rates = _host_rates(config, videos, sampler, threads=threads, seconds=seconds)
             steps = int(seconds * rates["decode"].clips / clips)
             steps = max(2, min(steps, len(videos) * config.repeats // clips))
         few = thin_videos(videos, most=max(1, steps * clips // config.repeats))
         batches = clip_batches(
             few,
-            sample=sample,
+            sampler=sampler,
             batch_size=clips,
             repeats=config.repeats,
             seed=config.seed,
@@ -107,7 +107,7 @@ def measure(config: ConfigDict, kind: ModuleType, *, seconds: float) -> Feeding:
             threads=threads,
         )
         sharding = batch_sharding(mesh)
-        with Feed(batches, sharding=sharding) as feed:
+        with DevicePrefetcher(batches, sharding=sharding) as feed:
             # Once over the videos to warm up, and to fill the memory where there is one.
             for batch in itertools.islice(feed, steps):
                 jax.block_until_ready(batch)
@@ -173,7 +173,7 @@ def _step_clips(config: ConfigDict, devices: int) -> int:
 
 
 def _host_rates(
-    config: ConfigDict, videos: Videos, sample: Callable, *, threads: int, seconds: float
+    config: ConfigDict, videos: Videos, sampler: Callable, *, threads: int, seconds: float
 ) -> dict[str, Rate]:
     """Time reading, decoding and cutting, each in all threads."""
     videos, repeats = replace(videos, memory=None), config.repeats
@@ -186,35 +186,35 @@ def _host_rates(
     def read(index):
         draws, size = rngs(index), 0
         for path, offset, length in videos.spans(
-            index, lambda count: sample.choose(index, count, draws)
+            index, lambda count: sampler.frame_indices(index, count, draws)
         ):
             _forget(path, offset, length)
             size += len(read_bytes(path, offset, length))
         return repeats, size
 
     def decode(index):
-        decoded.append(decode_clips(videos, index, sample=sample, rngs=rngs(index)))
+        decoded.append(decode_clips(videos, index, sampler=sampler, rngs=rngs(index)))
         return repeats, decoded[-1][0].nbytes
 
     def augment(place):
-        return repeats, sample.cut_all(*decoded[place % len(decoded)])[0].nbytes
+        return repeats, sampler.crop(*decoded[place % len(decoded)])[0].nbytes
 
     with ThreadPoolExecutor(threads) as pool:
-        rates = {"read": _timed(_answers(read, order, pool, ahead=2 * threads), most=seconds)}
+        rates = {"read": _timed(_answers(read, order, pool, prefetch=2 * threads), most=seconds)}
         # What is done once only, as tracing functions, is done before the clock starts.
-        for _ in _answers(decode, order[: 2 * threads], pool, ahead=threads):
+        for _ in _answers(decode, order[: 2 * threads], pool, prefetch=threads):
             pass
-        answers = _answers(decode, itertools.cycle(order), pool, ahead=2 * threads)
+        answers = _answers(decode, itertools.cycle(order), pool, prefetch=2 * threads)
         rates["decode"] = _timed(answers, most=seconds)
-        answers = _answers(augment, itertools.count(), pool, ahead=2 * threads)
+        answers = _answers(augment, itertools.count(), pool, prefetch=2 * threads)
         rates["augment"] = _timed(answers, most=seconds)
     return rates
 
 
-def _answers(work: Callable, items: Iterable, pool: Executor, *, ahead: int) -> Iterator:
-    """Answers of `work` in order, without those of unreadable videos; `ahead` are under way."""
+def _answers(work: Callable, items: Iterable, pool: Executor, *, prefetch: int) -> Iterator:
+    """Answers of `work` in order, without those of unreadable videos; `prefetch` are under way."""
     items, unread = iter(items), 0
-    running = deque(pool.submit(work, item) for item in itertools.islice(items, ahead))
+    running = deque(pool.submit(work, item) for item in itertools.islice(items, prefetch))
     try:
         while running:
             first = running.popleft()

@@ -26,7 +26,7 @@ from videomae_jax.diagnostics.collectives import Collective, read_collectives
 from videomae_jax.progress import clock
 from videomae_jax.tasks.build import open_videos
 from videomae_jax.training import banner
-from videomae_jax.training.optim import make_optimizer, make_plan, warmup_cosine
+from videomae_jax.training.optim import make_optimizer, make_schedule, warmup_cosine
 from videomae_jax.training.step import jit_steps
 
 # Assumed of all devices; one H200 reached 0.25 with ViT-S, 0.35 B, 0.41 L, 0.42 H
@@ -110,13 +110,13 @@ def plan_step(
         steps = jit_steps(
             task,
             make_optimizer(config),
-            warmup_cosine(make_plan(config, examples=examples)),
+            warmup_cosine(make_schedule(config, examples=examples)),
             mesh,
             seed=config.seed,
             accumulation=config.accumulation,
             ema_decay=config.ema_decay,
         )
-        batch = abstract_batch(task.samples()[0], clips, mesh)
+        batch = abstract_batch(task.samplers()[0], clips, mesh)
         traced = steps.train.trace(steps.abstract_state, batch)
         lowered = traced.lower(lowering_platforms=(_platform(device),))
         try:
@@ -216,15 +216,15 @@ def change_config(config: ConfigDict, change: dict[str, int | str]) -> ConfigDic
     return config.lock()
 
 
-def abstract_batch(sample: Callable, clips: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(sampler: Callable, clips: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what the feed gives a step: video, id, row, label and, of some samples, size."""
 
     def shapes(dtype, *shape):
         return jax.ShapeDtypeStruct((clips, *shape), dtype, sharding=batch_sharding(mesh))
 
     numbers = shapes(jnp.int32)
-    size = {"size": shapes(jnp.int32, 2)} if sample.sized else {}
-    video = shapes(jnp.uint8, *sample.shape)
+    size = {"size": shapes(jnp.int32, 2)} if sampler.sized else {}
+    video = shapes(jnp.uint8, *sampler.shape)
     return {"video": video, "id": numbers, "row": numbers, "label": numbers, **size}
 
 
@@ -254,7 +254,7 @@ def _out_of_memory(message: str) -> int | None:
 
 def run_steps(config: ConfigDict, examples: int) -> int:
     """Return how many steps a run over so many videos has."""
-    return make_plan(config, examples=examples).steps
+    return make_schedule(config, examples=examples).steps
 
 
 def memory_line(step: StepPlan) -> str:

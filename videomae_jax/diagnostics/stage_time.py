@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax.augment.resize import resize_clip
-from videomae_jax.devices.feed import Feed
+from videomae_jax.devices.prefetch import DevicePrefetcher
 from videomae_jax.diagnostics.step_time import Bench
 from videomae_jax.errors import UserError
 from videomae_jax.models.attention import IMPLEMENTATIONS, attend, choose_implementation
@@ -76,7 +76,7 @@ def time_feed(
 ) -> float:
     """Return clips/s that reach the devices from batches that lie ready on the host."""
     clips = len(host_batch["video"])
-    with Feed(_batches(host_batch, 1 + repeats), sharding=sharding) as feed:
+    with DevicePrefetcher(_batches(host_batch, 1 + repeats), sharding=sharding) as feed:
         jax.block_until_ready(next(feed))
         began = time.perf_counter()
         for batch in feed:
@@ -123,7 +123,7 @@ def time_resize(clips: np.ndarray, *, height: int, width: int, repeats: int) -> 
 def time_end_to_end(bench: Bench, *, repeats: int) -> dict[str, float]:
     """Return clips/s of steps on fed batches, and the share of the time they waited for one."""
     clips = len(bench.host_batch["video"])
-    with Feed(_batches(bench.host_batch, 2 + repeats), sharding=bench.sharding) as feed:
+    with DevicePrefetcher(_batches(bench.host_batch, 2 + repeats), sharding=bench.sharding) as feed:
         for _ in range(2):  # to warm up
             bench.step(next(feed))
         began, waited = time.perf_counter(), feed.waited

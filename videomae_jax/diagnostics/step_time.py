@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from videomae_jax.config import load_recipe
 from videomae_jax.devices.chips import peak_flops
-from videomae_jax.devices.host_memory import settle_memory
+from videomae_jax.devices.host_memory import trim_host_memory
 from videomae_jax.devices.sharding import batch_devices, batch_sharding, make_mesh
 from videomae_jax.errors import UserError
 from videomae_jax.inference.network import build_network, outputs
@@ -27,14 +27,14 @@ from videomae_jax.models.tokens import patch_grid
 from videomae_jax.tasks import classify, pretrain
 from videomae_jax.tasks.build import make_execution
 from videomae_jax.tasks.task import Task
-from videomae_jax.training.optim import Plan, make_optimizer, warmup_cosine
+from videomae_jax.training.optim import Schedule, make_optimizer, warmup_cosine
 from videomae_jax.training.step import INIT, STEP, jit_steps
 
 TASKS = ("pretrain", "finetune", "encode")
 CLASSES = 400
 SEED = 0
 # The rate does not matter to the time; the first steps are warm-up as in training.
-PLAN = Plan(1000, 100, 100, 1e-4, 1e-6)
+PLAN = Schedule(1000, 100, 100, 1e-4, 1e-6)
 
 
 class Job(NamedTuple):
@@ -96,7 +96,7 @@ def build_bench(job: Job) -> Bench:
         began = time.perf_counter()
         compiled = run.lower(state, here).compile()
         compile_seconds = time.perf_counter() - began
-    settle_memory()
+    trim_host_memory()
 
     held = {"state": state, "finite": True}
 
@@ -125,7 +125,7 @@ def build_bench(job: Job) -> Bench:
         "device": f"{mesh.size} x {device.device_kind}",
         "platform": device.platform,
         "dtype": make_execution(config).dtype.name,
-        "run": {**config.run.to_dict(), "compute": task.facts["compute"]},
+        "run": {**config.run.to_dict(), "compute": task.summary["compute"]},
     }
     return Bench(step, facts, after, batch, batch_sharding(mesh))
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from videomae_jax.devices.host_memory import compute_in_caller
+from videomae_jax.devices.host_memory import disable_async_dispatch
 from videomae_jax.diagnostics import step_time
 from videomae_jax.errors import UserError
 
@@ -67,7 +67,7 @@ def serve(folder: Path) -> None:
     def answer(**values):
         print(json.dumps(values), file=replies, flush=True)
 
-    compute_in_caller()
+    disable_async_dispatch()
     job = read_job(folder)
     try:
         for line in map(str.strip, sys.stdin):

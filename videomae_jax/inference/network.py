@@ -34,9 +34,9 @@ def untrained_params(config: ConfigDict) -> Params:
     return _task(config).build_task(config).init(jax.random.key(config.seed))
 
 
-def clip_sample(config: ConfigDict) -> Callable:
+def clip_sampler(config: ConfigDict) -> Callable:
     """Return the sampler of the one clip of a video that evaluation in training looks at."""
-    return _task(config).eval_sample(config)
+    return _task(config).eval_sampler(config)
 
 
 def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax.Array]:

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from videomae_jax.data.pipeline import eval_batches
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos
-from videomae_jax.devices.feed import Feed
+from videomae_jax.devices.prefetch import DevicePrefetcher
 from videomae_jax.devices.sharding import (
     batch_devices,
     batch_sharding,
@@ -45,7 +45,7 @@ def predict_batches(
     params: Params,
     videos: Videos,
     *,
-    sample: Callable,
+    sampler: Callable,
     batch_size: int,
     mesh: Mesh,
     threads: int | None,
@@ -60,7 +60,7 @@ def predict_batches(
             jit_views(predict, params, mesh),
             params,
             videos,
-            sample=sample,
+            sampler=sampler,
             batch_size=batch_size,
             mesh=mesh,
             threads=threads,
@@ -93,7 +93,7 @@ def view_batches(
     params: Params,
     videos: Videos,
     *,
-    sample: Callable,
+    sampler: Callable,
     batch_size: int,
     mesh: Mesh,
     threads: int | None,
@@ -102,7 +102,7 @@ def view_batches(
 ) -> Iterator[Predictions]:
     """Run a step of `jit_views` over every video once, all its views together.
 
-    sample: (path, rng) -> uint8 of `sample.shape`, all views or one clip. batch_size: videos,
+    sampler: (path, rng) -> uint8 of `sampler.shape`, all views or one clip. batch_size: videos,
     on all devices. Unreadable videos go to `bad`, none takes their place. start_batch: the
     first to compute; those after it are the same whatever it is.
     """
@@ -113,7 +113,7 @@ def view_batches(
     index, count = batch_share(mesh)
     batches = eval_batches(
         videos,
-        sample=sample,
+        sampler=sampler,
         batch_size=batch_size,
         seed=0,  # of no use: test clips are not drawn
         bad=bad,
@@ -122,7 +122,7 @@ def view_batches(
         threads=threads,
         start_step=start_batch,
     )
-    with Feed(batches, sharding=batch_sharding(mesh)) as feed:
+    with DevicePrefetcher(batches, sharding=batch_sharding(mesh)) as feed:
         for batch in feed:
             # By the id that travels with the clip: names may repeat, batches may be partial.
             numbers, valid, values = jax.device_get(

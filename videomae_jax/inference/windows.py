@@ -40,8 +40,8 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True)
-class WindowSample:
-    """All windows of a video, in order: `sample(path, first) -> Iterator[Window]`.
+class WindowSampler:
+    """All windows of a video, in order: `sampler(path, first) -> Iterator[Window]`.
 
     The largest centred crop, resized, as in evaluation. Windows are `hop` frames apart; a
     `stride` of None is sparse sampling: two clips of all parts of the video, as its test
@@ -102,7 +102,7 @@ def read_windows(
     videos: Videos,
     ids: list[int],
     *,
-    sample: WindowSample,
+    sampler: WindowSampler,
     first: int,
     bad: BadVideos,
     threads: int,
@@ -119,7 +119,7 @@ def read_windows(
             while rest and len(waiting) < threads:
                 place, number = rest.popleft()
                 ready = queue.Queue(maxsize=READY)
-                arguments = (videos.paths[number], sample, 0 if place else first, bad)
+                arguments = (videos.paths[number], sampler, 0 if place else first, bad)
                 thread = threading.Thread(
                     target=_read_video, args=(*arguments, ready, unwanted), name=f"video {number}"
                 )
@@ -137,7 +137,7 @@ def read_windows(
             thread.join()
 
 
-def _read_video(path: str, sample, first: int, bad: BadVideos, ready, unwanted) -> None:
+def _read_video(path: str, sampler, first: int, bad: BadVideos, ready, unwanted) -> None:
     """Put the windows of a video and, last, None or the exception, until nobody wants them."""
 
     def put(item) -> bool:
@@ -152,7 +152,7 @@ def _read_video(path: str, sample, first: int, bad: BadVideos, ready, unwanted) 
     try:
         for attempt in range(1 + RETRIES):
             try:
-                for window in sample(path, first):
+                for window in sampler(path, first):
                     if not put(window):
                         return
                     first = window.number + 1

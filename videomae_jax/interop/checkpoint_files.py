@@ -27,10 +27,10 @@ from videomae_jax.interop.safetensors_file import (
 )
 from videomae_jax.interop.torch_file import MappedTensor, map_torch, write_torch
 from videomae_jax.interop.transformers_folder import (
-    Beside,
+    FolderConfig,
     is_model_folder,
-    read_beside,
-    write_beside,
+    read_folder_config,
+    write_folder_config,
 )
 from videomae_jax.models.vit import Size
 
@@ -111,12 +111,14 @@ def _load(path: str, *, heads, frames, image_size, inflation, item: str) -> Chec
 
     if source.is_dir():
         file = next(source / name for name in WEIGHTS if (source / name).is_file())
-        beside = read_beside(source)
+        beside = read_folder_config(source)
     else:
         file = source
-        beside = read_beside(source.parent) if is_model_folder(source.parent) else Beside()
+        beside = (
+            read_folder_config(source.parent) if is_model_folder(source.parent) else FolderConfig()
+        )
     tensors, notes = _read_tensors(file)
-    if beside == Beside() and not (frames and image_size):
+    if beside == FolderConfig() and not (frames and image_size):
         taken = f"{frames or beside.frames} frames of {image_size or beside.image_size} pixels"
         notes.append(f"the file does not say of which clips it is: {taken} are taken")
     title = str(file)
@@ -128,7 +130,7 @@ def _load(path: str, *, heads, frames, image_size, inflation, item: str) -> Chec
             tubelet=TUBELET if tubelet is None else tubelet,
         )
         title, notes = f"{file}, an image model made a video encoder", changes + notes
-        if beside == Beside():
+        if beside == FolderConfig():
             notes.append(
                 "mean and std of ImageNet are taken, as MAE's; some ViTs of timm and of "
                 "transformers have 0.5: those are read from a config in the same folder"
@@ -244,7 +246,7 @@ def _read_pth(file: Path) -> tuple[dict[str, MappedTensor], str, Any]:
     return {name: MappedTensor(view, data) for name, view in views.items()}, where, tree
 
 
-def _config(facts: ModelFacts, beside: Beside) -> ConfigDict:
+def _config(facts: ModelFacts, beside: FolderConfig) -> ConfigDict:
     """Return a training config with the converted model in it."""
     recipe = "finetune" if facts.task == "classify" else "pretrain"
     config = load_recipe(recipe, "b,custom").unlock()
@@ -290,7 +292,7 @@ def _write_hf(path: Path, checkpoint: Checkpoint) -> None:
             f"transformers has square clips only, not {config.clip.height} x {config.clip.width}"
         )
     tensors = from_native(params, "hf", patch=config.model.patch)
-    beside = Beside(
+    beside = FolderConfig(
         frames=config.clip.frames,
         image_size=config.clip.height,
         mean=tuple(config.model.mean),
@@ -300,7 +302,7 @@ def _write_hf(path: Path, checkpoint: Checkpoint) -> None:
         labels=checkpoint.labels,
     )
     path.mkdir()
-    write_beside(
+    write_folder_config(
         path,
         beside=beside,
         encoder=_size(params["encoder"]),

@@ -19,7 +19,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EPSILON = 1e-6  # of every LayerNorm of the reference; transformers' default is 1e-12
 
 
-class Beside(NamedTuple):
+class FolderConfig(NamedTuple):
     """What the tensors of a file do not show; the defaults are the reference's."""
 
     num_heads: int | None = None
@@ -43,7 +43,7 @@ def _is_known(config: dict) -> bool:
     return config.get("model_type") in MODEL_TYPES or isinstance(config.get(TIMM), dict)
 
 
-def read_beside(folder: Path) -> Beside:
+def read_folder_config(folder: Path) -> FolderConfig:
     """Read config.json and preprocessor_config.json; raise UserError where they are not sound."""
     path, notes = folder / CONFIG, []
     config = read_json(path)
@@ -68,7 +68,7 @@ def read_beside(folder: Path) -> Beside:
         processor = read_json(folder / PROCESSOR)
         mean, std = processor.get("image_mean", mean), processor.get("image_std", std)
         _check_numbers(folder / PROCESSOR, image_mean=mean, image_std=std)
-    return Beside(
+    return FolderConfig(
         # transformers leaves out of the file what equals its defaults: these are they.
         num_heads=count("num_attention_heads", 12),
         decoder_num_heads=count("decoder_num_attention_heads", 6),
@@ -82,12 +82,12 @@ def read_beside(folder: Path) -> Beside:
     )
 
 
-def _read_timm(path: Path, config: dict) -> Beside:
+def _read_timm(path: Path, config: dict) -> FolderConfig:
     """Read what timm says of an image model; its sizes are in a name, the heads nowhere."""
     mean, std = config.get("mean", IMAGENET_MEAN), config.get("std", IMAGENET_STD)
     size = config.get("input_size", (3, 224, 224))
     _check_numbers(path, mean=mean, std=std, input_size=size)
-    return Beside(
+    return FolderConfig(
         mean=tuple(map(float, mean)), std=tuple(map(float, std)), image_size=int(size[-1])
     )
 
@@ -108,10 +108,10 @@ def _labels(names: Any) -> tuple[str, ...]:
     return () if stand_ins else labels
 
 
-def write_beside(
+def write_folder_config(
     folder: Path,
     *,
-    beside: Beside,
+    beside: FolderConfig,
     encoder: Size,
     decoder: Size | None,
     patch: Triple,

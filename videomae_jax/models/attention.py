@@ -112,7 +112,7 @@ def _on_each_device(function, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.A
     return split(q, k, v)
 
 
-def keep_clips(x: jax.Array) -> jax.Array:
+def constrain_batch_sharding(x: jax.Array) -> jax.Array:
     """Say of [B, N, D] that each device has whole tokens of its own clips.
 
     Where parameters are split over the axes of the clips too, the partitioner then gathers them;

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from videomae_jax.models.masking import TubeMask, gather_tubes, mask_to_bool
+from videomae_jax.models.masking import Mask, gather_tubes, mask_to_bool
 from videomae_jax.models.tokens import Triple, normalize_pixels, pixel_targets, positions
 from videomae_jax.models.vit import (
     Affine,
@@ -127,7 +127,7 @@ class VideoMAE(nn.Module):
         )
 
     def __call__(
-        self, patches: jax.Array, mask: TubeMask, grid: Triple, decoded: TubeMask | None = None
+        self, patches: jax.Array, mask: Mask, grid: Triple, decoded: Mask | None = None
     ) -> jax.Array:
         """Predict the targets of the masked patches.
 
@@ -141,7 +141,7 @@ class VideoMAE(nn.Module):
         hidden = self.mask_token + predicted_patches(places, mask, decoded)
         return self.video_decoder(visible, hidden.astype(visible.dtype))
 
-    def encode(self, patches: jax.Array, mask: TubeMask, grid: Triple) -> jax.Array:
+    def encode(self, patches: jax.Array, mask: Mask, grid: Triple) -> jax.Array:
         """Encode the visible patches of uint8 [B, N, P]: [B, N * K / cells, D]."""
         # Raw uint8 patches are gathered before they are embedded: a tenth of the work, and
         # pixels need no gradient.
@@ -155,9 +155,7 @@ class VideoMAE(nn.Module):
         return jnp.broadcast_to(table, (batch, *table.shape))
 
 
-def predicted_patches(
-    tokens: jax.Array, mask: TubeMask, decoded: TubeMask | None = None
-) -> jax.Array:
+def predicted_patches(tokens: jax.Array, mask: Mask, decoded: Mask | None = None) -> jax.Array:
     """Take from [B, N, P] the patches the decoder predicts, [B, n, P], in its order.
 
     All masked ones, or with `decoded` those it leaves visible, whether masked or not.
@@ -170,9 +168,9 @@ def predicted_patches(
 def reconstruction_sums(
     prediction: jax.Array,
     patches: jax.Array,
-    mask: TubeMask,
+    mask: Mask,
     *,
-    decoded: TubeMask | None = None,
+    decoded: Mask | None = None,
     channels: int,
     normalized: bool,
 ) -> dict[str, jax.Array]:

@@ -22,7 +22,7 @@ KINDS = ("tube", "random", "frame", "running_cell")
 CELL = 2  # a running cell is 2 x 2 patches
 
 
-class TubeMask(NamedTuple):
+class Mask(NamedTuple):
     """The patches of each clip, split in two; both rows ascending, together a partition.
 
     visible: int32 [B, K], masked: int32 [B, M]; ids in [0, K + M).
@@ -33,13 +33,13 @@ class TubeMask(NamedTuple):
     masked: jax.Array
 
     @property
-    def cells(self) -> int:
+    def positions(self) -> int:
         """How many positions the ids choose from: S for tubes, N otherwise."""
         return self.visible.shape[-1] + self.masked.shape[-1]
 
 
 def mask_counts(kind: str, grid: tuple[int, int, int], *, ratio: float) -> tuple[int, int]:
-    """Return the static sizes (K, M) of a mask, in ids as `TubeMask` counts them.
+    """Return the static sizes (K, M) of a mask, in ids as `Mask` counts them.
 
     grid: (T, rows, columns) of patches. Every kind but "frame" hides int(ratio * S)
     patches per time step on average, the reference's rounding; "frame" hides
@@ -81,7 +81,7 @@ def mask_counts(kind: str, grid: tuple[int, int, int], *, ratio: float) -> tuple
     return total - masked, masked
 
 
-def draw_mask(keys: jax.Array, kind: str, *, grid: tuple[int, int, int], ratio: float) -> TubeMask:
+def draw_mask(keys: jax.Array, kind: str, *, grid: tuple[int, int, int], ratio: float) -> Mask:
     """Draw one mask per clip.
 
     keys: a [B] array of typed PRNG keys, one per clip; clip b depends on keys[b] alone,
@@ -93,7 +93,7 @@ def draw_mask(keys: jax.Array, kind: str, *, grid: tuple[int, int, int], ratio: 
 
     def tube_or_random(key):
         order = jnp.argsort(jax.random.uniform(key, [visible + masked])).astype(jnp.int32)
-        return TubeMask(jnp.sort(order[:visible]), jnp.sort(order[visible:]))
+        return Mask(jnp.sort(order[:visible]), jnp.sort(order[visible:]))
 
     def frame(key):
         order = jnp.argsort(jax.random.uniform(key, [steps])).astype(jnp.int32)
@@ -101,7 +101,7 @@ def draw_mask(keys: jax.Array, kind: str, *, grid: tuple[int, int, int], ratio: 
         def tokens(times):
             return (jnp.sort(times)[:, None] * patches + jnp.arange(patches)).reshape(-1)
 
-        return TubeMask(tokens(order[: visible // patches]), tokens(order[visible // patches :]))
+        return Mask(tokens(order[: visible // patches]), tokens(order[visible // patches :]))
 
     def running_cell(key):
         # The hidden places of a 2 x 2 cell move on by one each time step, so nothing stays
@@ -116,7 +116,7 @@ def draw_mask(keys: jax.Array, kind: str, *, grid: tuple[int, int, int], ratio: 
     return jax.vmap(draw)(keys)
 
 
-def mask_from_bool(hidden: jax.Array, *, masked: int) -> TubeMask:
+def mask_from_bool(hidden: jax.Array, *, masked: int) -> Mask:
     """Turn bool [..., K + M] (True is masked, `masked` of them in every row) into ids.
 
     The count is an argument because a traced array cannot set a shape.
@@ -124,16 +124,16 @@ def mask_from_bool(hidden: jax.Array, *, masked: int) -> TubeMask:
     # A stable sort of the flags lists first the visible ids, then the masked, both ascending.
     order = jnp.argsort(hidden, axis=-1, stable=True).astype(jnp.int32)
     split = hidden.shape[-1] - masked
-    return TubeMask(order[..., :split], order[..., split:])
+    return Mask(order[..., :split], order[..., split:])
 
 
-def as_tubes(tokens: jax.Array, mask: TubeMask) -> jax.Array:
+def as_tubes(tokens: jax.Array, mask: Mask) -> jax.Array:
     """View [B, N, ...] as [B, N / cells, cells, ...], the shape the ids of `mask` index."""
     batch, count = tokens.shape[:2]
-    return tokens.reshape(batch, count // mask.cells, mask.cells, *tokens.shape[2:])
+    return tokens.reshape(batch, count // mask.positions, mask.positions, *tokens.shape[2:])
 
 
-def gather_tubes(tokens: jax.Array, ids: jax.Array, mask: TubeMask) -> jax.Array:
+def gather_tubes(tokens: jax.Array, ids: jax.Array, mask: Mask) -> jax.Array:
     """Take the patches `ids` (mask.visible or mask.masked) out of every time step.
 
     tokens: [B, N, P] of any dtype, ids: int32 [B, K] -> [B, N * K / cells, P], raster order.
@@ -150,7 +150,7 @@ def gather_tubes(tokens: jax.Array, ids: jax.Array, mask: TubeMask) -> jax.Array
     return taken.reshape(tokens.shape[0], -1, *tokens.shape[2:])
 
 
-def scatter_tubes(visible: jax.Array, masked: jax.Array, mask: TubeMask) -> jax.Array:
+def scatter_tubes(visible: jax.Array, masked: jax.Array, mask: Mask) -> jax.Array:
     """Put visible [B, T*K, P] and masked [B, T*M, P] back in place: [B, N, P].
 
     The inverse of two `gather_tubes`, itself a gather by the inverse permutation.
@@ -159,7 +159,7 @@ def scatter_tubes(visible: jax.Array, masked: jax.Array, mask: TubeMask) -> jax.
     count = visible.shape[1] + masked.shape[1]
     both = jnp.concatenate(
         [
-            part.reshape(batch, count // mask.cells, -1, *part.shape[2:])
+            part.reshape(batch, count // mask.positions, -1, *part.shape[2:])
             for part in (visible, masked)
         ],
         axis=2,
@@ -172,8 +172,8 @@ def scatter_tubes(visible: jax.Array, masked: jax.Array, mask: TubeMask) -> jax.
     return jax.vmap(take)(both, inverse).reshape(batch, count, *visible.shape[2:])
 
 
-def mask_to_bool(mask: TubeMask, *, count: int) -> jax.Array:
+def mask_to_bool(mask: Mask, *, count: int) -> jax.Array:
     """Return bool [B, N = count], True where masked."""
     rank = jnp.argsort(jnp.concatenate(mask, axis=-1), axis=-1)
     hidden = rank >= mask.visible.shape[-1]
-    return jnp.tile(hidden, [1, count // mask.cells])
+    return jnp.tile(hidden, [1, count // mask.positions])

@@ -13,7 +13,7 @@ import numpy as np
 
 from videomae_jax.errors import UserError
 from videomae_jax.models.mae import VideoMAE, predicted_patches, reconstruction_sums
-from videomae_jax.models.masking import TubeMask, gather_tubes, scatter_tubes
+from videomae_jax.models.masking import Mask, gather_tubes, scatter_tubes
 from videomae_jax.models.tokens import (
     Triple,
     patch_grid,
@@ -45,7 +45,7 @@ def reconstruct(
     model: VideoMAE,
     params: Any,
     video: jax.Array,
-    mask: TubeMask,
+    mask: Mask,
     *,
     normalized: bool,
     statistics: str,
@@ -93,7 +93,7 @@ def reconstruct(
 
 
 def estimate_statistics(
-    visible: jax.Array, mask: TubeMask, *, grid: Triple, channels: int
+    visible: jax.Array, mask: Mask, *, grid: Triple, channels: int
 ) -> tuple[jax.Array, jax.Array]:
     """Guess the mean and std of the masked patches from uint8 visible ones [B, N - n, P] alone.
 

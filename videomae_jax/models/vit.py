@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from videomae_jax.errors import UserError
-from videomae_jax.models.attention import attend, keep_clips
+from videomae_jax.models.attention import attend, constrain_batch_sharding
 
 xavier = nn.initializers.xavier_uniform()
 
@@ -300,10 +300,12 @@ class Block(nn.Module):
         name = "attn" if context is None else "cross"
         attention = Attention(self.size.heads, self.run, name=name)
         mixed = attention(standardize(x, dtype), Affine(width, name="norm1"), last, context)
-        x = keep_clips((x if last is None else x[:, -last:]) + drop_branch(mixed, drop, 0))
+        x = constrain_batch_sharding(
+            (x if last is None else x[:, -last:]) + drop_branch(mixed, drop, 0)
+        )
         mlp = Mlp(self.size.mlp_width, self.run, name="mlp")
         out = mlp(standardize(x, dtype), Affine(width, name="norm2"))
-        x = keep_clips(x + drop_branch(out, drop, 1))
+        x = constrain_batch_sharding(x + drop_branch(out, drop, 1))
         return x, None
 
 

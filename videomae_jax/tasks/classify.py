@@ -131,10 +131,10 @@ def build_task(config: ConfigDict) -> Task:
         eval_sums=eval_sums,
         summarize=summarize,
         pictures=lambda params, batch: {},
-        samples=lambda: (train_sample(config), eval_sample(config)),
+        samplers=lambda: (train_sampler(config), eval_sampler(config)),
         check_clips=lambda clips: check_group(change, clips=clips),
         train_flops=train_flops,
-        facts={
+        summary={
             "clip": f"{clip.frames} frames, {frames}, {clip.height} x {clip.width}, "
             f"{len(model.mean)} channels; patch {' x '.join(map(str, model.patch))}; "
             f"{tokens} tokens; {model.classes} classes",
@@ -152,7 +152,7 @@ def build_task(config: ConfigDict) -> Task:
     )
 
 
-def train_sample(config: ConfigDict) -> Callable:
+def train_sampler(config: ConfigDict) -> Callable:
     """Return the sampler of training clips, as `config.clip` says.
 
     They come in the size they have in the video, up to that of the source.
@@ -161,28 +161,28 @@ def train_sample(config: ConfigDict) -> Callable:
     return _sample(config, height=high, width=wide, train=True, canvas=(high, wide))
 
 
-def eval_sample(config: ConfigDict) -> Callable:
+def eval_sampler(config: ConfigDict) -> Callable:
     """Return the sampler of evaluation clips, as `config.clip` says."""
     return _sample(config, height=config.clip.height, width=config.clip.width, train=False)
 
 
 def _sample(config: ConfigDict, **options) -> Callable:
     # PyAV is only needed where videos are read.
-    from videomae_jax.data.samplers import DenseSample, SparseSample
+    from videomae_jax.data.samplers import DenseSampler, SparseSampler
 
     clip = config.clip
     options |= dict(frames=clip.frames, channels=len(config.model.mean))
     if clip.sampling == "dense":
-        return DenseSample(stride=clip.stride, **options)
-    return SparseSample(**options)
+        return DenseSampler(stride=clip.stride, **options)
+    return SparseSampler(**options)
 
 
-def view_sample(config: ConfigDict, *, segments: int, crops: int):
+def view_sampler(config: ConfigDict, *, segments: int, crops: int):
     """Return the sampler of all test views of a video, for the clips of a config."""
-    from videomae_jax.data.samplers import ViewSample
+    from videomae_jax.data.samplers import ViewSampler
 
     clip = config.clip
-    return ViewSample(
+    return ViewSampler(
         frames=clip.frames,
         stride=clip.stride if clip.sampling == "dense" else None,
         height=clip.height,

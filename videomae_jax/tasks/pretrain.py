@@ -16,7 +16,7 @@ from videomae_jax.errors import UserError
 from videomae_jax.metrics import check_neighbours
 from videomae_jax.models import flops
 from videomae_jax.models.mae import VideoMAE, reconstruction_sums
-from videomae_jax.models.masking import TubeMask, draw_mask, mask_counts
+from videomae_jax.models.masking import Mask, draw_mask, mask_counts
 from videomae_jax.models.reconstruct import reconstruct
 from videomae_jax.models.tokens import patch_grid, patchify
 from videomae_jax.models.vit import Size
@@ -94,7 +94,7 @@ def build_task(config: ConfigDict) -> Task:
         cross=model.decoder_attention == "cross",
     )
 
-    def draw(key, ids) -> tuple[TubeMask, TubeMask | None]:
+    def draw(key, ids) -> tuple[Mask, Mask | None]:
         """Draw the masks of clips from their global ids: no rank or batch row matters."""
 
         def clip_keys(stream):
@@ -164,11 +164,11 @@ def build_task(config: ConfigDict) -> Task:
         eval_sums=eval_sums,
         summarize=summarize,
         pictures=pictures,
-        samples=lambda: (train_sample(config), eval_sample(config)),
+        samplers=lambda: (train_sampler(config), eval_sampler(config)),
         check_clips=lambda clips: None,
         train_flops=train_flops,
         knn=config.knn if config.knn.k else None,
-        facts={
+        summary={
             "clip": f"{clip.frames} frames, stride {clip.stride}, {clip.height} x {clip.width}, "
             f"{channels} channels; patch {' x '.join(map(str, model.patch))}; {tokens} tokens",
             "positions": positions_line(grid, model.position_grid),
@@ -184,7 +184,7 @@ def build_task(config: ConfigDict) -> Task:
     )
 
 
-def train_sample(config: ConfigDict) -> Callable:
+def train_sampler(config: ConfigDict) -> Callable:
     """Return the sampler of training clips, as `config.clip` says.
 
     On accelerators clips come in the size they have in the video, up to that of the source.
@@ -197,17 +197,17 @@ def train_sample(config: ConfigDict) -> Callable:
     return _sample(config, train=True, canvas=canvas)
 
 
-def eval_sample(config: ConfigDict) -> Callable:
+def eval_sampler(config: ConfigDict) -> Callable:
     """Return the sampler of evaluation clips, as `config.clip` says."""
     return _sample(config, train=False)
 
 
 def _sample(config: ConfigDict, **options) -> Callable:
     # PyAV is only needed where videos are read.
-    from videomae_jax.data.samplers import PretrainSample
+    from videomae_jax.data.samplers import PretrainSampler
 
     clip = config.clip
-    return PretrainSample(
+    return PretrainSampler(
         frames=clip.frames,
         stride=clip.stride,
         height=clip.height,

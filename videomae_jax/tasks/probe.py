@@ -102,10 +102,10 @@ def build_task(config: ConfigDict) -> Task:
         eval_sums=eval_sums,
         summarize=functools.partial(summarize, rates=tuple(config.rates)),
         pictures=lambda params, batch: {},
-        samples=lambda: (classify.train_sample(config), classify.eval_sample(config)),
+        samplers=lambda: (classify.train_sampler(config), classify.eval_sampler(config)),
         check_clips=lambda clips: None,
         train_flops=forward_flops,  # backward through the heads alone: next to nothing
-        facts={
+        summary={
             "clip": f"{clip.frames} frames, {clip.height} x {clip.width}, {len(model.mean)} "
             f"channels; patch {' x '.join(map(str, model.patch))}; {tokens} tokens; "
             f"{model.classes} classes",

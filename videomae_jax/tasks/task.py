@@ -30,8 +30,8 @@ class Task(NamedTuple):
     eval_sums: Callable[[Params, Batch], Sums]  # per clip, [B]; no randomness but the id's
     summarize: Callable[[Sums], dict[str, jax.Array]]  # scalar sums -> metrics, "loss" first
     pictures: Callable[[Params, Batch], dict[str, np.ndarray]]  # uint8 [h, w, 3] each
-    samples: Callable[[], tuple[Callable, Callable]]  # what a clip takes of a video: train, eval
+    samplers: Callable[[], tuple[Callable, Callable]]  # what a clip takes of a video: train, eval
     check_clips: Callable[[int], None]  # UserError unless a device can train on so many at once
     train_flops: float  # of one clip, forward and backward
-    facts: dict[str, str]  # lines of the start banner
+    summary: dict[str, str]  # lines of the start banner
     knn: ConfigDict | None = None  # `config.knn`, if features are scored at each evaluation

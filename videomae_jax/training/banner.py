@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from videomae_jax.data.videos import Videos
 from videomae_jax.devices.host_memory import device_bytes, size_text, tree_bytes
 from videomae_jax.devices.sharding import batch_devices
-from videomae_jax.training.optim import Plan
+from videomae_jax.training.optim import Schedule
 
 
 def batch_line(config: ConfigDict, mesh: Mesh) -> str:
@@ -23,7 +23,7 @@ def batch_line(config: ConfigDict, mesh: Mesh) -> str:
     )
 
 
-def rate_line(config: ConfigDict, plan: Plan) -> str:
+def rate_line(config: ConfigDict, plan: Schedule) -> str:
     """The way from the base rate to the actual one."""
     base = config.base_lr
     product = f"{base:g} x {config.batch_size} / 256 = " if base else ""
@@ -34,7 +34,7 @@ def rate_line(config: ConfigDict, plan: Plan) -> str:
     )
 
 
-def length_line(config: ConfigDict, plan: Plan, examples: int) -> str:
+def length_line(config: ConfigDict, plan: Schedule, examples: int) -> str:
     """How long the run is: in steps, in epochs and, where they are more, in views of a video."""
     epochs = plan.steps * config.batch_size / examples
     views = f", {epochs * config.repeats:,.1f} views of each" * (config.repeats > 1)
@@ -57,12 +57,12 @@ def model_line(params: Any) -> str:
     return f"{millions(params)} parameters, {millions(params['encoder'])} of them the encoder"
 
 
-def memory_line(compiled: jax.stages.Compiled, batch: Any, *, ahead: int) -> str:
+def memory_line(compiled: jax.stages.Compiled, batch: Any, *, prefetch: int) -> str:
     """What the compiled step needs on each device, and the batches in flight on the host."""
     stats = compiled.memory_analysis()
     arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
     # Being filled, those ready in tf.data, and as many on their way to the devices.
-    host = (1 + 2 * ahead) * tree_bytes(batch) / jax.process_count()
+    host = (1 + 2 * prefetch) * tree_bytes(batch) / jax.process_count()
     return (
         f"{size_text(device_bytes(stats))} per device (state and batch {size_text(arguments)}, "
         f"temporaries {size_text(temporaries)}); {size_text(host)} of batches per host"

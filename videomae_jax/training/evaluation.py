@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from videomae_jax.data.pipeline import eval_batches
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos
-from videomae_jax.devices.feed import Feed
+from videomae_jax.devices.prefetch import DevicePrefetcher
 from videomae_jax.devices.sharding import (
     batch_sharding,
     batch_share,
@@ -29,7 +29,7 @@ def evaluate(
     state: TrainState,
     *,
     videos: Videos,
-    sample: Callable,
+    sampler: Callable,
     mesh: Mesh,
     stopping: Callable[[], bool],
     knn: OnlineKnn | None,
@@ -45,7 +45,7 @@ def evaluate(
     share, shares = batch_share(mesh)
     batches = eval_batches(
         videos,
-        sample=sample,
+        sampler=sampler,
         batch_size=config.batch_size * config.repeats,
         seed=config.seed,
         bad=bad,
@@ -54,7 +54,7 @@ def evaluate(
         threads=config.data.threads or None,
     )
     totals, pictures = {}, None
-    with Feed(batches, sharding=batch_sharding(mesh)) as feed:
+    with DevicePrefetcher(batches, sharding=batch_sharding(mesh)) as feed:
         for batch in feed:
             if stopping():
                 return None

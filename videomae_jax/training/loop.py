@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 
 from videomae_jax.config import differences
 from videomae_jax.data.pipeline import clip_batches
-from videomae_jax.data.synthetic import SyntheticSample
+from videomae_jax.data.synthetic import SyntheticSampler
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.devices.distributed import Peers, say
-from videomae_jax.devices.feed import Feed
-from videomae_jax.devices.host_memory import settle_memory, tree_bytes
+from videomae_jax.devices.host_memory import tree_bytes, trim_host_memory
+from videomae_jax.devices.prefetch import DevicePrefetcher
 from videomae_jax.devices.sharding import (
     batch_devices,
     batch_sharding,
@@ -31,7 +31,7 @@ from videomae_jax.training.checkpoint import FOLDER, Checkpoints, check_space
 from videomae_jax.training.evaluation import evaluate, named_weights
 from videomae_jax.training.monitor import Monitor
 from videomae_jax.training.online_knn import OnlineKnn
-from videomae_jax.training.optim import make_optimizer, make_plan, warmup_cosine
+from videomae_jax.training.optim import make_optimizer, make_schedule, warmup_cosine
 from videomae_jax.training.signals import Watchdog, stop_signals
 from videomae_jax.training.step import jit_steps, put_params
 from videomae_jax.training.transfer import transfer_encoder
@@ -58,7 +58,7 @@ def train(
     task = kind.build_task(config)
     clips = config.batch_size * config.repeats  # of a step
     task.check_clips(clips // (batch_devices(mesh) * config.accumulation))
-    plan = make_plan(config, examples=len(train_videos))
+    plan = make_schedule(config, examples=len(train_videos))
     make_workdir(workdir)
     bad = BadVideos(
         train_videos,
@@ -105,24 +105,24 @@ def train(
                 state = put_params(state, params)
 
         # The position in the data is the step, so a resumed run meets the same batches.
-        train_sample, eval_sample = task.samples()
+        train_sampler, eval_sampler = task.samplers()
         if config.data.train == "synthetic":
-            train_sample, eval_sample = (
-                SyntheticSample(sample.shape, sized=sample.sized)
-                for sample in (train_sample, eval_sample)
+            train_sampler, eval_sampler = (
+                SyntheticSampler(sampler.shape, sized=sampler.sized)
+                for sampler in (train_sampler, eval_sampler)
             )
         knn = task.knn and OnlineKnn(
             config,
             named_weights(steps.abstract_state),
             train_videos,
             eval_videos,
-            sample=eval_sample,
+            sampler=eval_sampler,
             mesh=mesh,
         )
         share, shares = batch_share(mesh)
         batches = clip_batches(
             train_videos,
-            sample=train_sample,
+            sampler=train_sampler,
             batch_size=clips,
             repeats=config.repeats,
             seed=config.seed,
@@ -132,9 +132,9 @@ def train(
             process_index=share,
             process_count=shares,
             threads=config.data.threads or None,
-            ahead=config.data.ahead,
+            prefetch=config.data.ahead,
         )
-        feed = Feed(batches, sharding=batch_sharding(mesh), ahead=config.data.ahead)
+        feed = DevicePrefetcher(batches, sharding=batch_sharding(mesh), prefetch=config.data.ahead)
         stack.enter_context(feed)
         monitor = Monitor(
             workdir,
@@ -151,7 +151,7 @@ def train(
         def tell_peers() -> np.ndarray:
             """[2, processes]: the signal that each received, and how long it has waited."""
             watchdog.feed()
-            return peers.tell(stop.signal, feed.waited - waited_before).T
+            return peers.all_gather(stop.signal, feed.waited - waited_before).T
 
         train_step, waited_before = None, 0.0
         for step, batch in enumerate(feed, start + 1):
@@ -159,16 +159,16 @@ def train(
                 # Ahead of the first step: to tell its memory, and to keep compiling out of the
                 # rate.
                 train_step = steps.train.lower(state, batch).compile()
-                settle_memory()
+                trim_host_memory()
                 rows = {
                     "devices": banner.devices_line(mesh),
                     "model": banner.model_line(state.params),
-                    **task.facts,
+                    **task.summary,
                     "data": banner.data_line(train_videos, eval_videos),
                     "batch": banner.batch_line(config, mesh),
                     "rate": banner.rate_line(config, plan),
                     "length": banner.length_line(config, plan, len(train_videos)),
-                    "memory": banner.memory_line(train_step, batch, ahead=config.data.ahead),
+                    "memory": banner.memory_line(train_step, batch, prefetch=config.data.ahead),
                     "workdir": banner.workdir_line(
                         workdir, start, changes, init_from=config.init_from
                     ),
@@ -198,7 +198,7 @@ def train(
                         steps,
                         state,
                         videos=eval_videos,
-                        sample=eval_sample,
+                        sampler=eval_sampler,
                         mesh=mesh,
                         stopping=lambda: tell_peers()[0].any(),
                         knn=knn,

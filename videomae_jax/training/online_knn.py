@@ -18,7 +18,7 @@ from videomae_jax.tasks.task import Params
 class OnlineKnn:
     """Tells held-out videos by labelled training videos: what `videomae knn` measures.
 
-    weights: named parameter trees, or their shapes, as every call will give them. sample: of
+    weights: named parameter trees, or their shapes, as every call will give them. sampler: of
     evaluation clips. The bank is `config.knn.videos` training videos, evenly spaced.
     """
 
@@ -29,7 +29,7 @@ class OnlineKnn:
         train: Videos,
         held_out: Videos,
         *,
-        sample: Callable,
+        sampler: Callable,
         mesh: Mesh,
     ):
         network = build_network(config)
@@ -44,7 +44,7 @@ class OnlineKnn:
         self._bank, self._held_out = thin_videos(train, most=config.knn.videos), held_out
         self._step = jit_views(features, weights, mesh)
         self._options = dict(
-            sample=sample,
+            sampler=sampler,
             batch_size=config.batch_size * config.repeats,
             mesh=mesh,
             threads=config.data.threads or None,

@@ -13,7 +13,7 @@ from videomae_jax.devices.sharding import path_name
 from videomae_jax.errors import UserError
 
 
-class Plan(NamedTuple):
+class Schedule(NamedTuple):
     """How long a run is and what its learning rate does."""
 
     steps: int
@@ -23,7 +23,7 @@ class Plan(NamedTuple):
     final_lr: float
 
 
-def make_plan(config: ConfigDict, *, examples: int) -> Plan:
+def make_schedule(config: ConfigDict, *, examples: int) -> Schedule:
     """Turn epochs and base rate into steps and rate.
 
     An epoch is examples // batch_size steps. The rate is base_lr * batch_size / 256 or lr,
@@ -48,10 +48,10 @@ def make_plan(config: ConfigDict, *, examples: int) -> Plan:
             f"({'warmup_steps' if config.steps else f'warmup_epochs, {per_epoch} steps each'})"
         )
     peak = (config.lr or config.base_lr) * scale
-    return Plan(steps, warmup, per_epoch, peak, config.min_lr * scale)
+    return Schedule(steps, warmup, per_epoch, peak, config.min_lr * scale)
 
 
-def warmup_cosine(plan: Plan) -> optax.Schedule:
+def warmup_cosine(plan: Schedule) -> optax.Schedule:
     """Return step -> rate, float32: linear from 0 to the peak inclusive, then a half cosine.
 
     The first cosine step repeats the peak, and the floor is approached but not reached:

@@ -13,8 +13,8 @@ import numpy as np
 POLL = 0.1
 
 
-class Feed:
-    """Iterates over batches of global arrays, and keeps `ahead` of them on the devices.
+class DevicePrefetcher:
+    """Iterates over batches of global arrays, and keeps `prefetch` of them on the devices.
 
     `batches` yields dicts of host arrays, the rows of this process; every leaf is put
     with `sharding`, that of the batch axis. A thread reads and puts; its exceptions
@@ -28,19 +28,19 @@ class Feed:
         batches: Iterator[dict[str, np.ndarray]],
         *,
         sharding: jax.sharding.NamedSharding,
-        ahead: int = 2,
+        prefetch: int = 2,
     ):
         self.waited = 0.0
-        self._ready: queue.Queue = queue.Queue(maxsize=ahead)
+        self._ready: queue.Queue = queue.Queue(maxsize=prefetch)
         self._unwanted = threading.Event()
-        # The thread must not hold the Feed itself, or a forgotten one would live on.
+        # The thread must not hold the DevicePrefetcher itself, or a forgotten one would live on.
         weakref.finalize(self, self._unwanted.set)
         self._thread = threading.Thread(
             target=_fill, args=(batches, sharding, self._ready, self._unwanted), name="feed"
         )
         self._thread.start()
 
-    def __iter__(self) -> "Feed":
+    def __iter__(self) -> "DevicePrefetcher":
         return self
 
     def __next__(self) -> dict[str, jax.Array]:
@@ -59,7 +59,7 @@ class Feed:
         self._unwanted.set()
         self._thread.join()
 
-    def __enter__(self) -> "Feed":
+    def __enter__(self) -> "DevicePrefetcher":
         return self
 
     def __exit__(self, *_) -> None:
@@ -70,7 +70,7 @@ def _fill(batches, sharding, ready: queue.Queue, unwanted: threading.Event) -> N
     """Put batches and, last, (None, the exception or None) until nobody wants them."""
 
     def put(item) -> bool:
-        # The interpreter joins this thread at exit, before it would drop the Feed.
+        # The interpreter joins this thread at exit, before it would drop the DevicePrefetcher.
         while not unwanted.is_set() and threading.main_thread().is_alive():
             try:
                 ready.put(item, timeout=POLL)
