@@ -13,7 +13,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from videomae_jax.config import parse_choices
+from videomae_jax.config import feed_keys, machine_keys, parse_choices
 from videomae_jax.errors import UserError
 from videomae_jax.models.vit import SIZES
 
@@ -53,14 +53,14 @@ E800 = {
 
 
 def get_config(arguments: str = "b,k400") -> ConfigDict:
-    """Return the recipe for "SIZE,DATA" or "SIZE,DATA,START", with every key there is."""
+    """Return the recipe for "SIZE,DATA" or "SIZE,DATA,START", with every key."""
     size, data, start = parse_choices(
         arguments, size=("b", "s", "l", "h", "tiny"), data=tuple(DATA), start=("full", "e800")
     )
     if start == "e800" and (size, data) not in E800:
         raise UserError(f"start 'e800' has no recipe for {size},{data}: use b,k400 or b,ssv2")
     model = SIZES[size]
-    the = dict(
+    values = dict(
         batch_size=384,
         repeats=2,
         base_lr=5e-4,
@@ -74,8 +74,8 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
         views="5x3",
         holdout=0.0,
     )
-    the |= DATA[data] | SIZE.get((size, data), {})
-    the |= E800[size, data] if start == "e800" else {}
+    values |= DATA[data] | SIZE.get((size, data), {})
+    values |= E800[size, data] if start == "e800" else {}
 
     return ConfigDict(
         dict(
@@ -93,8 +93,8 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             ),
             clip=dict(
                 frames=16,
-                sampling=the["sampling"],  # dense: a window of the video; sparse: all of it
-                stride=the["stride"],  # of dense clips
+                sampling=values["sampling"],  # dense: a window of the video; sparse: all of it
+                stride=values["stride"],  # of dense clips
                 height=224,
                 width=224,
                 # Of training clips at most, on their way to the device, where they are cropped.
@@ -106,7 +106,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 magnitude=7.0,  # of 10
                 deviation=0.5,  # of the magnitude
                 min_area=0.08,  # of random crops, a share of the picture
-                flip=the["flip"],  # left and right; not where direction is the class
+                flip=values["flip"],  # left and right; not where direction is the class
                 erase=0.25,  # chance of random erasing
                 mixup=0.8,  # of the Beta distribution of shares; 0 for none
                 cutmix=1.0,
@@ -116,32 +116,28 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 group=4,
             ),
             label_smoothing=0.1,
-            drop_path=the["drop_path"],  # of the last block; falls to 0 at the first
-            head_dropout=the["head_dropout"],
-            layer_decay=the["layer_decay"],  # of the rate, from each block to the one below
+            drop_path=values["drop_path"],  # of the last block; falls to 0 at the first
+            head_dropout=values["head_dropout"],
+            layer_decay=values["layer_decay"],  # of the rate, from each block to the one below
             ema_decay=0.0,  # of a moving average of the weights, evaluated too; 0 keeps none
             data=dict(
                 train="",  # manifest, folder, packed records, tfds:NAME[@SPLIT] or synthetic
                 eval="",  # likewise, or "" for a share `holdout` of train
-                holdout=the["holdout"],
-                max_bad_share=0.05,  # end the run when more of the videos cannot be read
-                decoder="pyav",  # or torchcodec, decord, where installed; the frames are the same
-                threads=0,  # decoders; 0 takes one per core
-                ahead=2,  # batches kept ready on the host, and as many on the devices
-                memory_gb=0.0,  # of decoded videos kept in main memory; 0 decodes for each clip
+                holdout=values["holdout"],
+                **feed_keys(),
                 class_names=(),  # of labels 0, 1, ...; () takes those of train
             ),
-            views=the["views"],  # clips x crops of a test video
-            batch_size=the["batch_size"],  # videos per optimizer step, over all devices
-            repeats=the["repeats"],  # clips of each video in a step, from one decode
+            views=values["views"],  # clips x crops of a test video
+            batch_size=values["batch_size"],  # videos per optimizer step, over all devices
+            repeats=values["repeats"],  # clips of each video in a step, from one decode
             accumulation=1,  # parts a step's batch is computed in, one after the other
-            epochs=the["epochs"],
+            epochs=values["epochs"],
             warmup_epochs=5,
             steps=0,  # if set, instead of epochs
             warmup_steps=0,  # with steps, instead of warmup_epochs
-            base_lr=the["base_lr"],  # the rate is base_lr * batch_size / 256 ...
+            base_lr=values["base_lr"],  # the rate is base_lr * batch_size / 256 ...
             lr=0.0,  # ... or lr as it stands; exactly one of the two is set
-            min_lr=the["min_lr"],  # where the cosine ends; scaled like the rate above it
+            min_lr=values["min_lr"],  # where the cosine ends; scaled like the rate above it
             optimizer=dict(
                 b1=0.9,
                 b2=0.999,
@@ -149,21 +145,6 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 weight_decay=0.05,
                 clip_norm=0.0,  # of the global gradient; 0 does not clip
             ),
-            max_skipped_steps=10,  # non-finite steps in a row before the run gives up
-            # Devices along each axis; -1 is the rest. slices: groups that a slower network
-            # joins, which only data crosses; -1 is what the devices say.
-            mesh=dict(slices=-1, data=-1, fsdp=1, tensor=1),
-            watchdog_seconds=600,  # without a step before a process ends itself
-            heartbeat_seconds=100,  # of silence before a process counts as dead
-            run=dict(
-                dtype="auto",  # of the computation: bfloat16 on accelerators, else float32
-                attention="auto",  # xla, chunked, splash, cudnn
-                scan=False,  # loop over blocks to compile sooner; CPUs do, and TPUs with over 12
-                remat="none",  # or dots, full: recompute activations to save memory
-            ),
-            log_every=20,
-            eval_every=1000,
-            save_every=500,
-            keep_checkpoints=3,
+            **machine_keys(),
         )
     )

@@ -13,7 +13,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from videomae_jax.config import parse_choices
+from videomae_jax.config import feed_keys, machine_keys, parse_choices
 from videomae_jax.models.vit import SIZES
 
 DATA = {
@@ -42,12 +42,12 @@ V2_SIZE = {
 
 
 def get_config(arguments: str = "b,k400") -> ConfigDict:
-    """Return the recipe for "SIZE,DATA" or "SIZE,DATA,RECIPE", with every key there is."""
+    """Return the recipe for "SIZE,DATA" or "SIZE,DATA,RECIPE", with every key."""
     size, data, recipe = parse_choices(
         arguments, size=tuple(SIZES), data=tuple(DATA), recipe=("v1", "v2", "cross")
     )
     model = SIZES[size]
-    the = dict(
+    values = dict(
         batch_size=1024,
         repeats=1,
         base_lr=1.5e-4,
@@ -61,9 +61,9 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
         decoder_depth=model.decoder.depth,
         decoder_attention="cross" if recipe == "cross" else "self",
     )
-    the |= DATA[data]
-    the |= K400_SIZE.get(size, {}) if data == "k400" else {}
-    the |= V2 | V2_SIZE.get(size, {}) if recipe == "v2" else {}
+    values |= DATA[data]
+    values |= K400_SIZE.get(size, {}) if data == "k400" else {}
+    values |= V2 | V2_SIZE.get(size, {}) if recipe == "v2" else {}
 
     return ConfigDict(
         dict(
@@ -75,13 +75,13 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             model=dict(
                 encoder=dataclasses.asdict(model.encoder),
                 decoder=dict(
-                    width=the["decoder_width"],
-                    depth=the["decoder_depth"],
-                    heads=the["decoder_heads"],
-                    mlp_width=4 * the["decoder_width"],
+                    width=values["decoder_width"],
+                    depth=values["decoder_depth"],
+                    heads=values["decoder_heads"],
+                    mlp_width=4 * values["decoder_width"],
                 ),
                 # Or cross: predicted tokens attend to the visible alone.
-                decoder_attention=the["decoder_attention"],
+                decoder_attention=values["decoder_attention"],
                 patch=(2, model.patch, model.patch),
                 mean=(0.485, 0.456, 0.406),  # of ImageNet; one number per channel
                 std=(0.229, 0.224, 0.225),
@@ -89,7 +89,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             ),
             clip=dict(
                 frames=16,
-                stride=the["stride"],
+                stride=values["stride"],
                 height=224,
                 width=224,
                 # Of training clips at most, on their way to an accelerator that resizes them.
@@ -98,8 +98,8 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             ),
             mask=dict(
                 kind="tube",  # or random, frame, running_cell
-                ratio=the["mask_ratio"],
-                decoder_ratio=the["decoder_ratio"],  # share the decoder skips; 0 skips none
+                ratio=values["mask_ratio"],
+                decoder_ratio=values["decoder_ratio"],  # share the decoder skips; 0 skips none
             ),
             normalized_targets=True,
             # At each evaluation, with labelled videos: held-out ones told by their neighbours.
@@ -112,22 +112,18 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             data=dict(
                 train="",  # manifest, folder, packed records, tfds:NAME[@SPLIT] or synthetic
                 eval="",  # likewise, or "" for a share `holdout` of train
-                holdout=the["holdout"],
-                max_bad_share=0.05,  # end the run when more of the videos cannot be read
-                decoder="pyav",  # or torchcodec, decord, where installed; the frames are the same
-                threads=0,  # decoders; 0 takes one per core
-                ahead=2,  # batches kept ready on the host, and as many on the devices
-                memory_gb=0.0,  # of decoded videos kept in main memory; 0 decodes for each clip
+                holdout=values["holdout"],
+                **feed_keys(),
             ),
-            batch_size=the["batch_size"],  # videos per optimizer step, over all devices
+            batch_size=values["batch_size"],  # videos per optimizer step, over all devices
             # Clips of each video in a step, from one decode; the rate and epochs ignore them.
-            repeats=the["repeats"],
+            repeats=values["repeats"],
             accumulation=1,  # parts a step's batch is computed in, one after the other
-            epochs=the["epochs"],
+            epochs=values["epochs"],
             warmup_epochs=40,
             steps=0,  # if set, instead of epochs
             warmup_steps=0,  # with steps, instead of warmup_epochs
-            base_lr=the["base_lr"],  # the rate is base_lr * batch_size / 256 ...
+            base_lr=values["base_lr"],  # the rate is base_lr * batch_size / 256 ...
             lr=0.0,  # ... or lr as it stands; exactly one of the two is set
             min_lr=1e-5,  # where the cosine ends; scaled like the rate above it
             optimizer=dict(
@@ -135,23 +131,8 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 b2=0.95,
                 eps=1e-8,
                 weight_decay=0.05,
-                clip_norm=the["clip_norm"],  # of the global gradient; 0 does not clip
+                clip_norm=values["clip_norm"],  # of the global gradient; 0 does not clip
             ),
-            max_skipped_steps=10,  # non-finite steps in a row before the run gives up
-            # Devices along each axis; -1 is the rest. slices: groups that a slower network
-            # joins, which only data crosses; -1 is what the devices say.
-            mesh=dict(slices=-1, data=-1, fsdp=1, tensor=1),
-            watchdog_seconds=600,  # without a step before a process ends itself
-            heartbeat_seconds=100,  # of silence before a process counts as dead
-            run=dict(
-                dtype="auto",  # of the computation: bfloat16 on accelerators, else float32
-                attention="auto",  # xla, chunked, splash, cudnn
-                scan=False,  # loop over blocks to compile sooner; CPUs do, and TPUs with over 12
-                remat="none",  # or dots, full: recompute activations to save memory
-            ),
-            log_every=20,
-            eval_every=1000,
-            save_every=500,
-            keep_checkpoints=3,
+            **machine_keys(),
         )
     )

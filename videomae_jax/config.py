@@ -151,6 +151,39 @@ def check_limits(config: ConfigDict) -> None:
         raise UserError(f"min_lr {leaves['min_lr']:g} is above the rate: use 0 to {rate:g}")
 
 
+def machine_keys() -> dict[str, Any]:
+    """Return the top-level keys that depend on the machine and not on the recipe."""
+    return dict(
+        max_skipped_steps=10,  # non-finite steps in a row before the run gives up
+        # Devices along each axis; -1 is the rest. slices: groups that a slower network
+        # joins, which only data crosses; -1 is what the devices say.
+        mesh=dict(slices=-1, data=-1, fsdp=1, tensor=1),
+        watchdog_seconds=600,  # without a step before a process ends itself
+        heartbeat_seconds=100,  # of silence before a process counts as dead
+        run=dict(
+            dtype="auto",  # of the computation: bfloat16 on accelerators, else float32
+            attention="auto",  # xla, chunked, splash, cudnn
+            scan=False,  # loop over blocks to compile sooner; CPUs do, and TPUs with over 12
+            remat="none",  # or dots, full: recompute activations to save memory
+        ),
+        log_every=20,
+        eval_every=1000,
+        save_every=500,
+        keep_checkpoints=3,
+    )
+
+
+def feed_keys() -> dict[str, Any]:
+    """Return the keys under `data` that depend on the machine and not on the data set."""
+    return dict(
+        max_bad_share=0.05,  # end the run when more of the videos cannot be read
+        decoder="pyav",  # or torchcodec, decord, where installed; the frames are the same
+        threads=0,  # decoders; 0 takes one per core
+        ahead=2,  # batches kept ready on the host, and as many on the devices
+        memory_gb=0.0,  # of decoded videos kept in main memory; 0 decodes for each clip
+    )
+
+
 def parse_views(text: str) -> tuple[int, int]:
     """Read "5x3", clips x crops, as (5, 3)."""
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
