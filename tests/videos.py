@@ -78,16 +78,45 @@ def write_sound(path) -> str:
     return str(path)
 
 
+TURNS = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
+
+
 def turn(path, *, degrees: int) -> str:
     """Set the display matrix of an mp4 file to a clockwise turn, and return the path."""
-    matrices = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
-    a, b, c, d = matrices[degrees]
+    return set_display_matrix(path, *TURNS[degrees])
+
+
+def set_display_matrix(path, a: int, b: int, c: int, d: int) -> str:
+    """Set the display matrix of an mp4 file, (x, y) -> (ax + cy, bx + dy); return the path."""
     fixed = [a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30]
     data = bytearray(Path(path).read_bytes())
     # A version 0 track header has its matrix 40 bytes after the four letters and
     # the version: 4 + 4 + 4 + 4 + 4 + 4 + 8 + 2 + 2 + 2 + 2.
     start = data.index(b"tkhd") + 4 + 40
     data[start : start + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in fixed)
+    Path(path).write_bytes(data)
+    return str(path)
+
+
+def set_edit_list(path, *edits: tuple[int, int]) -> str:
+    """Replace the edit list of an mp4 file that has none, and return the path.
+
+    edits: (duration, start) in units of the movie and of the media; a start of -1 is a pause.
+    """
+    data = bytearray(Path(path).read_bytes())
+    rows = b"".join(
+        duration.to_bytes(4, "big") + start.to_bytes(4, "big", signed=True) + b"\0\1\0\0"
+        for duration, start in edits
+    )
+    elst = b"elst" + bytes(4) + len(edits).to_bytes(4, "big") + rows
+    elst = (len(elst) + 4).to_bytes(4, "big") + elst
+    edts = (len(elst) + 8).to_bytes(4, "big") + b"edts" + elst
+    end = data.index(b"mdia") - 4  # the edit list comes before it in its track
+    data[end:end] = edts
+    for name in (b"moov", b"trak"):  # which have grown; mdat is before them
+        at = data.index(name) - 4
+        size = int.from_bytes(data[at : at + 4], "big") + len(edts)
+        data[at : at + 4] = size.to_bytes(4, "big")
     Path(path).write_bytes(data)
     return str(path)
 

@@ -3,12 +3,22 @@
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
-from videos import number, turn, write_broken, write_video
+from av.stream import Disposition
+from videos import (
+    number,
+    numbered,
+    set_display_matrix,
+    set_edit_list,
+    turn,
+    write_broken,
+    write_video,
+)
 
 from videomae_jax.data import decode, decoders
-from videomae_jax.data.decode import UnreadableVideo, read_clip
+from videomae_jax.data.decode import UnreadableVideo, read_clip, read_facts
 from videomae_jax.errors import UserError
 
 COUNT = 40
@@ -127,6 +137,131 @@ def test_rotation_flags_turn_the_picture_upright(tmp_path, degrees, decoder):
     plain = read_clip(path, np.arange)
     turned = read_clip(turn(path, degrees=degrees), np.arange, decoder=decoder)
     assert (turned == np.rot90(plain, k=-degrees // 90, axes=(1, 2))).all()
+
+
+# What `ffmpeg -i FILE` shows under each of the matrices that mirror.
+MIRRORED = {
+    "horizontal flip": ((-1, 0, 0, 1), lambda x: x[:, ::-1]),
+    "vertical flip": ((1, 0, 0, -1), lambda x: x[::-1]),
+    "transpose": ((0, 1, 1, 0), lambda x: x.swapaxes(0, 1)),
+    "antitranspose": ((0, -1, -1, 0), lambda x: x.swapaxes(0, 1)[::-1, ::-1]),
+}
+
+
+@pytest.mark.parametrize("name", MIRRORED)
+def test_mirrored_pictures_are_shown_as_ffmpeg_shows_them(tmp_path, name, decoder):
+    matrix, mirror = MIRRORED[name]
+    path = write_video(tmp_path / "a.mp4", count=3, width=128, height=64)
+    plain = read_clip(path, np.arange)
+    shown = read_clip(set_display_matrix(path, *matrix), np.arange, decoder=decoder)
+    assert (shown == np.stack([mirror(picture) for picture in plain])).all()
+
+
+# One frame is 512 units of the media; the movie counts milliseconds. Frames that are shown.
+EDITS = {
+    "cut within a group": ([(500, 10 * 512)], range(10, 25)),
+    "pause first": ([(1000, -1), (400, 6 * 512)], range(6, 18)),
+    "two pieces": ([(200, 2 * 512), (300, 24 * 512)], [*range(2, 8), *range(24, 33)]),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize("gop", [250, 12])
+def test_an_edit_list_hides_frames_that_others_need(tmp_path, name, gop, decoder):
+    """As cutting by stream copy does: the cut rarely falls on a key frame."""
+    edits, shown = EDITS[name]
+    path = write_video(
+        tmp_path / "a.mp4",
+        gop=gop,
+        options={"sc_threshold": "0"},
+        container_options={"use_editlist": "0", "video_track_timescale": str(30 * 512)},
+    )
+    set_edit_list(path, *edits)
+    clip = read_clip(path, np.arange, decoder=decoder)
+    assert [number(picture) for picture in clip] == list(shown)
+    last = read_clip(path, lambda count: np.array([count - 1, 3]), decoder=decoder)
+    assert [number(picture) for picture in last] == [shown[-1], shown[3]]
+
+
+@pytest.mark.parametrize("ending", ["mkv", "mp4"])
+def test_times_below_zero_are_times_like_others(tmp_path, ending):
+    """Matroska cannot store them: its frames have none, until the first that has one."""
+    path = write_video(
+        tmp_path / f"a.{ending}",
+        times=np.arange(40) - 20,
+        b_frames=2,
+        container_options={"avoid_negative_ts": "disabled", "movflags": "+negative_cts_offsets"}
+        if ending == "mp4"
+        else {"avoid_negative_ts": "disabled"},
+    )
+    counts = []
+    clip = read_clip(path, lambda count: counts.append(count) or np.arange(count))
+    numbers = [number(picture) for picture in clip]
+    # The ffmpeg command shows as many: an mp4 begins at zero by its edit list.
+    assert numbers == list(range(40 - counts[0], 40)) and counts[0] in (20, 40)
+
+
+def test_the_stream_is_the_one_that_ffmpeg_chooses(tmp_path):
+    """The default one, else the largest, and never a cover picture."""
+
+    def write(name, sizes, default=None):
+        with av.open(str(tmp_path / name), "w") as container:
+            streams = []
+            for place, (width, height) in enumerate(sizes):
+                stream = container.add_stream("libx264", rate=30)
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                stream.disposition = Disposition.default if place == default else 0
+                streams.append(stream)
+            for index in range(10):
+                for stream in streams:
+                    picture = numbered(index, width=stream.width, height=stream.height)
+                    frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                    container.mux(stream.encode(frame))
+            for stream in streams:
+                container.mux(stream.encode())
+        return str(tmp_path / name)
+
+    sizes = [(96, 64), (192, 128), (160, 96)]
+    largest, default = write("largest.mkv", sizes), write("default.mkv", sizes, default=2)
+    assert read_clip(largest, np.arange).shape == (10, 128, 192, 3)
+    assert read_clip(default, np.arange).shape == (10, 96, 160, 3)
+    assert read_facts(largest).choice == (
+        "stream 1, h264 192 x 128",
+        "stream 2, h264 160 x 96",
+        "stream 0, h264 96 x 64",
+    )
+    assert read_facts(write("one.mkv", sizes[:1])).choice == ()
+
+
+def test_a_rate_is_that_of_the_frames(tmp_path):
+    """An AVI of reordered frames has an empty packet for each delay, and no times."""
+    assert read_facts(write_video(tmp_path / "a.avi", b_frames=2)).rate == 30
+
+
+@pytest.mark.parametrize("ending", ["mkv", "webm", "flv"])
+def test_a_file_that_ends_early_is_shorter_than_its_container_says(tmp_path, ending):
+    codec = dict(codec="libvpx", options={"deadline": "realtime"}) if ending == "webm" else {}
+    path = write_video(tmp_path / f"a.{ending}", count=300, **codec)
+    whole = read_facts(path)
+    assert whole.frames == 300 and whole.missing < 0.1
+    data = Path(path).read_bytes()
+    half = read_facts(data[: len(data) // 2])
+    assert half.missing == pytest.approx((300 - half.frames) / 30, abs=0.1) and half.missing > 2
+
+
+def test_interlaced_pictures_are_those_of_ffmpeg(tmp_path):
+    """Lines as they come; swscale could interpolate the colours of each field by itself."""
+    flags = {"flags": "+ildct+ilme", "top": "1"}
+    path = write_video(tmp_path / "a.mpg", count=6, codec="mpeg2video", options=flags)
+    with av.open(path) as container:
+        frames = list(container.decode(video=0))
+    assert all(frame.interlaced_frame for frame in frames)
+    planes = frames[2].to_ndarray()  # yuv420p, as decoded
+    progressive = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+    progressive.color_range, progressive.colorspace = frames[2].color_range, frames[2].colorspace
+    expected = progressive.to_ndarray(format="rgb24")
+    assert (read_clip(path, lambda count: np.array([2]))[0] == expected).all()
+    assert (frames[2].to_ndarray(format="rgb24") != expected).any()
 
 
 def test_grey_covers_the_full_range_and_follows_colour(tmp_path):

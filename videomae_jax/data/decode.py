@@ -7,14 +7,16 @@ lists or open groups of pictures.
 
 import io
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 
 import av
 import av.error
 import numpy as np
+from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 
 from videomae_jax.data.decoders import CONTAINERS, open_decoder
@@ -24,6 +26,8 @@ PIXEL_FORMATS = {1: "gray", 3: "rgb24"}
 # The decoder runs on to a next key frame that is no further than this, and seeks to
 # one beyond: the break-even of intra-only files and of groups of 12.
 SEEK_FRAMES = 3
+# Containers whose duration FFmpeg estimates from what is there, as FFmpeg names them.
+ESTIMATED = ("mpegts", "mpeg", "h264", "hevc", "m4v", "ivf")
 
 
 class UnreadableVideo(ValueError):
@@ -65,14 +69,14 @@ def read_clip(
         raise UserError(f"a clip has 1 channel (grey) or 3 (RGB), not {channels}: use 3")
     decode = open_decoder(decoder)
     with _opened(source) as (container, stream):
-        timeline = _read_index(stream) if indexed else _scan(container, stream)
+        timeline = _read_index(stream) if indexed else _scan(source, container, stream)
         indices = np.asarray(choose(timeline.count))
-        if decode and channels == 3 and timeline.plain:
+        if decode and channels == 3 and timeline.plain and not _mirrored(source, container):
             clip = decode(source, indices.tolist(), timeline.count)
             if clip is not None:
                 return clip
         wanted = np.unique(indices).tolist()
-        for index, frame in _frames(container, stream, timeline, wanted):
+        for index, frame in _frames(source, container, stream, timeline, wanted):
             picture = _picture(frame, channels)
             if out is None:
                 out = np.empty((len(indices), *picture.shape), np.uint8)
@@ -97,11 +101,11 @@ def open_frames(source: str | bytes, *, channels: int = 3) -> Iterator[tuple]:
     if channels not in PIXEL_FORMATS:
         raise UserError(f"a clip has 1 channel (grey) or 3 (RGB), not {channels}: use 3")
     with _opened(source) as (container, stream):
-        timeline = _scan(container, stream)
+        timeline = _scan(source, container, stream)
 
         def read(wanted: list[int]) -> Iterator[np.ndarray]:
             size = None
-            for _, frame in _frames(container, stream, timeline, wanted):
+            for _, frame in _frames(source, container, stream, timeline, wanted):
                 picture = np.ascontiguousarray(_picture(frame, channels))
                 size = size or picture.shape[:2]
                 if picture.shape[:2] != size:
@@ -115,10 +119,12 @@ def open_frames(source: str | bytes, *, channels: int = 3) -> Iterator[tuple]:
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What a file says of itself: the exact number of frames, and frames per second.
+    """Facts about a file: the exact number of frames, frames per second, and what is odd.
 
     `steady` is False where frames are displayed for unequal times; `rate` is the mean, 0 where
-    the file gives no times. `codec` and `pixels` are FFmpeg's names.
+    the file gives no times. `codec` and `pixels` are FFmpeg's names. `missing` is how many
+    seconds the frames end before the duration that the container states, 0 where it states none.
+    `choice` names the video streams where there are several, the one that is read first.
     """
 
     frames: int
@@ -126,13 +132,16 @@ class VideoFacts:
     steady: bool
     codec: str
     pixels: str
+    missing: float = 0.0
+    choice: tuple[str, ...] = ()
 
 
 def read_facts(source: str | bytes) -> VideoFacts:
     """Read everything but the pictures. Raises UnreadableVideo as `read_clip` does."""
     with _opened(source) as (container, stream):
-        timeline = _scan(container, stream)
-        rate, steady = float(stream.average_rate or 0), True
+        streams = _video_streams(container)
+        timeline = _scan(source, container, stream)
+        rate, steady = float(_rate(stream) or 0), True
         if timeline.times and timeline.count > 1:
             gaps = np.diff(timeline.times)
             rate = float(1 / (gaps.mean() * stream.time_base))
@@ -144,7 +153,26 @@ def read_facts(source: str | bytes) -> VideoFacts:
             steady=steady,
             codec=stream.codec_context.name,
             pixels=stream.codec_context.pix_fmt or "",
+            missing=_missing_seconds(container, stream, timeline),
+            choice=tuple(map(_describe, streams)) if len(streams) > 1 else (),
         )
+
+
+def _describe(stream) -> str:
+    context = stream.codec_context
+    return f"stream {stream.index}, {context.name} {context.width} x {context.height}"
+
+
+def _missing_seconds(container, stream, timeline: "Timeline") -> float:
+    """Return the seconds between the end of the last frame and the end of the container."""
+    if not container.duration or timeline.times is None:
+        return 0.0
+    if any(name in container.format.name for name in ESTIMATED):
+        return 0.0
+    begin = (container.start_time or 0) / av.time_base
+    last = timeline.times[-1] * float(stream.time_base)
+    gap = _seconds(stream, timeline)[-1] - _seconds(stream, timeline)[-2]
+    return max(0.0, begin + container.duration / av.time_base - last - gap)
 
 
 @dataclass(frozen=True)
@@ -152,15 +180,18 @@ class Timeline:
     """The frames of a stream in the order of display.
 
     `times` are their presentation times in units of the stream, or None for a
-    stream that does not give each frame its own. `keys` are the frames, in
-    increasing order, where decoding can begin. `plain` is a stream of which
-    every decoder counts the frames alike.
+    stream that does not give each frame its own. Decoding can begin at the key frames: of
+    each, in increasing order, `key_times` is the time and `keys` the first frame that is
+    displayed from there on; an edit list may hide the key frame itself. `plain` is a stream of
+    which every decoder counts the frames alike. `start` is a time to seek for the beginning.
     """
 
     count: int
     times: list[int] | None
     keys: list[int]
+    key_times: list[int]
     plain: bool
+    start: int = 0
 
 
 @contextmanager
@@ -172,20 +203,16 @@ def _opened(source: str | bytes) -> Iterator[tuple]:
         # title in an old encoding is no fault.
         local = {"protocol_whitelist": "file"}
         with av.open(file, options=local, metadata_errors="replace") as container:
-            streams = [
-                stream
-                for stream in container.streams.video
-                if not stream.disposition & Disposition.attached_pic  # the cover of a song
-            ]
-            if not streams:
+            stream = next(iter(_video_streams(container)), None)
+            if stream is None:
                 raise UnreadableVideo("no video stream")
-            if streams[0].codec_context is None:
+            if stream.codec_context is None:
                 raise UnreadableVideo("no decoder for its codec")
             # One thread a decoder: the pipeline runs many decoders side by side.
-            streams[0].codec_context.thread_count = 1
+            stream.codec_context.thread_count = 1
             # Opened now, because some decoders read `skip_frame` only then.
-            streams[0].codec_context.open()
-            yield container, streams[0]
+            stream.codec_context.open()
+            yield container, stream
     except (av.error.FFmpegError, OSError) as error:
         lasting = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
         transient = isinstance(error, OSError) and not isinstance(error, lasting)
@@ -195,39 +222,69 @@ def _opened(source: str | bytes) -> Iterator[tuple]:
         raise UnreadableVideo(reason.lower(), transient=transient) from error
 
 
-def _scan(container, stream) -> Timeline:
+def _video_streams(container) -> list:
+    """Return the video streams, best first, as the ffmpeg command chooses.
+
+    That is the one marked as the default, then the one with the most pixels, then the first.
+    Cover pictures and thumbnails are left out. A stream without a decoder comes last.
+    """
+
+    def rank(stream) -> tuple[bool, bool, int]:
+        context = stream.codec_context
+        pixels = context.width * context.height if context else 0
+        return context is None, not stream.disposition & Disposition.default, -pixels
+
+    stills = Disposition.attached_pic | Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & stills]
+    return sorted(streams, key=rank)
+
+
+def _scan(source: str | bytes, container, stream) -> Timeline:
     """Number the frames without decoding them.
 
     All packets are read: the index of a container is exact for mp4 only and gives
     decoding times, which are not those of display once there are B-frames. For a
     300-frame clip that costs 1.6 ms of 30, the index 0.2 ms.
     """
-    times, keys, packets, leading = [], [], 0, False
+    times, keys, packets, leading, discards = [], [], 0, False, False
     for packet in _packets(container, stream):
         packets += bool(packet.size)  # the last one is empty: the end
-        if packet.size and not (packet.is_discard or packet.is_corrupt):
+        if not packet.size or packet.is_corrupt:
+            continue
+        # An edit list hides frames, but others refer to them.
+        discards |= packet.is_discard
+        if not packet.is_discard:
             times.append(packet.pts)
-            if packet.is_keyframe:
-                keys.append(packet.pts)
-            elif keys and None not in (packet.pts, keys[-1]):
-                # An open group of pictures: displayed before the key frame it follows.
-                leading |= packet.pts < keys[-1]
+        if packet.is_keyframe:
+            keys.append(packet.pts)
+        elif keys and None not in (packet.pts, keys[-1]):
+            # An open group of pictures: displayed before the key frame it follows.
+            leading |= packet.pts < keys[-1]
     expected = len(stream.index_entries) if "mp4" in container.format.name else 0
     if packets < expected:
         raise UnreadableVideo(f"truncated: {packets} of {expected} frames are there")
     # AVI has no display times: what it reports for reordered frames is made up.
     made_up = container.format.name == "avi" and stream.codec_context.has_b_frames
-    if made_up or None in times or len(set(times)) < len(times):
-        count = sum(1 for _ in _decode_all(container, stream))
-        timeline = Timeline(count=count, times=None, keys=[0], plain=False)
+    start = min([0, *(time for time in times if time is not None)])
+    if made_up or None in times or None in keys or len(set(times)) < len(times):
+        count = sum(1 for _ in _decode_all(source))
+        timeline = Timeline(count=count, times=None, keys=[0], key_times=[0], plain=False)
     else:
         # A recording may begin within a group of pictures: nothing decodes before
         # its first key frame.
         times = sorted(time for time in times if not keys or time >= min(keys))
-        ranks = {time: rank for rank, time in enumerate(times)}
-        keys = sorted(ranks[time] for time in keys) or [0]
-        plain = not leading and any(name in container.format.name for name in CONTAINERS)
-        timeline = Timeline(count=len(times), times=times, keys=keys, plain=plain)
+        # By the first frame displayed from there on; the last of several hidden key frames.
+        by_frame = {bisect_left(times, time): time for time in sorted(keys)} or {0: start}
+        by_frame.pop(len(times), None)
+        named = any(name in container.format.name for name in CONTAINERS)
+        timeline = Timeline(
+            count=len(times),
+            times=times,
+            keys=list(by_frame),
+            key_times=list(by_frame.values()),
+            plain=named and not leading and not discards,
+            start=start,
+        )
     if not timeline.count:
         raise UnreadableVideo("no frames")
     return timeline
@@ -246,6 +303,7 @@ def _read_index(stream) -> Timeline:
         count=len(entries),
         times=[entry.timestamp - entries[0].timestamp for entry in entries],
         keys=[place for place, entry in enumerate(entries) if entry.is_keyframe],
+        key_times=[e.timestamp - entries[0].timestamp for e in entries if e.is_keyframe],
         plain=True,
     )
 
@@ -253,17 +311,26 @@ def _read_index(stream) -> Timeline:
 def _seconds(stream, timeline: Timeline) -> np.ndarray:
     """When each frame appears and the last one ends, float64 [count + 1], from the first on."""
     if timeline.times is None:
-        rate = float(stream.average_rate or stream.guessed_rate or "nan")
-        return np.arange(timeline.count + 1) / rate
+        return np.arange(timeline.count + 1) / float(_rate(stream) or "nan")
     seconds = (np.array(timeline.times) - timeline.times[0]) * float(stream.time_base)
     if timeline.count > 1:
         last = np.median(np.diff(seconds))
     else:
-        last = 1 / float(stream.average_rate or stream.guessed_rate or "nan")
+        last = 1 / float(_rate(stream) or "nan")
     return np.append(seconds, seconds[-1] + last)
 
 
-def _frames(container, stream, timeline: Timeline, wanted: list[int]) -> Iterator[tuple]:
+def _rate(stream) -> Fraction | None:
+    """Return the frames per second that the stream states, None where it states none.
+
+    The guess comes first: the mean rate of an AVI with reordered frames counts its empty packets.
+    """
+    return stream.guessed_rate or stream.average_rate
+
+
+def _frames(
+    source: str | bytes, container, stream, timeline: Timeline, wanted: list[int]
+) -> Iterator[tuple]:
     """Each wanted frame, in increasing order, as (index, frame)."""
     here = None  # the frame decoded last
     decoded = iter(())
@@ -276,21 +343,21 @@ def _frames(container, stream, timeline: Timeline, wanted: list[int]) -> Iterato
             # From its key frame, else from one before: seeks in MPEG streams land late.
             for first in dict.fromkeys((key, max(key - 1, 0), 0)):
                 if frame is None:
-                    begin = timeline.times[timeline.keys[first]] if first else 0
+                    begin = timeline.key_times[first] if first else timeline.start
                     container.seek(begin, stream=stream)
                     decoded = _decode(container, stream, timeline, wanted)
                     frame = _until(decoded, timeline.times[index])
         if frame is None:
-            yield from _counted(container, stream, timeline, wanted[place:])
+            yield from _counted(source, timeline, wanted[place:])
             return
         here = index
         yield index, frame
 
 
-def _counted(container, stream, timeline: Timeline, wanted: list[int]) -> Iterator[tuple]:
+def _counted(source: str | bytes, timeline: Timeline, wanted: list[int]) -> Iterator[tuple]:
     """The same by decoding everything and counting: slow, and the last word."""
     count, chosen = 0, set(wanted)
-    for frame in _decode_all(container, stream):
+    for frame in _decode_all(source):
         if count in chosen:
             yield count, frame
         count += 1
@@ -308,12 +375,14 @@ def _packets(container, stream) -> Iterator[av.Packet]:
         return
 
 
-def _decode_all(container, stream) -> Iterator[av.VideoFrame]:
-    """Every frame, in the order of display."""
-    container.seek(0, stream=stream)
-    stream.codec_context.skip_frame = "DEFAULT"
-    for packet in _packets(container, stream):
-        yield from packet.decode()
+def _decode_all(source: str | bytes) -> Iterator[av.VideoFrame]:
+    """Every frame, in the order of display.
+
+    The file is opened again: seeking cannot find a beginning that has no time of its own.
+    """
+    with _opened(source) as (container, stream):
+        for packet in _packets(container, stream):
+            yield from packet.decode()
 
 
 def _decode(container, stream, timeline: Timeline, wanted: list[int]) -> Iterator[av.VideoFrame]:
@@ -349,6 +418,55 @@ def _picture(frame: av.VideoFrame, channels: int) -> np.ndarray:
     the same bits, and wrong by up to 246 levels on odd ones. Its own threads would
     double the time.
     """
-    picture = frame.to_ndarray(format=PIXEL_FORMATS[channels], threads=1)
-    upright = np.rot90(picture, k=round(frame.rotation / 90))
+    plain = _without_fields(frame) if frame.interlaced_frame else frame
+    picture = plain.to_ndarray(format=PIXEL_FORMATS[channels], threads=1)
+    upright = _upright(picture, _display_matrix(frame))
     return upright if upright.ndim == 3 else upright[..., None]
+
+
+def _without_fields(frame: av.VideoFrame) -> av.VideoFrame:
+    """Return a copy that is not marked as interlaced.
+
+    PyAV would interpolate the colours of each field by itself; the ffmpeg command, and the
+    decoders beside PyAV, take the lines as they come.
+    """
+    copy = av.VideoFrame(frame.width, frame.height, frame.format.name)
+    copy.color_range, copy.colorspace = frame.color_range, frame.colorspace
+    for new, old in zip(copy.planes, frame.planes, strict=True):
+        lines = np.frombuffer(old, np.uint8).reshape(-1, old.line_size)
+        padded = np.zeros((new.buffer_size // new.line_size, new.line_size), np.uint8)
+        size = min(old.line_size, new.line_size)
+        padded[:, :size] = lines[: len(padded), :size]
+        new.update(padded.tobytes())
+    return copy
+
+
+def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
+    """Return a, b, c, d of the display matrix: a point (x, y) is shown at (ax + cy, bx + dy)."""
+    data = frame.side_data.get(SideData.DISPLAYMATRIX)
+    if data is None:
+        return None
+    a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).tolist()
+    return a, b, c, d
+
+
+def _mirrored(source: str | bytes, container) -> bool:
+    """Return whether the display matrix mirrors: other decoders only turn."""
+    if "mp4" not in container.format.name:  # nor can other containers say so
+        return False
+    matrix = _display_matrix(next(_decode_all(source)))
+    if matrix is None:
+        return False
+    a, b, c, d = matrix
+    return a * d - b * c < 0
+
+
+def _upright(picture: np.ndarray, matrix: tuple[int, int, int, int] | None) -> np.ndarray:
+    """Turn and mirror [H, W, ...] as the matrix says, to the nearest right angle: a view."""
+    if matrix is None:
+        return picture
+    a, b, c, d = matrix
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        picture = picture.swapaxes(0, 1)
+        a, d = c, b
+    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

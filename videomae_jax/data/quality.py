@@ -8,6 +8,7 @@ import numpy as np
 
 from videomae_jax.data.html import bars, charts, page, sheet, table
 
+ENDS_EARLY = 1.0  # seconds that are missing, for a remark
 ROWS = 200  # of a table in the report
 
 
@@ -41,15 +42,23 @@ def leaks(surveys, count: int, look_alikes: list[tuple[int, int]]) -> dict:
 
 def remark(surveys, look_alikes: list[tuple[int, int]]) -> list[tuple[str, str, str]]:
     """Return (path, kind, remark) of what is worth a look but no reason to leave a video out."""
-    odd, uneven = [], []
+    odd, uneven, early, several = [], [], [], []
     for survey in surveys:
         if survey.width % 2 or survey.height % 2:
             odd.append((survey.path, "odd size", f"{survey.width} x {survey.height}"))
         if survey.facts and not survey.facts.steady:
             rate = f"frames for unequal times, {survey.facts.rate:.4g} per second in the mean"
             uneven.append((survey.path, "uneven frame rate", rate))
+        if survey.facts and survey.facts.missing > ENDS_EARLY:
+            text = f"{survey.facts.missing:.1f} s before the end that its container states"
+            early.append((survey.path, "ends early", text))
+        if survey.facts and survey.facts.choice:
+            read, *others = survey.facts.choice
+            several.append(
+                (survey.path, "several video streams", f"{read}; not {', '.join(others)}")
+            )
     alike = [(surveys[b].path, "look-alike", f"of {surveys[a].path}") for a, b in look_alikes]
-    return alike + odd + uneven
+    return early + several + alike + odd + uneven
 
 
 def describe(survey) -> dict:
