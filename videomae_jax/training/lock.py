@@ -1,0 +1,153 @@
+"""Keep a second run out of a work directory.
+
+The lock is a file, so it works on any shared file system. A holder that died on the same machine
+is recognized by its process id. On another machine only its heartbeat can be seen, the
+modification time of the lock, which is compared with that of a file that is written now: both
+are times of the file server, so the clocks of the machines do not matter.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from videomae_jax.errors import UserError
+
+NAME = ".lock"
+# Seconds between two heartbeats, and of silence before a holder elsewhere counts as dead.
+BEAT, SILENCE = 10.0, 60.0
+
+
+@contextmanager
+def lock_workdir(workdir: str) -> Iterator[None]:
+    """Hold the lock of a work directory inside the block.
+
+    A lock that a dead process left behind is taken over: at once on the same machine, else after
+    `SILENCE` seconds without a heartbeat. Raises UserError, naming the holder, for a live one.
+    """
+    path = Path(workdir) / NAME
+    mine = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "machine": _machine(),
+        "process": _birth(os.getpid()),
+        "token": uuid.uuid4().hex,
+    }
+    while not _create(path, mine):
+        holder = _read(path)
+        if holder is not None and not _take_over(path, holder):
+            raise UserError(
+                f"{workdir} is in use by process {holder.get('pid')} on {holder.get('host')} "
+                f"since {holder.get('started')}: use another --workdir, or end that run first"
+            )
+    ended = threading.Event()
+    beating = threading.Thread(target=_beat, args=(path, ended), name="lock", daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beating.join()
+        if (_read(path) or {}).get("token") == mine["token"]:
+            path.unlink(missing_ok=True)
+
+
+def _create(path: Path, mine: dict) -> bool:
+    """Create the lock if there is none: whole, and for one process alone."""
+    draft = path.with_name(f"{path.name}.{mine['token']}")
+    draft.write_text(json.dumps(mine))
+    try:
+        os.link(draft, path)  # fails where there is one, on network file systems too
+    except FileExistsError:
+        return False
+    finally:
+        draft.unlink(missing_ok=True)
+    return True
+
+
+def _read(path: Path) -> dict | None:
+    """Return who holds the lock, None if it is gone."""
+    try:
+        holder = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}  # damaged: only its heartbeat counts
+    return holder if isinstance(holder, dict) else {}
+
+
+def _take_over(path: Path, holder: dict) -> bool:
+    """Remove the lock if its holder is dead; return whether it is gone."""
+    if holder.get("machine") == _machine():
+        if _birth(holder["pid"]) == holder.get("process"):
+            return False
+    elif not _silent(path):
+        return False
+    # Under a name of its own, because another process may be doing the same.
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return True
+    if _read(aside) != holder:  # the other was faster, and this is its new lock
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+    aside.unlink()
+    return True
+
+
+def _silent(path: Path) -> bool:
+    """Wait for the next heartbeat; return whether there was none for `SILENCE` seconds."""
+    first = None
+    while True:
+        probe = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+        try:
+            beat = path.stat().st_mtime
+        except FileNotFoundError:
+            return True
+        first = beat if first is None else first
+        if beat != first:
+            return False
+        if now - beat >= SILENCE:
+            return True
+        time.sleep(min(1.0, BEAT / 4))
+
+
+def _beat(path: Path, ended: threading.Event) -> None:
+    while not ended.wait(BEAT):
+        with contextlib.suppress(OSError):  # a disk that fails ends the run elsewhere
+            os.utime(path)
+
+
+def _machine() -> str:
+    """Return what is the same for all processes that can see each other's ids."""
+    parts = [socket.gethostname()]
+    for name in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        with contextlib.suppress(OSError):  # Linux alone has them
+            parts.append(os.readlink(name) if name.endswith("pid") else Path(name).read_text())
+    return " ".join(part.strip() for part in parts)
+
+
+def _birth(pid: int) -> str | None:
+    """Return what tells a process from a later one of the same id, None if there is none."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    try:
+        # The 22nd field, ticks since the machine started; the 2nd may hold spaces.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return "alive"
