@@ -1,6 +1,6 @@
 """Make docs/scaling.png: what a step costs against frames, size, batch, model and devices.
 
-python docs/make_scaling.py [compiled] [measured] [modes] [pods]
+python experiments/scaling.py [compiled] [measured] [modes] [pods]
 
 Each word makes the rows of its kind that docs/scaling.json lacks, minutes each; then everything
 there is gets drawn. compiled: FLOPs in closed form, bytes and collectives of the step compiled for
@@ -24,8 +24,8 @@ from pathlib import Path
 from videomae_jax.diagnostics.step_time import Job
 from videomae_jax.diagnostics.subprocesses import Child, write_job
 
-FOLDER = Path(__file__).parent
-ROWS, PICTURE = FOLDER / "scaling.json", FOLDER / "scaling.png"
+ROOT = Path(__file__).parent.parent
+ROWS, PICTURE = ROOT / "docs/scaling.json", ROOT / "docs/scaling.png"
 BASE = {"model": "s", "frames": 16, "size": 224, "batch": 2}
 AXES = {
     "frames": (8, 16, 32, 64),
@@ -139,7 +139,7 @@ def cpu_name() -> str:
 def time_in_turns(jobs: list[Job], steps: int) -> list[tuple[list[float], dict]]:
     """Time jobs side by side, each in a process of its own: (seconds of each step, facts)."""
     command = [sys.executable, "-m", "videomae_jax.diagnostics.subprocesses"]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(FOLDER.parent)}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     with ExitStack() as stack:
         children, seconds = [], [[] for _ in jobs]
         for job in jobs:
@@ -197,7 +197,7 @@ def pods() -> None:
             command += ["--config=pretrain:b,k400", f"--json={result}"]
             command += [f"--config.batch_size={CLIPS_PER_CHIP * count}", "--config.run.scan=True"]
             command += ["--examples=240000"]
-            subprocess.run(command, check=True, cwd=FOLDER.parent)
+            subprocess.run(command, check=True, cwd=ROOT)
             keep(key, json.loads(result.read_text()))
 
 
