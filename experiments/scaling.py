@@ -108,7 +108,7 @@ def compile_rows() -> None:
         config = load_config(spec, [*overrides(point), *mesh, *more])
         devices = jax.devices()[: point["devices"]]
         step = plan.plan_step(
-            config, pretrain, devices=devices, places=dict.fromkeys(devices, 0), examples=10_000
+            config, pretrain, devices=devices, hosts=[0] * len(devices), examples=10_000
         )
         row = {
             "flops": step.flops * len(devices),
@@ -241,8 +241,8 @@ def draw_axis(axes, axis: str, rows: dict[str, dict]) -> None:
             continue
         one = found[BASE[axis]][quantity]
         points = [(value, row[quantity] / one) for value, row in found.items() if row]
-        places = [values.index(v) if axis == "model" else v for v, _ in points]
-        axes.plot(places, [cost for _, cost in points], style, label=label, markersize=6)
+        positions = [values.index(v) if axis == "model" else v for v, _ in points]
+        axes.plot(positions, [cost for _, cost in points], style, label=label, markersize=6)
     timed = {v: rows.get(name("measured", BASE | {axis: v})) for v in TIMED.get(axis, ())}
     if all(timed.values()) and timed:
         one = statistics.median(timed[BASE[axis]]["seconds"])
@@ -301,8 +301,8 @@ def draw_pods(axes, rows: dict[str, dict]) -> None:
         return
     for index, floor in enumerate(("compute", "memory", "network")):
         heights = [1e3 * rows[f"pods v5e-{count}"][f"{floor}_floor"] for count in there]
-        places = [place + 0.27 * (index - 1) for place in range(len(there))]
-        axes.bar(places, heights, 0.25, label=floor)
+        positions = [group + 0.27 * (index - 1) for group in range(len(there))]
+        axes.bar(positions, heights, 0.25, label=floor)
     axes.set_xticks(range(len(there)), [f"{count} chips" for count in there])
     axes.set_ylabel("floor of a step, ms")
     title = f"ViT-B on TPU v5e, {CLIPS_PER_CHIP} clips a chip: compiled ahead of time,\n"
