@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from videomae_jax.diagnostics.environment import describe_environment
+
 ROOT = Path(__file__).parent.parent
 SIZES = {"s": "s,k400", "b": "b,k400", "l": "l,k400", "h": "h,k400", "g": "g,k400,v2"}
 TOPOLOGIES = ("v5e-64", "v5p-128", "v6e-256", "h100-8x2")
@@ -50,7 +52,8 @@ def main() -> None:
     order = [f"{size}@{name}" for name in TOPOLOGIES for size in SIZES]
     lines = [line(key, rows[key]) for key in order if key in rows]
     missing = [key for key in order if key not in rows]
-    text = HEADER + "\n".join(lines) + "\n"
+    commits = sorted({rows[key]["commit"] for key in order if key in rows})
+    text = HEADER + "\n".join(lines) + f"\n\nCompiled at commit {', '.join(commits)}.\n"
     if missing:
         text += f"\nNot compiled yet: {', '.join(missing)}.\n"
     (ROOT / "docs/plan.md").write_text(text)
@@ -65,7 +68,7 @@ def run(size: str, topology: str) -> dict:
         command += [f"--examples={EXAMPLES}", f"--config.batch_size={BATCH}"]
         command += ["--config.run.scan=True"]
         subprocess.run(command, check=True, cwd=ROOT)
-        return json.loads(result.read_text())
+        return {"commit": describe_environment()["commit"], **json.loads(result.read_text())}
 
 
 def line(key: str, row: dict) -> str:
