@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from videomae_jax.data.decode import UnreadableVideo
 from videomae_jax.data.pipeline import clip_batches, decode_clips
+from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.storage import is_remote, read_bytes
 from videomae_jax.data.synthetic import SyntheticSampler
 from videomae_jax.data.unreadable import BadVideos
@@ -173,7 +174,7 @@ def _step_clips(config: ConfigDict, devices: int) -> int:
 
 
 def _host_rates(
-    config: ConfigDict, videos: Videos, sampler: Callable, *, threads: int, seconds: float
+    config: ConfigDict, videos: Videos, sampler: ClipSampler, *, threads: int, seconds: float
 ) -> dict[str, Rate]:
     """Time reading, decoding and cropping, each in all threads."""
     videos, repeats = replace(videos, memory=None), config.repeats
