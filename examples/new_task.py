@@ -2,8 +2,8 @@
 
 python examples/new_task.py WORKDIR [STEPS]
 
-The module is the task: it has the functions that `videomae_jax/tasks/task.py` describes. Data, sharding,
-checkpoints, resume, logging and signals are those of `videomae train`.
+The module is the task: it has the functions that `videomae_jax/tasks/task.py` describes. Data,
+sharding, checkpoints, resume, logging and signals are those of `videomae train`.
 """
 
 import functools
@@ -67,9 +67,9 @@ def build_task(config) -> Task:
         pictures=lambda params, batch: {},
         samplers=lambda: (pretrain.train_sampler(config), eval_sampler(config)),
         check_clips=lambda clips: None,
-        train_flops=finetune_flops(
-            model.encoder, tokens=math.prod(grid), values=values, classes=2
-        )[1],
+        train_flops=finetune_flops(model.encoder, tokens=math.prod(grid), values=values, classes=2)[
+            1
+        ],
         summary={"task": "forwards or backwards"},
     )
 

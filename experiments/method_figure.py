@@ -20,7 +20,7 @@ from videomae_jax.models.masking import draw_mask
 from videomae_jax.models.reconstruct import reconstruct
 from videomae_jax.models.tokens import patch_grid
 
-VIDEO = "data/mocap_studio/val/cartwheel/cartwheel_003.mp4"
+VIDEO = "data/mocap_studio/train/cartwheel/cartwheel_002.mp4"
 INK, BLUE, ORANGE = "#22303c", "#2f6db3", "#d9822b"
 SHOWN = 4  # frames of a stack
 STEP = 0.16  # from one frame of a stack to the next, in widths of a frame
@@ -99,7 +99,7 @@ def main(workdir: str, out: str) -> None:
         (starts[2] + 0.5, "tube mask", "same in every frame"),
         (starts[3] + 0.5, "sees 10 %", "the visible"),
         (starts[4] + 0.5, "predicts", "the hidden"),
-        (starts[5] + 0.5, "reconstruction", note),
+        (starts[5] + 0.5, "reconstruction", "all of the clip"),
     )
     for x, title, note in labels:
         ax.text(x, -0.12, title, ha="center", va="top", fontsize=19, fontweight="bold", color=INK)
