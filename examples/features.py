@@ -13,11 +13,7 @@ import videomae_jax as vm
 
 def video_features(model: vm.Model, paths: list[Path]) -> np.ndarray:
     """Return one unit vector per video, float32 [videos, D], of its middle clip."""
-    clip = model.config.clip
-    rows = []
-    for path in paths:
-        frames = vm.read_clip(path, frames=clip.frames, stride=clip.stride, size=clip.height)
-        rows.append(np.asarray(model.features(frames[None]))[0])
+    rows = [np.asarray(model.features(model.read_clip(path)))[0] for path in paths]
     # Features of one model point in similar directions: without their mean, cosines differ more.
     centred = np.stack(rows) - np.mean(rows, axis=0)
     return centred / np.linalg.norm(centred, axis=1, keepdims=True)
