@@ -55,7 +55,7 @@ def network(ax, x: float, heights: tuple[float, float], name: str, color: str) -
         (x + width, middle - right / 2),
     ]
     ax.add_patch(Polygon(corners, facecolor=color, edgecolor=INK, lw=1.2, joinstyle="round"))
-    style = dict(color="white", ha="center", va="center", fontsize=18, fontweight="bold")
+    style = dict(color="white", ha="center", va="center", fontsize=16, fontweight="bold")
     ax.text(x + width / 2, middle, name, **style)
 
 
@@ -98,8 +98,8 @@ def main(workdir: str, out: str) -> None:
         (starts[0] + 0.5, "clip", f"{frames} frames"),
         (starts[1] + 0.5, "tubelets", f"{patch[0]} x {patch[1]} x {patch[2]} pixels"),
         (starts[2] + 0.5, "tube mask", "same in every frame"),
-        (starts[3] + 0.5, "sees 10 %", "of the tubes (here 50 %)"),
-        (starts[4] + 0.5, "predicts", "the hidden pixels"),
+        (starts[3] + 0.5, "sees 10 %", "here 50 %"),
+        (starts[4] + 0.5, "predicts", "hidden pixels"),
         (starts[5] + 0.5, "reconstruction", "of a held-out clip"),
     )
     for x, title, note in labels:

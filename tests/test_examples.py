@@ -5,6 +5,7 @@ import shutil
 import sys
 
 import numpy as np
+import pytest
 from runs import CLIPS, ROOT
 
 from videomae_jax.training.monitor import read_metrics
@@ -35,8 +36,9 @@ def test_own_loop_learns():
     assert np.mean(losses[-5:]) < losses[0]
 
 
+@pytest.mark.slow
 def test_new_task_trains_and_evaluates(tmp_path):
     example("new_task").main(str(tmp_path), 5)
     rows = read_metrics(str(tmp_path))
     assert any("loss" in row for row in rows)
-    assert any("eval_top1" in row or "eval/top1" in row for row in rows), rows[-1]
+    assert any("eval_top1" in row or "eval/top1" in row for row in rows)
