@@ -99,9 +99,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             mask=dict(
                 kind="tube",  # or random, frame, running_cell
                 ratio=values["mask_ratio"],
-                decoder_ratio=values[
-                    "decoder_ratio"
-                ],  # fraction that the decoder skips; 0 skips none
+                decoder_ratio=values["decoder_ratio"],  # fraction the decoder skips
             ),
             normalized_targets=True,
             # kNN top-1 of labelled held-out videos, at each evaluation.
