@@ -1,4 +1,4 @@
-"""How good predictions are: accuracies with their uncertainty, per class and in all."""
+"""Accuracies with confidence intervals, confusion matrices and nearest neighbours."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ from videomae_jax.errors import UserError
 
 
 class Proportion(NamedTuple):
-    """A share of `count` examples with its 95 % interval, all 0 to 1."""
+    """A fraction of `count` examples with its 95 % interval, all 0 to 1."""
 
     value: float
     low: float
@@ -59,7 +59,7 @@ def neighbour_votes(
     ks: tuple[int, ...],
     temperature: float = TEMPERATURE,
 ) -> dict[int, np.ndarray]:
-    """Return for each k the classes' shares of the votes, float32 [q, classes].
+    """Return for each k the fraction of the votes of each class, float32 [q, classes].
 
     bank, queries: features [n, D] and [q, D]. labels: int32 [n], of the bank. The k most
     similar by cosine vote with exp(similarity / temperature); of equals the earlier one. The

@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 
-EXIT_STOPPED = 42  # saved and ready to go on: what XPK and Slurm scripts restart on
+from videomae_jax.commands.options import EXIT_STOPPED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

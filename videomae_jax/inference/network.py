@@ -1,4 +1,4 @@
-"""What a trained model is used for. The mask is an input, so nothing random happens here."""
+"""Inference with a trained model. The mask is an input, so nothing is random."""
 
 from collections.abc import Callable
 from types import ModuleType
@@ -6,6 +6,7 @@ from types import ModuleType
 import jax
 from ml_collections import ConfigDict
 
+from videomae_jax.errors import UserError
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import Encoder, VideoMAE, reconstruction_sums
 from videomae_jax.models.masking import mask_from_bool
@@ -25,6 +26,17 @@ def build_network(config: ConfigDict, *, dtype: str = "auto", attention: str = "
     config = config.copy_and_resolve_references()
     config.run.update(dtype=dtype, attention=attention, remat="none")
     return _task(config).build_model(config)
+
+
+def check_classifier(config: ConfigDict, source: str) -> None:
+    """Raise UserError for a model without classes; `source` is its name in the message."""
+    if config.task != "classify":
+        raise UserError(f"{source} was trained to {config.task}, it knows no classes: fine-tune it")
+
+
+def class_names(config: ConfigDict) -> tuple[str, ...]:
+    """Return the names of the classes of a classifier, "0", "1", ... if it has none."""
+    return tuple(config.data.class_names) or tuple(map(str, range(config.model.classes)))
 
 
 def untrained_params(config: ConfigDict) -> Params:
