@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-size",
         type=int,
         metavar="N",
-        help="side of the image (default: as SRC says, or 224)",
+        help="image side (default: as SRC says, or 224)",
     )
     parser.add_argument(
         "--inflate",

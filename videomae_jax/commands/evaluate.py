@@ -14,6 +14,7 @@ examples:
 
 import argparse
 import sys
+from dataclasses import asdict
 
 from videomae_jax.commands import options
 
@@ -73,8 +74,8 @@ def main(args: argparse.Namespace) -> None:
         if score.top1 is not None:
             print(f"  {score.name:{width}}  {score.top1:7.1%} of {score.videos}")
     result = {
-        "top1": found.top1._asdict(),
-        "top5": found.top5._asdict(),
+        "top1": asdict(found.top1),
+        "top5": asdict(found.top5),
         "protocol": found.protocol,
         "checkpoint": args.checkpoint,
         "classes": [

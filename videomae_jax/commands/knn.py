@@ -8,6 +8,7 @@ examples:
 """
 
 import argparse
+from dataclasses import asdict
 
 from videomae_jax.commands import options
 
@@ -75,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
     for note in found.notes:
         print(note)
     result = {
-        "top1": {str(k): accuracy._asdict() for k, accuracy in found.top1.items()},
+        "top1": {str(k): asdict(accuracy) for k, accuracy in found.top1.items()},
         "protocol": protocol,
         "checkpoint": args.checkpoint,
         "unreadable": found.unreadable,

@@ -104,7 +104,7 @@ def extract(
     sampler = WindowSampler(
         frames=frames, stride=stride, hop=hop, channels=len(network.mean), **size
     )
-    facts = {
+    facts: dict[str, str | int | float] = {
         "model": fingerprint([params, config.model.to_json()]),
         "videos": fingerprint(list(videos.paths)),
         "pool": pool,

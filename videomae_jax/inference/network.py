@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import cast
 
 import jax
 from ml_collections import ConfigDict
@@ -52,14 +53,14 @@ def clip_sampler(config: ConfigDict) -> Callable:
 
 
 def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax.Array]:
-    """Return what a model makes of uint8 [B, F, H, W, C], all float32.
+    """Return the tokens, features and logits of uint8 [B, F, H, W, C], all float32.
 
-    "tokens" [B, N, D], all patches visible: after the encoder's final norm, where it has one.
+    "tokens" [B, N, D], no patch masked: after the encoder's final norm, if it has one.
     "steps" [B, T, D]: the mean token of each time step.
     "features" [B, D]: the mean token, of a classifier normed as its head sees it. "logits"
     [B, classes]: of a classifier only. Under `jit`, what is not used is not computed.
     """
-    grid = patch_grid(tuple(video.shape[1:4]), network.patch)
+    grid = patch_grid(clip_size(video), network.patch)
     patches = patchify(video, network.patch)
     if isinstance(network, VideoClassifier):
 
@@ -73,15 +74,23 @@ def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax
                 "logits": classifier.head(features),
             }
 
-        return network.apply({"params": params}, method=classify_tokens)
+        found = network.apply({"params": params}, method=classify_tokens)
+        return cast(dict[str, jax.Array], found)
 
     # A transformers model made to be pooled has no final norm.
     encoder = Encoder(network.encoder, network.run, final_norm="norm" in params["encoder"])
     pixels = normalize_pixels(patches, network.mean, network.std)
     places = positions(grid, network.encoder.width, source=network.position_grid)[None]
-    tokens = encoder.apply({"params": params["encoder"]}, pixels, places).astype("float32")
+    tokens = cast(jax.Array, encoder.apply({"params": params["encoder"]}, pixels, places))
+    tokens = tokens.astype("float32")
     steps = step_means(tokens, grid)
     return {"tokens": tokens, "steps": steps, "features": tokens.mean(axis=1)}
+
+
+def clip_size(video: jax.Array) -> Triple:
+    """Return (F, H, W) of a video [B, F, H, W, C]."""
+    _, frames, height, width, _ = video.shape
+    return frames, height, width
 
 
 def step_means(tokens: jax.Array, grid: Triple) -> jax.Array:
@@ -103,10 +112,10 @@ def predict(
     masked: how many each row of `hidden` hides, M. normalized: the targets are, per patch.
     Returns the prediction, float32 [B, T, M, P], and the loss, a float32 scalar.
     """
-    grid = patch_grid(tuple(video.shape[1:4]), network.patch)
+    grid = patch_grid(clip_size(video), network.patch)
     patches = patchify(video, network.patch)
     mask = mask_from_bool(hidden, masked=masked)
-    prediction = network.apply({"params": params}, patches, mask, grid)
+    prediction = cast(jax.Array, network.apply({"params": params}, patches, mask, grid))
     sums = reconstruction_sums(
         prediction, patches, mask, channels=len(network.mean), normalized=normalized
     )

@@ -61,7 +61,7 @@ class Parts:
         }
         columns["position"] = np.array(self.position)
         file = self.folder / f"{len(self._files()):06d}.npz"
-        self._write(file, lambda out: np.savez(out, **columns))
+        self._write(file, lambda out: np.savez(out, allow_pickle=False, **columns))
         self._waiting, self._written = [], time.monotonic()
 
     def read(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
