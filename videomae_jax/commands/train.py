@@ -1,9 +1,15 @@
-"""Train a model, or go on training it.
+"""Train a model, or resume its training.
 
-The config names a recipe; --config.KEY=VALUE changes any part of it. A run continues from
-the newest checkpoint in --workdir. Ctrl-C and SIGTERM save and exit with 42. Processes that
-train together are started with the same command; Slurm, TPU pods, Kubernetes and Open MPI tell
-each its place, elsewhere --coordinator, --processes and --process-id do.
+The config names a recipe; --config.KEY=VALUE changes any part of it. A run resumes from the
+newest checkpoint in --workdir. Ctrl-C and SIGTERM save and exit with code 42.
+
+Processes that train together are started with the same command. Slurm, TPU pods, Kubernetes and
+Open MPI set rank and world size automatically; otherwise pass --coordinator, --processes and
+--process-id.
+
+examples:
+  videomae train --config=demo --workdir=runs/demo
+  videomae train --config=pretrain:b,k400 --workdir=runs/b --config.data.train=train.csv
 """
 
 import argparse
@@ -15,7 +21,10 @@ from videomae_jax.commands.options import EXIT_STOPPED
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", required=True, metavar="FILE[:ARGS]", help="e.g. pretrain:b,k400"
+        "--config",
+        required=True,
+        metavar="CONFIG",
+        help="NAME[:ARGS] or FILE.py[:ARGS], e.g. pretrain:b,k400",
     )
     parser.add_argument("--workdir", required=True, help="checkpoints and logs; made if missing")
     parser.add_argument(
@@ -29,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         default=os.environ.get("JAX_NUM_PROCESSES"),
-        help="all that train together, 1 looks for no others; or $JAX_NUM_PROCESSES",
+        help="number of processes, 1 skips cluster detection; or $JAX_NUM_PROCESSES",
     )
     parser.add_argument(
         "--process-id",
@@ -39,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="0 to N - 1; or $JAX_PROCESS_ID",
     )
     parser.add_argument(
-        "--plan", action="store_true", help="only tell what it needs, as `videomae plan` does"
+        "--plan", action="store_true", help="only print what it needs, as `videomae plan` does"
     )
     parser.set_defaults(overrides=[])
     parser.epilog = "--config.KEY=VALUE overrides a key of the config, e.g. --config.batch_size=64"
