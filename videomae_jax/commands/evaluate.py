@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
+    import jax
+
     from videomae_jax.data.sources import read_videos
     from videomae_jax.inference.evaluate import evaluate
     from videomae_jax.inference.network import check_classifier
@@ -61,8 +63,8 @@ def main(args: argparse.Namespace) -> None:
             stopped=lambda: stop.received is not None,
         )
     if found is None:
-        saved = "nothing is saved without --out"
-        if args.out:
+        saved = "nothing is saved without --out, or with several processes"
+        if args.out and jax.process_count() == 1:
             saved = f"saved {args.out}/scores; the same command resumes from there"
         print(f"{stop.received}: {saved}")
         sys.exit(options.EXIT_STOPPED)

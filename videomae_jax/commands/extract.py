@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
     from videomae_jax.data.sources import read_videos
-    from videomae_jax.inference.extract import check_output, extract
+    from videomae_jax.inference.extract import check_output, extract, shard_name
     from videomae_jax.interop.checkpoint_files import load_checkpoint
     from videomae_jax.training.signals import stop_signals
 
@@ -98,7 +98,8 @@ def main(args: argparse.Namespace) -> None:
             stopped=lambda: stop.received is not None,
         )
     if found is None:
-        print(f"{stop.received}: the rows are saved; the same command resumes from there")
+        saved = f"{shard_name(args.out, index, count)}.parts"
+        print(f"{stop.received}: saved {saved}; the same command resumes from there")
         sys.exit(options.EXIT_STOPPED)
     print(
         f"{found.path}: {found.windows:,} windows of {found.videos:,} videos, {args.pool} features"

@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
 
     counts = {args.out: len(train)}
     write_manifest(train, args.out, numbers=args.numbers)
-    if args.val:
+    if args.val and val is not None:
         write_manifest(val, args.val, numbers=args.numbers)
         counts[args.val] = len(val)
     if args.classes:
@@ -91,7 +91,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"{layout}: {len(names)} classes" if names else f"{layout}: no classes")
     for file, count in counts.items():
         print(f"  {count:9,} videos in {file}")
-    if official and not args.val:
+    if val is not None and not args.val:
         print(f"  {len(val):9,} of validation not written: give --val FILE")
     if listing.unlisted:
         print(f"  {listing.unlisted:9,} videos in {args.folder} are in no list")
