@@ -80,7 +80,8 @@ def test_the_encoder_stays_bit_for_bit_and_has_no_moments(probed, pretrained):
     assert "norm" in after
     jax.tree.map(np.testing.assert_array_equal, before, after)
     config = load_config("probe:attentive,s,k400", ["--config.model.classes=400"])
-    task, optimizer = probe.build_task(config), make_optimizer(config)
+    task = probe.build_task(config)
+    optimizer = make_optimizer(config, task)
     state = jax.eval_shape(lambda: make_state(task, optimizer, seed=0))
     leaves = [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
     assert not [name for name in leaves if "blocks" in name or "embed" in name]

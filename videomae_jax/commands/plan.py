@@ -57,16 +57,16 @@ def tell(
 
     from videomae_jax.diagnostics import plan
     from videomae_jax.diagnostics.topology import find_devices
-    from videomae_jax.tasks import classify, pretrain, probe
+    from videomae_jax.tasks import TASKS
 
     if examples is not None and examples < 1:
         raise UserError(f"--examples {examples}: use 1 or more")
     if mfu is not None and not 0 < mfu <= 1:
         raise UserError(f"--mfu {mfu:g}: use above 0 to 1, such as 0.4")
-    kind = {"pretrain": pretrain, "classify": classify, "probe": probe}[config.task]
+    task_module = TASKS[config.task]
     # An epoch of unknown length leaves the length of the run unknown, not the step.
     known = bool(examples or config.data.train)
-    config, videos = plan.prepare_config(config, kind, examples=examples)
+    config, videos = plan.prepare_config(config, task_module, examples=examples)
     devices, places = find_devices(topology)
     there = dict(
         devices=devices, places=dict(zip(devices, places, strict=True)), examples=len(videos)
@@ -74,7 +74,7 @@ def tell(
     mfu = mfu or plan.MFU
 
     print("compiling the step: a minute or more for the large sizes", file=sys.stderr, flush=True)
-    step = plan.plan_step(config, kind, **there)
+    step = plan.plan_step(config, task_module, **there)
     length = plan.run_steps(config, len(videos)) if known or config.steps else None
     print(plan.text(f"{config.name} on {topology}", config, step, steps=length, mfu=mfu))
     fitting = None
@@ -89,7 +89,7 @@ def tell(
             # First what is being compiled: it takes its time.
             print(f"  {words(change)}: ", end="", flush=True)
             try:
-                other = plan.plan_step(plan.change_config(config, change), kind, **there)
+                other = plan.plan_step(plan.change_config(config, change), task_module, **there)
             except UserError as error:
                 print(error, flush=True)
                 return False

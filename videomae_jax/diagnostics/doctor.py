@@ -152,7 +152,7 @@ def overfit() -> Finding:
     losses = []
     with jax.set_mesh(mesh):
         functions = jit_steps(
-            task, make_optimizer(config), warmup_cosine(plan), mesh, seed=0, accumulation=1
+            task, make_optimizer(config, task), warmup_cosine(plan), mesh, seed=0, accumulation=1
         )
         state = functions.init()
         batches = synthetic_batches(shape=shape, batch_size=8, seed=0, num_steps=1)

@@ -9,7 +9,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import NamedTuple
 
 import jax
@@ -25,6 +24,7 @@ from videomae_jax.devices.sharding import batch_sharding, check_batch, make_mesh
 from videomae_jax.diagnostics.collectives import Collective, read_collectives
 from videomae_jax.progress import clock
 from videomae_jax.tasks.build import open_videos
+from videomae_jax.tasks.task import TaskModule
 from videomae_jax.training import banner
 from videomae_jax.training.optim import make_optimizer, make_schedule, warmup_cosine
 from videomae_jax.training.step import jit_steps
@@ -70,23 +70,20 @@ class StepPlan(NamedTuple):
 
 
 def prepare_config(
-    config: ConfigDict, kind: ModuleType, *, examples: int | None
+    config: ConfigDict, task_module: TaskModule, *, examples: int | None
 ) -> tuple[ConfigDict, Videos]:
-    """Complete a config by its videos, or by `examples` that are not there.
-
-    kind: the module of the task, see `tasks.task`.
-    """
+    """Complete a config by its videos, or by `examples` that are not there."""
     if config.data.train and not examples:
-        config, videos, _ = kind.prepare(config, *open_videos(config))
+        config, videos, _ = task_module.prepare(config, *open_videos(config))
     else:
         count = max(examples or 0, config.batch_size)
-        config, videos, _ = kind.prepare(config, synthetic_videos(count), None)
+        config, videos, _ = task_module.prepare(config, synthetic_videos(count), None)
     return config, videos
 
 
 def plan_step(
     config: ConfigDict,
-    kind: ModuleType,
+    task_module: TaskModule,
     *,
     devices: list[jax.Device],
     places: dict[jax.Device, int],
@@ -105,11 +102,11 @@ def plan_step(
     clips = config.batch_size * config.repeats
     # The model asks the mesh in use what it is to run on.
     with jax.set_mesh(mesh):
-        task = kind.build_task(config)
+        task = task_module.build_task(config)
         task.check_clips(clips // (mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulation))
         steps = jit_steps(
             task,
-            make_optimizer(config),
+            make_optimizer(config, task),
             warmup_cosine(make_schedule(config, examples=examples)),
             mesh,
             seed=config.seed,

@@ -9,6 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
 from videomae_jax.augment.clip import augment, smooth_targets
@@ -19,6 +20,7 @@ from videomae_jax.models.probe import KINDS, Probe
 from videomae_jax.models.tokens import patch_grid, patchify
 from videomae_jax.tasks import classify
 from videomae_jax.tasks.build import encoder_fields
+from videomae_jax.tasks.classify import eval_sampler, train_sampler
 from videomae_jax.tasks.task import Task
 
 
@@ -102,8 +104,9 @@ def build_task(config: ConfigDict) -> Task:
         eval_sums=eval_sums,
         summarize=functools.partial(summarize, rates=tuple(config.rates)),
         pictures=lambda params, batch: {},
-        samplers=lambda: (classify.train_sampler(config), classify.eval_sampler(config)),
+        samplers=lambda: (train_sampler(config), eval_sampler(config)),
         check_clips=lambda clips: None,
+        wrap_optimizer=functools.partial(heads_only, rates=tuple(config.rates)),
         train_flops=forward_flops,  # backward through the heads alone: next to nothing
         summary={
             "clip": f"{clip.frames} frames, {clip.height} x {clip.width}, {len(model.mean)} "
@@ -116,6 +119,24 @@ def build_task(config: ConfigDict) -> Task:
             "FLOPs": f"{forward_flops / 1e9:.4g} G forward a clip",
         },
     )
+
+
+def heads_only(
+    optimizer: optax.GradientTransformation, *, rates: tuple[float, ...]
+) -> optax.GradientTransformation:
+    """Return an optimizer of the heads alone, with one factor of the rate per head."""
+    parts = {"encoder": optax.set_to_zero(), "heads": optax.chain(optimizer, scale_by_head(rates))}
+    return optax.partition(parts, {name: name for name in parts})
+
+
+def scale_by_head(rates: tuple[float, ...]) -> optax.GradientTransformation:
+    """Multiply the updates of stacked heads, [R, ...] each, by one factor per head."""
+
+    def scale(updates, _):
+        factors = jnp.asarray(rates, jnp.float32)
+        return jax.tree.map(lambda u: u * factors.reshape(-1, *[1] * (u.ndim - 1)), updates)
+
+    return optax.stateless(scale)
 
 
 def summarize(sums: dict[str, jax.Array], *, rates: tuple[float, ...]) -> dict[str, jax.Array]:

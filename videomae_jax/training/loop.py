@@ -4,7 +4,6 @@ import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from types import ModuleType
 
 import jax
 import numpy as np
@@ -25,7 +24,7 @@ from videomae_jax.devices.sharding import (
     make_mesh,
 )
 from videomae_jax.tasks.build import open_videos
-from videomae_jax.tasks.task import Params
+from videomae_jax.tasks.task import Params, TaskModule
 from videomae_jax.training import banner
 from videomae_jax.training.checkpoint import FOLDER, Checkpoints, check_space
 from videomae_jax.training.evaluation import evaluate, named_weights
@@ -40,22 +39,22 @@ from videomae_jax.training.workdir import check_same_model, finish, make_workdir
 
 def train(
     config: ConfigDict,
-    kind: ModuleType,
+    task_module: TaskModule,
     *,
     workdir: str,
     load_weights: Callable[[str], Params],
 ) -> bool:
     """Train to the last step, going on from the newest checkpoint in `workdir` if there is one.
 
-    kind: the module of the task, see `tasks.task`. load_weights: reads `config.init_from`.
+    load_weights: reads `config.init_from`.
     Returns False when Ctrl-C or SIGTERM ended the run early; either way its state is saved.
     On several processes each calls it, and all return the same.
     """
     # What a user can get wrong comes first, before anything slow.
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
-    config, train_videos, eval_videos = kind.prepare(config, *open_videos(config))
-    task = kind.build_task(config)
+    config, train_videos, eval_videos = task_module.prepare(config, *open_videos(config))
+    task = task_module.build_task(config)
     clips = config.batch_size * config.repeats  # of a step
     task.check_clips(clips // (batch_devices(mesh) * config.accumulation))
     plan = make_schedule(config, examples=len(train_videos))
@@ -73,7 +72,7 @@ def train(
         stack.enter_context(jax.set_mesh(mesh))
         steps = jit_steps(
             task,
-            make_optimizer(config),
+            make_optimizer(config, task),
             warmup_cosine(plan),
             mesh,
             seed=config.seed,

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from videomae_jax.devices.sharding import path_name
 from videomae_jax.errors import UserError
+from videomae_jax.tasks.task import Task
 
 
 class Schedule(NamedTuple):
@@ -93,15 +94,10 @@ def adamw(config: ConfigDict) -> optax.GradientTransformation:
     )
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW, and below the last block smaller steps where `config.layer_decay` says so.
-
-    In a probe AdamW of the heads alone, which have rates of their own; the encoder stays.
-    """
-    if config.task == "probe":
-        heads = optax.chain(adamw(config), scale_by_head(tuple(config.rates)))
-        parts = {"encoder": optax.set_to_zero(), "heads": heads}
-        return optax.partition(parts, {name: name for name in parts})
+def make_optimizer(config: ConfigDict, task: Task) -> optax.GradientTransformation:
+    """Return AdamW as the task wraps it, else with the layer decay of `config.layer_decay`."""
+    if task.wrap_optimizer:
+        return task.wrap_optimizer(adamw(config))
     if not 0 < config.layer_decay <= 1:
         raise UserError(f"layer_decay is {config.layer_decay:g}: use above 0 to 1 (none)")
     if config.layer_decay == 1:
@@ -145,15 +141,5 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
 
     def scale(updates, _):
         return jax.tree.map(jnp.multiply, updates, layer_scales(updates, decay))
-
-    return optax.stateless(scale)
-
-
-def scale_by_head(rates: tuple[float, ...]) -> optax.GradientTransformation:
-    """Multiply the updates of stacked heads, [R, ...] each, by one factor per head."""
-
-    def scale(updates, _):
-        factors = jnp.asarray(rates, jnp.float32)
-        return jax.tree.map(lambda u: u * factors.reshape(-1, *[1] * (u.ndim - 1)), updates)
 
     return optax.stateless(scale)
