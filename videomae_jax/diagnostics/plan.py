@@ -12,22 +12,20 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from videomae_jax.data.synthetic import synthetic_videos
 from videomae_jax.data.videos import Videos
 from videomae_jax.devices.chips import Chip, find_chip
 from videomae_jax.devices.host_memory import device_bytes, size_text
-from videomae_jax.devices.sharding import batch_sharding, check_batch, make_mesh
+from videomae_jax.devices.sharding import check_batch, make_mesh
 from videomae_jax.diagnostics.collectives import Collective, read_collectives
 from videomae_jax.progress import clock
 from videomae_jax.tasks.build import open_videos
 from videomae_jax.tasks.task import TaskModule
 from videomae_jax.training import banner
 from videomae_jax.training.optim import make_optimizer, make_schedule, warmup_cosine
-from videomae_jax.training.step import jit_steps
+from videomae_jax.training.step import abstract_batch, jit_steps
 
 # Assumed of all devices; one H200 reached 0.25 with ViT-S, 0.35 B, 0.41 L, 0.42 H
 # (docs/performance.md).
@@ -113,7 +111,7 @@ def plan_step(
             accumulation=config.accumulation,
             ema_decay=config.ema_decay,
         )
-        batch = abstract_batch(task.samplers()[0], clips, mesh)
+        batch = abstract_batch(task.samplers()[0], clips, mesh, labelled=True)
         traced = steps.train.trace(steps.abstract_state, batch)
         lowered = traced.lower(lowering_platforms=(_platform(device),))
         try:
@@ -211,18 +209,6 @@ def change_config(config: ConfigDict, change: dict[str, int | str]) -> ConfigDic
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(change)
     return config.lock()
-
-
-def abstract_batch(sampler: Callable, clips: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of what the feed gives a step: video, id, row, label and, of some samples, size."""
-
-    def shapes(dtype, *shape):
-        return jax.ShapeDtypeStruct((clips, *shape), dtype, sharding=batch_sharding(mesh))
-
-    numbers = shapes(jnp.int32)
-    size = {"size": shapes(jnp.int32, 2)} if sampler.sized else {}
-    video = shapes(jnp.uint8, *sampler.shape)
-    return {"video": video, "id": numbers, "row": numbers, "label": numbers, **size}
 
 
 def _platform(device: jax.Device) -> str:

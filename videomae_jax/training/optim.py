@@ -52,22 +52,22 @@ def make_schedule(config: ConfigDict, *, examples: int) -> Schedule:
     return Schedule(steps, warmup, per_epoch, peak, config.min_lr * scale)
 
 
-def warmup_cosine(plan: Schedule) -> optax.Schedule:
+def warmup_cosine(schedule: Schedule) -> optax.Schedule:
     """Return step -> rate, float32: linear from 0 to the peak inclusive, then a half cosine.
 
     The first cosine step repeats the peak, and the floor is approached but not reached:
     the reference's arithmetic.
     """
-    span = plan.peak_lr - plan.final_lr
+    span = schedule.peak_lr - schedule.final_lr
 
-    def schedule(step):
+    def rate(step):
         step = jnp.asarray(step, jnp.float32)
-        warm = plan.peak_lr * step / max(plan.warmup_steps - 1, 1)
-        progress = (step - plan.warmup_steps) / (plan.steps - plan.warmup_steps)
-        cosine = plan.final_lr + 0.5 * span * (1 + jnp.cos(math.pi * progress))
-        return jnp.where(step < plan.warmup_steps, warm, cosine)
+        warm = schedule.peak_lr * step / max(schedule.warmup_steps - 1, 1)
+        progress = (step - schedule.warmup_steps) / (schedule.steps - schedule.warmup_steps)
+        cosine = schedule.final_lr + 0.5 * span * (1 + jnp.cos(math.pi * progress))
+        return jnp.where(step < schedule.warmup_steps, warm, cosine)
 
-    return schedule
+    return rate
 
 
 def decay_mask(params: Any) -> Any:
