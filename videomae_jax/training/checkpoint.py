@@ -1,8 +1,8 @@
 """Checkpoints on disk; the only module that knows orbax.
 
 A work directory holds checkpoints/STEP/ with its items: params, ema where the run averages
-them, rest (optimizer state and counters) and meta (the config and the digests as JSON). Apart,
-so that whoever wants the weights need not read three times as much.
+them, rest (optimizer state and counters) and meta (the config and the digests as JSON). They
+are separate items so that reading the weights alone reads a third of the bytes.
 """
 
 import errno
@@ -66,7 +66,7 @@ class Checkpoints:
         renamed STEP.damaged. None where there is no checkpoint at all; raises UserError where
         all are damaged, and leaves them as they are.
         """
-        damaged = {}
+        damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             restored, problem = None, ""
             try:
@@ -75,7 +75,7 @@ class Checkpoints:
                 raise
             except Exception as error:  # of many kinds, depending on what is damaged
                 problem = _first_line(error)
-            # What one process cannot read, none goes on from.
+            # Use a checkpoint only if all processes can read it.
             if all(_everyone(restored is not None)):
                 self._set_aside(damaged)
                 return restored
@@ -123,7 +123,7 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait, and stop saving."""
+        """Wait for the save in flight, and close."""
         self.wait()
         self._manager.close()
 
@@ -191,7 +191,7 @@ def _open(folder: Any, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointM
 def check_digests(items: dict[str, Any], meta: dict) -> None:
     """Raise ValueError that names the arrays which are not what was saved.
 
-    Weights from before checkpoints had digests pass.
+    Old checkpoints have no digests and are not checked.
     """
     if "digests" not in meta:
         return
@@ -204,7 +204,7 @@ def check_digests(items: dict[str, Any], meta: dict) -> None:
 def config_from_json(tree: dict) -> ConfigDict:
     """Rebuild a config; JSON has no tuples, our configs have no lists."""
     if "decoder" in tree.get("model", ()):
-        # Those of runs from before there was another.
+        # Older runs had only this kind.
         model = {"decoder_attention": "self", **tree["model"]}
         tree = {**tree, "model": model}
 

@@ -1,4 +1,4 @@
-"""What a disk that is full, read-only or gone says, in one line."""
+"""The work directory of a run: its files, and one-line errors where it cannot be written."""
 
 import errno
 import os
@@ -21,9 +21,9 @@ FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.E
 
 @contextmanager
 def work_directory(workdir: str, *, checkpoints: str) -> Iterator[None]:
-    """Raise UserError for what goes wrong inside because `workdir` can no longer be written.
+    """Turn errors inside into a UserError where `workdir` can no longer be written.
 
-    checkpoints: the folder of it that has one folder for each step.
+    checkpoints: the name of its folder with one sub-folder per step.
     """
     try:
         yield
@@ -42,7 +42,7 @@ def work_directory(workdir: str, *, checkpoints: str) -> Iterator[None]:
 
 
 def disk_reason(error: Exception, workdir: str) -> str | None:
-    """Return why `workdir` cannot be written if that is what an exception is about, else None."""
+    """Return why `workdir` cannot be written; None where an exception has another cause."""
     root = Path(workdir).absolute()
     if not root.is_dir():
         return "the directory is gone"
@@ -56,10 +56,12 @@ def disk_reason(error: Exception, workdir: str) -> str | None:
 
 def check_same_model(changes: dict, *, workdir: str) -> None:
     """Raise UserError when a checkpoint's config names another model than the run's."""
-    if "task" in changes:  # of which the rest follows
+    if "task" in changes:  # the other changes follow from it
         changes = {"task": changes["task"]}
-    fixed = ("model.encoder", "model.decoder", "model.patch", "model.classes", "data.class_names")
-    fixed += ("model.head", "rates")  # of probes
+    fixed = (
+        *("model.encoder", "model.decoder", "model.patch", "model.classes", "data.class_names"),
+        *("model.head", "rates"),  # of probes
+    )
     for key, (old, new) in changes.items():
         average = key == "ema_decay" and bool(old) != bool(new)
         # The optimizer's state has another structure.
@@ -85,7 +87,7 @@ def make_workdir(workdir: str) -> None:
 
 
 def finish(workdir: str, steps: int, *, bad: BadVideos) -> None:
-    """Draw the curve of a finished run and say where everything is."""
+    """Plot the curve of a finished run and print where its files are."""
     if jax.process_index() > 0:
         return
     curve = Path(workdir) / "curve.png"
