@@ -13,9 +13,9 @@ from videomae_jax.errors import UserError
 from videomae_jax.tasks import classify
 from videomae_jax.tasks.build import positions_line
 from videomae_jax.training.checkpoint import load_params
-from videomae_jax.training.monitor import read_metrics
 from videomae_jax.training.optim import make_optimizer
 from videomae_jax.training.step import make_state
+from videomae_jax.training.workdir import read_metrics
 
 TINY = [
     "--config=finetune:tiny,custom",

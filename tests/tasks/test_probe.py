@@ -12,9 +12,9 @@ from videomae_jax.devices.sharding import make_mesh, path_name, state_sharding
 from videomae_jax.models.probe import Head
 from videomae_jax.tasks import probe
 from videomae_jax.training.checkpoint import load_params
-from videomae_jax.training.monitor import read_metrics
 from videomae_jax.training.optim import make_optimizer
 from videomae_jax.training.step import make_state
+from videomae_jax.training.workdir import read_metrics
 
 TINY = [
     "--config.clip.frames=4",

@@ -15,8 +15,7 @@ from videomae_jax.devices.chips import peak_flops
 from videomae_jax.errors import UserError
 from videomae_jax.training import loop
 from videomae_jax.training.checkpoint import digests, load_params
-from videomae_jax.training.monitor import read_metrics
-from videomae_jax.training.workdir import check_same_model
+from videomae_jax.training.workdir import check_same_model, read_metrics
 
 
 @pytest.fixture(scope="session")

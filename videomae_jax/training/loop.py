@@ -30,7 +30,7 @@ from videomae_jax.devices.sharding import (
 from videomae_jax.tasks.build import open_videos
 from videomae_jax.tasks.task import Params, Task, TaskModule
 from videomae_jax.training import banner
-from videomae_jax.training.checkpoint import FOLDER, Checkpoints, check_space
+from videomae_jax.training.checkpoint import Checkpoints
 from videomae_jax.training.evaluation import Evaluator, Scores, evaluate, named_weights
 from videomae_jax.training.monitor import Monitor
 from videomae_jax.training.online_knn import OnlineKnn
@@ -38,7 +38,14 @@ from videomae_jax.training.optim import Schedule, make_optimizer, make_schedule,
 from videomae_jax.training.signals import StopSignal, Watchdog, stop_signals
 from videomae_jax.training.step import Steps, TrainState, abstract_batch, jit_steps, put_params
 from videomae_jax.training.transfer import transfer_encoder
-from videomae_jax.training.workdir import check_same_model, finish, make_workdir, work_directory
+from videomae_jax.training.workdir import (
+    BAD_VIDEOS,
+    check_same_model,
+    check_space,
+    finish,
+    make_workdir,
+    work_directory,
+)
 
 
 class Run(NamedTuple):
@@ -89,12 +96,12 @@ def train(
         bad = BadVideos(
             train_videos,
             max_share=config.data.max_bad_share,
-            file=Path(workdir) / "bad_videos.csv",
+            file=Path(workdir) / BAD_VIDEOS,
             process_index=jax.process_index(),
         )
 
         watchdog = stack.enter_context(Watchdog(config.watchdog_seconds))
-        stack.enter_context(work_directory(workdir, checkpoints=FOLDER))
+        stack.enter_context(work_directory(workdir))
         stack.enter_context(jax.set_mesh(mesh))
         functions = jit_steps(
             task,

@@ -19,6 +19,7 @@ from videomae_jax.errors import UserError
 from videomae_jax.progress import clock
 from videomae_jax.training.goodput import Goodput
 from videomae_jax.training.signals import Watchdog
+from videomae_jax.training.workdir import METRICS
 
 # The time account is also written between two progress lines, so that a run that is killed loses
 # at most this much of it.
@@ -56,7 +57,7 @@ class Monitor:
         self._mfu_per_rate = flops / (peak * jax.device_count()) if peak else None
         self._writer = None
         self._goodput = Goodput(workdir)
-        self._file = Path(workdir) / "metrics.jsonl"
+        self._file = Path(workdir) / METRICS
         if jax.process_index() == 0:
             from clu.metric_writers import SummaryWriter  # brings TensorFlow, a few seconds
 
@@ -200,18 +201,6 @@ class Monitor:
             self._goodput.write()
         # Last: what was said is also written, whatever happens next.
         say(line)
-
-
-def read_metrics(workdir: str) -> list[dict[str, float]]:
-    """Return the rows of metrics.jsonl in step order.
-
-    A resumed run repeats the steps after its checkpoint; the later row of a step counts.
-    """
-    rows = {}
-    for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        rows[row["step"], "eval/loss" in row] = row
-    return [rows[key] for key in sorted(rows)]
 
 
 def _everywhere(ids: jax.Array) -> np.ndarray:

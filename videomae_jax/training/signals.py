@@ -80,8 +80,8 @@ def stop_signals() -> Iterator[StopSignal]:
         stop.signal = number
         signal.signal(number, before[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, handle)
+    for stopping in (signal.SIGINT, signal.SIGTERM):
+        before[stopping] = signal.signal(stopping, handle)
     try:
         yield stop
     finally:
