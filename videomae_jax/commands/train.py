@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from videomae_jax.commands.plan import tell
+    from videomae_jax.commands.plan import print_plan
     from videomae_jax.config import load_config
     from videomae_jax.devices.distributed import connected
     from videomae_jax.interop.checkpoint_files import load_checkpoint
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
 
     config = load_config(args.config, args.overrides)
     if args.plan:
-        tell(config, "here")
+        print_plan(config, "here")
         return
 
     def load_weights(path):
