@@ -308,7 +308,7 @@ def train_run(out: Path, run: Run) -> dict:
     from videomae_jax.interop.checkpoint_files import load_checkpoint
     from videomae_jax.tasks import classify, pretrain, probe
     from videomae_jax.training.loop import train
-    from videomae_jax.training.monitor import read_metrics
+    from videomae_jax.training.workdir import read_metrics
 
     kind = {"pretrain": pretrain, "finetune": classify, "probe": probe}[run.kind]
     if run.kind == "pretrain":

@@ -59,9 +59,8 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.config import load_config
     from videomae_jax.devices.distributed import connected
     from videomae_jax.interop.checkpoint_files import load_checkpoint
-    from videomae_jax.tasks import classify, pretrain, probe
+    from videomae_jax.tasks import TASKS
 
-    tasks = {"pretrain": pretrain, "classify": classify, "probe": probe}
     config = load_config(args.config, args.overrides)
     if args.plan:
         print_plan(config, "here")
@@ -79,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
         # TensorFlow, which it brings, takes seconds: the peers need not wait for it.
         from videomae_jax.training.loop import train
 
-        task = tasks[config.task]
-        finished = train(config, task, workdir=args.workdir, load_weights=load_weights)
+        task_module = TASKS[config.task]
+        finished = train(config, task_module, workdir=args.workdir, load_weights=load_weights)
     if not finished:
         sys.exit(EXIT_STOPPED)

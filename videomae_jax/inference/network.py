@@ -1,7 +1,6 @@
 """Inference with a trained model. The mask is an input, so nothing is random."""
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import cast
 
 import jax
@@ -12,7 +11,7 @@ from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import Encoder, VideoMAE, reconstruction_sums
 from videomae_jax.models.masking import mask_from_bool
 from videomae_jax.models.tokens import Triple, normalize_pixels, patch_grid, patchify, positions
-from videomae_jax.tasks import classify, pretrain
+from videomae_jax.tasks import TASKS
 from videomae_jax.tasks.task import Params
 
 Network = VideoMAE | VideoClassifier
@@ -26,7 +25,7 @@ def build_network(config: ConfigDict, *, dtype: str = "auto", attention: str = "
     """
     config = config.copy_and_resolve_references()
     config.run.update(dtype=dtype, attention=attention, remat="none")
-    return _task(config).build_model(config)
+    return TASKS[config.task].build_model(config)
 
 
 def check_classifier(config: ConfigDict, source: str) -> None:
@@ -44,12 +43,12 @@ def untrained_params(config: ConfigDict) -> Params:
     """Return random weights such as a run of a checkpoint's config begins with, to compare."""
     config = config.copy_and_resolve_references()
     config.run.update(dtype="auto", attention="auto")
-    return _task(config).build_task(config).init(jax.random.key(config.seed))
+    return TASKS[config.task].build_task(config).init(jax.random.key(config.seed))
 
 
 def clip_sampler(config: ConfigDict) -> Callable:
     """Return the sampler of the one clip of a video that evaluation in training looks at."""
-    return _task(config).eval_sampler(config)
+    return TASKS[config.task].eval_sampler(config)
 
 
 def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax.Array]:
@@ -121,7 +120,3 @@ def predict(
     )
     loss = sums["error"].sum() / sums["count"].sum()
     return prediction.reshape(video.shape[0], grid[0], masked, -1), loss
-
-
-def _task(config: ConfigDict) -> ModuleType:
-    return classify if config.task == "classify" else pretrain
