@@ -308,7 +308,7 @@ def train_run(out: Path, run: Run) -> dict:
     from videomae_jax.interop.checkpoint_files import load_checkpoint
     from videomae_jax.tasks import classify, pretrain, probe
     from videomae_jax.training.loop import train
-    from videomae_jax.training.monitor import read_metrics
+    from videomae_jax.training.workdir import read_metrics
 
     kind = {"pretrain": pretrain, "finetune": classify, "probe": probe}[run.kind]
     if run.kind == "pretrain":
@@ -360,7 +360,7 @@ def score(workdir: str, videos: str) -> dict[str, float]:
     from videomae_jax.data.sources import read_videos
     from videomae_jax.data.unreadable import BadVideos
     from videomae_jax.devices.sharding import make_mesh
-    from videomae_jax.inference.predict import predict_views
+    from videomae_jax.inference.engine import predict_videos
     from videomae_jax.interop.checkpoint_files import load_checkpoint
     from videomae_jax.metrics import top
     from videomae_jax.tasks import classify
@@ -370,7 +370,7 @@ def score(workdir: str, videos: str) -> dict[str, float]:
     sample = classify.view_sampler(config, segments=3, crops=1)
     shares = {}
     for name, change in {"top1": None, "frozen": freeze, "shuffled": shuffle}.items():
-        found = predict_views(
+        found = predict_videos(
             functools.partial(classify.view_probabilities, classify.build_model(config)),
             params,
             videos,

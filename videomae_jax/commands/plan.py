@@ -66,21 +66,23 @@ def print_plan(
 
     from videomae_jax.diagnostics import plan
     from videomae_jax.diagnostics.topology import find_devices
-    from videomae_jax.tasks import classify, pretrain, probe
+    from videomae_jax.tasks import TASKS
 
     if examples is not None and examples < 1:
         raise UserError(f"--examples {examples}: use 1 or more")
     if mfu is not None and not 0 < mfu <= 1:
         raise UserError(f"--mfu {mfu:g}: use above 0 to 1, such as 0.4")
     mfu = mfu or plan.MFU
-    kind = {"pretrain": pretrain, "classify": classify, "probe": probe}[config.task]
+    task_module = TASKS[config.task]
     # Without videos or --examples, the length of an epoch is unknown.
     known = bool(examples or config.data.train or config.steps)
-    config, videos = plan.prepare_config(config, kind, examples=examples)
+    config, videos = plan.prepare_config(config, task_module, examples=examples)
     devices, hosts = find_devices(topology)
 
     def compile_step(config: "ConfigDict") -> "StepPlan":
-        return plan.plan_step(config, kind, devices=devices, hosts=hosts, examples=len(videos))
+        return plan.plan_step(
+            config, task_module, devices=devices, hosts=hosts, examples=len(videos)
+        )
 
     print("compiling the step: a minute or more for the large sizes", file=sys.stderr, flush=True)
     step = compile_step(config)
@@ -170,7 +172,7 @@ def plan_text(
         "device (closed form)",
     }
     for row in step.collectives:
-        name = f"{row.kind} between slices or hosts" if row.remote else row.kind
+        name = f"{row.task_module} between slices or hosts" if row.remote else row.task_module
         rows[name] = f"{size_text(row.bytes)} sent per device and step, {row.calls} calls"
     if step.kernels:
         rows["kernels"] = ", ".join(f"{name} in {n} places" for name, n in step.kernels.items())

@@ -24,11 +24,10 @@ from videomae_jax.devices.sharding import batch_sharding, make_mesh
 from videomae_jax.errors import UserError
 from videomae_jax.pictures import write_mp4
 from videomae_jax.tasks import pretrain
-from videomae_jax.training.checkpoint import FOLDER
 from videomae_jax.training.goodput import Goodput
-from videomae_jax.training.monitor import read_metrics
 from videomae_jax.training.optim import Schedule, make_optimizer, warmup_cosine
 from videomae_jax.training.step import jit_steps
+from videomae_jax.training.workdir import BAD_VIDEOS, CHECKPOINTS, METRICS, read_metrics
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "av", "numpy")
 DATA_BOUND = 0.2  # fraction of the time waiting for data, from which on the check fails
@@ -156,7 +155,12 @@ def overfit() -> Finding:
     losses = []
     with jax.set_mesh(mesh):
         functions = jit_steps(
-            task, make_optimizer(config), warmup_cosine(schedule), mesh, seed=0, accumulation=1
+            task,
+            make_optimizer(config, task),
+            warmup_cosine(schedule),
+            mesh,
+            seed=0,
+            accumulation=1,
         )
         state = functions.init()
         batches = synthetic_batches(shape=shape, batch_size=8, seed=0, num_steps=1)
@@ -177,7 +181,7 @@ def overfit() -> Finding:
 def examine_run(workdir: str) -> list[Finding]:
     """Check the run of a work directory. Raises UserError if there is none."""
     folder = Path(workdir)
-    if not (folder / "metrics.jsonl").is_file():
+    if not (folder / METRICS).is_file():
         raise UserError(f"no run in {workdir!r}: give the --workdir of `videomae train`")
     rows = read_metrics(workdir)
     steps = [row for row in rows if "loss" in row]
@@ -186,7 +190,7 @@ def examine_run(workdir: str) -> list[Finding]:
 
 def history(folder: Path, steps: list[dict]) -> Finding:
     """Report the steps, the newest checkpoint and the restarts of a run."""
-    saved = [int(p.name) for p in (folder / FOLDER).glob("*") if p.name.isdigit()]
+    saved = [int(p.name) for p in (folder / CHECKPOINTS).glob("*") if p.name.isdigit()]
     latest = f"newest checkpoint at step {max(saved):,}" if saved else "no checkpoint yet"
     text = f"{steps[-1]['step']:,} steps logged, {latest}" if steps else f"no step yet, {latest}"
     if steps and "restarts" in steps[-1]:
@@ -201,7 +205,7 @@ def history(folder: Path, steps: list[dict]) -> Finding:
 
 def bad_videos(folder: Path) -> Finding:
     """Check that all videos could be read, and count the reasons."""
-    file = folder / "bad_videos.csv"
+    file = folder / BAD_VIDEOS
     reasons: Counter = Counter()
     if file.exists():
         with open(file, newline="", encoding="utf-8", errors="surrogateescape") as lines:

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from dataclasses import replace
-from types import ModuleType
 from typing import NamedTuple
 
 import jax
@@ -30,7 +29,7 @@ from videomae_jax.diagnostics.step_time import SCHEDULE
 from videomae_jax.errors import UserError
 from videomae_jax.host import count_cores
 from videomae_jax.tasks.build import open_videos
-from videomae_jax.tasks.task import Task
+from videomae_jax.tasks.task import Task, TaskModule
 from videomae_jax.training.optim import make_optimizer, warmup_cosine
 from videomae_jax.training.step import jit_steps
 
@@ -70,22 +69,22 @@ class Feeding(NamedTuple):
     memory_share: float | None
 
 
-def measure(config: ConfigDict, kind: ModuleType, *, seconds: float) -> Feeding:
+def measure(config: ConfigDict, task_module: TaskModule, *, seconds: float) -> Feeding:
     """Time the stages and the step of a config on this machine, about `seconds` for each.
 
-    kind: the module of the task, see `tasks.task`. Unreadable videos are skipped. The stage "read"
+    Unreadable videos are skipped. The stage "read"
     bypasses the page cache of the system; the other stages read from it. "together" is everything
     but the step, in batches of the size of the measured step.
     """
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
-    config, videos, _ = kind.prepare(config, *open_videos(config))
+    config, videos, _ = task_module.prepare(config, *open_videos(config))
     cores = count_cores()
     threads = config.data.threads or cores
     clips = _step_clips(config, batch_devices(mesh))
     rates = {}
     with jax.set_mesh(mesh):
-        task = kind.build_task(config)
+        task = task_module.build_task(config)
         task.check_clips(clips // batch_devices(mesh))
         sampler = task.samplers()[0]
         if config.data.train == "synthetic":
@@ -275,7 +274,7 @@ def _step_rate(config: ConfigDict, task: Task, mesh: Mesh, batch: dict[str, jax.
     """Return the clips per second of training steps on one batch that is on the devices."""
     steps = jit_steps(
         task,
-        make_optimizer(config),
+        make_optimizer(config, task),
         warmup_cosine(SCHEDULE),
         mesh,
         seed=config.seed,

@@ -8,11 +8,9 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -20,12 +18,12 @@ from videomae_jax.data.synthetic import synthetic_videos
 from videomae_jax.data.videos import Videos
 from videomae_jax.devices.chips import Chip, find_chip
 from videomae_jax.devices.host_memory import device_bytes
-from videomae_jax.devices.sharding import batch_sharding, check_batch, make_mesh
+from videomae_jax.devices.sharding import check_batch, make_mesh
 from videomae_jax.diagnostics.collectives import Collective, read_collectives
 from videomae_jax.tasks.build import open_videos
-from videomae_jax.tasks.task import Task
+from videomae_jax.tasks.task import Task, TaskModule
 from videomae_jax.training.optim import make_optimizer, make_schedule, warmup_cosine
-from videomae_jax.training.step import jit_steps
+from videomae_jax.training.step import abstract_batch, jit_steps
 
 # Assumed for all devices; one H200 reached 0.25 with ViT-S, 0.35 B, 0.41 L, 0.42 H
 # (docs/performance.md).
@@ -70,23 +68,20 @@ class StepPlan(NamedTuple):
 
 
 def prepare_config(
-    config: ConfigDict, kind: ModuleType, *, examples: int | None
+    config: ConfigDict, task_module: TaskModule, *, examples: int | None
 ) -> tuple[ConfigDict, Videos]:
-    """Complete a config from its videos, or from `examples` videos that need not exist.
-
-    kind: the module of the task, see `tasks.task`.
-    """
+    """Complete a config from its videos, or from `examples` videos that need not exist."""
     if config.data.train and not examples:
-        config, videos, _ = kind.prepare(config, *open_videos(config))
+        config, videos, _ = task_module.prepare(config, *open_videos(config))
     else:
         count = max(examples or 0, config.batch_size)
-        config, videos, _ = kind.prepare(config, synthetic_videos(count), None)
+        config, videos, _ = task_module.prepare(config, synthetic_videos(count), None)
     return config, videos
 
 
 def plan_step(
     config: ConfigDict,
-    kind: ModuleType,
+    task_module: TaskModule,
     *,
     devices: list[jax.Device],
     hosts: list[int],
@@ -103,7 +98,7 @@ def plan_step(
     chip = find_chip(device.device_kind)
     # The model chooses its kernels by the mesh in use.
     with jax.set_mesh(mesh):
-        task = kind.build_task(config)
+        task = task_module.build_task(config)
         task.check_clips(clips // (mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulation))
         lowered = _lower(config, task, mesh, clips=clips, examples=examples)
         compiled, needed = _compile(lowered)
@@ -154,14 +149,14 @@ def _lower(
     """Lower the training step for the platform of the mesh."""
     steps = jit_steps(
         task,
-        make_optimizer(config),
+        make_optimizer(config, task),
         warmup_cosine(make_schedule(config, examples=examples)),
         mesh,
         seed=config.seed,
         accumulation=config.accumulation,
         ema_decay=config.ema_decay,
     )
-    batch = abstract_batch(task.samplers()[0], clips, mesh)
+    batch = abstract_batch(task.samplers()[0], clips, mesh, labelled=True)
     traced = steps.train.trace(steps.abstract_state, batch)
     return traced.lower(lowering_platforms=(_platform(mesh.devices.flat[0]),))
 
@@ -226,18 +221,6 @@ def change_config(config: ConfigDict, change: dict[str, int | str]) -> ConfigDic
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(change)
     return config.lock()
-
-
-def abstract_batch(sampler: Callable, clips: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of what the feed gives a step: video, id, row, label and, of some samples, size."""
-
-    def shapes(dtype, *shape):
-        return jax.ShapeDtypeStruct((clips, *shape), dtype, sharding=batch_sharding(mesh))
-
-    numbers = shapes(jnp.int32)
-    size = {"size": shapes(jnp.int32, 2)} if sampler.sized else {}
-    video = shapes(jnp.uint8, *sampler.shape)
-    return {"video": video, "id": numbers, "row": numbers, "label": numbers, **size}
 
 
 def _platform(device: jax.Device) -> str:

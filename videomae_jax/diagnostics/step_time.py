@@ -25,7 +25,7 @@ from videomae_jax.inference.network import build_network, outputs
 from videomae_jax.models import flops
 from videomae_jax.models.masking import draw_mask, mask_to_bool
 from videomae_jax.models.tokens import patch_grid
-from videomae_jax.tasks import classify, pretrain
+from videomae_jax.tasks import TASKS, pretrain
 from videomae_jax.tasks.build import make_execution
 from videomae_jax.tasks.task import Params, Task
 from videomae_jax.training.optim import Schedule, make_optimizer, warmup_cosine
@@ -94,7 +94,7 @@ def build_bench(job: Job) -> Bench:
         if job.task == "encode":
             run, state = _encoder(config, task)
         else:
-            optimizer, schedule = make_optimizer(config), warmup_cosine(SCHEDULE)
+            optimizer, schedule = make_optimizer(config, task), warmup_cosine(SCHEDULE)
             steps = jit_steps(task, optimizer, schedule, mesh, seed=SEED, accumulation=1)
             run, state = steps.train, steps.init()
         began = time.perf_counter()
@@ -209,9 +209,9 @@ def peak_memory() -> int:
 
 
 def _task(config: ConfigDict) -> Task:
+    task = TASKS[config.task].build_task(config)
     if config.task == "pretrain":
-        return pretrain.build_task(config)
-    task = classify.build_task(config)
+        return task
 
     def train_sums(params, batch, key):
         return jax.tree.map(jnp.sum, task.eval_sums(params, batch))

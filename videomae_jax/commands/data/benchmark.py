@@ -35,13 +35,12 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.config import load_config
     from videomae_jax.diagnostics.feeding import measure, verdict
     from videomae_jax.errors import UserError
-    from videomae_jax.tasks import classify, pretrain, probe
+    from videomae_jax.tasks import TASKS
 
     if args.seconds <= 0:
         raise UserError(f"--seconds {args.seconds:g}: use above 0, such as 5")
     config = load_config(args.config, args.overrides)
-    kind = {"pretrain": pretrain, "classify": classify, "probe": probe}[config.task]
-    found = measure(config, kind, seconds=args.seconds)
+    found = measure(config, TASKS[config.task], seconds=args.seconds)
     sentence = verdict(config, found)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     print(f"{config.name}; {config.data.train}")
