@@ -26,7 +26,7 @@ test: lint
 	$(BIN)/python -m pytest -n auto --dist loadscope -m "not slow"
 
 study: $(BIN)/.installed
-	$(BIN)/python docs/make_study.py --form $(FORM)
+	$(BIN)/python experiments/study.py --form $(FORM)
 
 test-all: lint
 	$(BIN)/python -m pytest -n auto --dist loadscope

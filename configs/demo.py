@@ -9,11 +9,11 @@ from ml_collections import ConfigDict
 
 from videomae_jax.config import load_recipe
 
-CLIPS = Path(__file__).parent.parent / "data/mocap_studio"  # in a checkout alone
+CLIPS = Path(__file__).parent.parent / "data/mocap_studio"  # only in a checkout
 
 
 def get_config() -> ConfigDict:
-    """Return the pre-training recipe, shrunk until it learns something in six minutes."""
+    """Return the pre-training recipe, reduced until it learns something in six minutes."""
     config = load_recipe("pretrain", "tiny,custom")
     config.name = "VideoMAE demo"
     if CLIPS.is_dir():
@@ -23,15 +23,15 @@ def get_config() -> ConfigDict:
 
     # 72 tokens: a step costs 30 ms.
     config.clip.update(frames=8, stride=2, height=48, width=48)
-    config.clip.update(source_height=112, source_width=112)  # all of the pictures
+    config.clip.update(source_height=112, source_width=112)  # the whole frames
     config.model.patch = (4, 8, 8)
-    # A patch is a sixth of the picture here, not a fourteenth: of fewer visible ones too
-    # little can be told.
+    # A patch is a sixth of the image here, not a fourteenth: fewer visible ones contain too
+    # little information.
     config.mask.ratio = 0.5
     # Rendered backgrounds are flat, and normalizing a flat patch magnifies its coding noise.
     config.normalized_targets = False
 
-    # Many small steps: what takes long to learn is where a token's neighbours are.
+    # Many small steps: learning which tokens are neighbours takes long.
     config.batch_size = 8
     config.steps, config.warmup_steps = 7000, 200
     config.base_lr, config.lr, config.min_lr = 0.0, 2e-3, 1e-5

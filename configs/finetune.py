@@ -24,7 +24,7 @@ DATA = {
     "ucf101": dict(
         batch_size=128, epochs=100, layer_decay=0.7, drop_path=0.2, head_dropout=0.5, min_lr=1e-5
     ),
-    # Unverified: the paper's appendix, by memory; it gives no dropout of the head.
+    # Unverified: the paper's appendix, from memory; it gives no dropout of the head.
     "hmdb51": dict(
         batch_size=128,
         base_lr=1e-3,
@@ -88,7 +88,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 patch=(2, model.patch, model.patch),
                 mean=(0.485, 0.456, 0.406),  # of ImageNet; one number per channel
                 std=(0.229, 0.224, 0.225),
-                position_grid=(),  # grid to interpolate positions from; () makes them afresh
+                position_grid=(),  # grid to interpolate positions from; () recomputes them
                 classes=0,  # 0 counts those of the training data
             ),
             clip=dict(
@@ -105,10 +105,10 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 operations=4,  # of RandAugment, each applied to every second clip; 0 for none
                 magnitude=7.0,  # of 10
                 deviation=0.5,  # of the magnitude
-                min_area=0.08,  # of random crops, a share of the picture
+                min_area=0.08,  # of random crops, a fraction of the image
                 flip=values["flip"],  # left and right; not where direction is the class
                 erase=0.25,  # chance of random erasing
-                mixup=0.8,  # of the Beta distribution of shares; 0 for none
+                mixup=0.8,  # of the Beta distribution of mixing weights; 0 for none
                 cutmix=1.0,
                 switch=0.5,  # chance of cutmix, else mixup
                 # Clips mixed with each other, by one share. More than the repeats, which are
@@ -122,7 +122,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             ema_decay=0.0,  # of a moving average of the weights, evaluated too; 0 keeps none
             data=dict(
                 train="",  # manifest, folder, packed records, tfds:NAME[@SPLIT] or synthetic
-                eval="",  # likewise, or "" for a share `holdout` of train
+                eval="",  # likewise, or "" for a fraction `holdout` of train
                 holdout=values["holdout"],
                 **feed_keys(),
                 class_names=(),  # of labels 0, 1, ...; () takes those of train
@@ -130,13 +130,13 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             views=values["views"],  # clips x crops of a test video
             batch_size=values["batch_size"],  # videos per optimizer step, over all devices
             repeats=values["repeats"],  # clips of each video in a step, from one decode
-            accumulation=1,  # parts a step's batch is computed in, one after the other
+            accumulation=1,  # parts of a step's batch, computed one after the other
             epochs=values["epochs"],
             warmup_epochs=5,
             steps=0,  # if set, instead of epochs
             warmup_steps=0,  # with steps, instead of warmup_epochs
             base_lr=values["base_lr"],  # the rate is base_lr * batch_size / 256 ...
-            lr=0.0,  # ... or lr as it stands; exactly one of the two is set
+            lr=0.0,  # ... or lr as given; exactly one of the two is set
             min_lr=values["min_lr"],  # where the cosine ends; scaled like the rate above it
             optimizer=dict(
                 b1=0.9,

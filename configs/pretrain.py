@@ -20,7 +20,7 @@ DATA = {
     "k400": dict(epochs=1600),
     "ssv2": dict(epochs=2400, batch_size=2048, stride=2),
     "ucf101": dict(epochs=3200, batch_size=192, base_lr=3e-4, mask_ratio=0.75),
-    # Unverified: the paper's appendix, by memory.
+    # Unverified: the paper's appendix, from memory.
     "hmdb51": dict(epochs=4800, batch_size=192, base_lr=3e-4, mask_ratio=0.75, stride=2),
     # Ours: a batch that fits one machine, a twentieth of the videos held out.
     "custom": dict(epochs=800, batch_size=64, holdout=0.05),
@@ -80,12 +80,12 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                     heads=values["decoder_heads"],
                     mlp_width=4 * values["decoder_width"],
                 ),
-                # Or cross: predicted tokens attend to the visible alone.
+                # Or cross: predicted tokens attend only to visible ones.
                 decoder_attention=values["decoder_attention"],
                 patch=(2, model.patch, model.patch),
                 mean=(0.485, 0.456, 0.406),  # of ImageNet; one number per channel
                 std=(0.229, 0.224, 0.225),
-                position_grid=(),  # grid to interpolate positions from; () makes them afresh
+                position_grid=(),  # grid to interpolate positions from; () recomputes them
             ),
             clip=dict(
                 frames=16,
@@ -99,32 +99,32 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             mask=dict(
                 kind="tube",  # or random, frame, running_cell
                 ratio=values["mask_ratio"],
-                decoder_ratio=values["decoder_ratio"],  # share the decoder skips; 0 skips none
+                decoder_ratio=values["decoder_ratio"],  # fraction the decoder skips
             ),
             normalized_targets=True,
-            # At each evaluation, with labelled videos: held-out ones told by their neighbours.
+            # kNN top-1 of labelled held-out videos, at each evaluation.
             knn=dict(
-                k=0,  # neighbours; 0 for no such thing
-                videos=2000,  # of the training videos, at most, as neighbours
+                k=0,  # neighbours; 0 for no kNN
+                videos=2000,  # training videos to compare with, at most
             ),
-            layer_decay=1.0,  # of the rate, from each block to the one below; 1 is the same for all
+            layer_decay=1.0,  # factor on the rate, from each block to the one below; 1 for none
             ema_decay=0.0,  # of a moving average of the weights, evaluated too; 0 keeps none
             data=dict(
                 train="",  # manifest, folder, packed records, tfds:NAME[@SPLIT] or synthetic
-                eval="",  # likewise, or "" for a share `holdout` of train
+                eval="",  # likewise, or "" for a fraction `holdout` of train
                 holdout=values["holdout"],
                 **feed_keys(),
             ),
             batch_size=values["batch_size"],  # videos per optimizer step, over all devices
             # Clips of each video in a step, from one decode; the rate and epochs ignore them.
             repeats=values["repeats"],
-            accumulation=1,  # parts a step's batch is computed in, one after the other
+            accumulation=1,  # parts of a step's batch, computed one after the other
             epochs=values["epochs"],
             warmup_epochs=40,
             steps=0,  # if set, instead of epochs
             warmup_steps=0,  # with steps, instead of warmup_epochs
             base_lr=values["base_lr"],  # the rate is base_lr * batch_size / 256 ...
-            lr=0.0,  # ... or lr as it stands; exactly one of the two is set
+            lr=0.0,  # ... or lr as given; exactly one of the two is set
             min_lr=1e-5,  # where the cosine ends; scaled like the rate above it
             optimizer=dict(
                 b1=0.9,

@@ -1,4 +1,4 @@
-"""Probes: what the features of a pre-trained encoder are worth, frozen as they are.
+"""Probes: evaluate the frozen features of a pre-trained encoder.
 
     videomae train --config=probe:HEAD,SIZE,DATA --workdir=DIR \\
         --config.data.train=VIDEOS --config.init_from=CHECKPOINT [--config.KEY=VALUE ...]

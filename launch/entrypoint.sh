@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a container runs: videomae with the shared environment, in place of this shell, so that
-# SIGTERM reaches it and its exit code is the container's.
+# Entry point of the container: set the shared environment, then replace this shell by videomae, so
+# that it receives SIGTERM and its exit code is the container's.
 set -u
 if [ -n "${WORKDIR:-}" ]; then
   # shellcheck source=launch/env.sh

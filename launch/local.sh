@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Train on this machine, through interruptions: one process, or several that train together.
+# Train on this machine, and restart after interruptions: one process, or several of one run.
 #
 #   launch/local.sh PROCESSES WORKDIR --config=FILE [--config.KEY=VALUE ...]
 #
-# Ctrl-C and SIGTERM reach every process: all save and end. Exit codes as in README.md.
+# Ctrl-C and SIGTERM reach every process: all save and exit. Exit codes: see README.md.
 set -u
 if [ $# -lt 3 ]; then
   sed -n '4s/^# *//p' "$0" >&2
@@ -25,11 +25,11 @@ trap 'stopped=yes; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
 for ((try = 0; try <= tries; try++)); do
   pids=()
   for ((i = 0; i < processes; i++)); do
-    together=()
+    distributed=()
     if [ "$processes" -gt 1 ]; then
-      together=(--coordinator "127.0.0.1:$port" --processes "$processes" --process-id "$i")
+      distributed=(--coordinator "127.0.0.1:$port" --processes "$processes" --process-id "$i")
     fi
-    videomae train "--workdir=$WORKDIR" "${together[@]}" "$@" &
+    videomae train "--workdir=$WORKDIR" "${distributed[@]}" "$@" &
     pids+=($!)
   done
   code=0
@@ -41,7 +41,7 @@ for ((try = 0; try <= tries; try++)); do
       wait "$pid"
       one=$?
     done
-    # 1 says do not restart; it counts before what it did to the others.
+    # 1 means do not restart; it overrides the codes that it caused in the other processes.
     if [ "$one" -eq 1 ] || { [ "$one" -ne 0 ] && [ "$code" -ne 1 ]; }; then code=$one; fi
   done
   if [ -n "$stopped" ] || { [ "$code" -ne 42 ] && [ "$code" -lt 127 ]; }; then exit "$code"; fi

@@ -8,10 +8,10 @@
 #   launch/tpu_vm.sh delete NAME
 #
 # --dry-run before the verb prints the gcloud commands instead. From the environment: PROJECT and
-# ZONE; SPOT=1 for machines that may be taken away; SLICES for several; RUNTIME, the TPU software
+# ZONE; SPOT=1 for preemptible machines; SLICES, the number of slices; RUNTIME, the TPU software
 # version; SOURCE, what pip installs on the machines (a URL or a path there); MOUNT, a command that
 # mounts the file system of WORKDIR and the data on a machine (Filestore, or a bucket through Cloud
-# Storage FUSE). A run that was taken away goes on with the same two commands, create and run.
+# Storage FUSE). After a preemption, the same two commands, create and run, resume the run.
 set -euo pipefail
 
 usage() {
@@ -30,7 +30,7 @@ name=$2
 shift 2
 : "${PROJECT:?set PROJECT}" "${ZONE:?set ZONE}"
 slices=${SLICES:-1}
-places=(--project "$PROJECT" --zone "$ZONE")
+location=(--project "$PROJECT" --zone "$ZONE")
 
 call() {
   if [ -n "$dry" ]; then
@@ -51,7 +51,7 @@ each_slice() {
 }
 
 on_workers() { # slice, workers, command
-  call compute tpus tpu-vm ssh "$1" "${places[@]}" --worker="$2" --command "$3"
+  call compute tpus tpu-vm ssh "$1" "${location[@]}" --worker="$2" --command "$3"
 }
 
 case $verb in
@@ -64,7 +64,7 @@ case $verb in
     else
       options+=(--node-prefix "$name" --node-count "$slices")
     fi
-    call compute tpus queued-resources create "$name" "${places[@]}" "${options[@]}"
+    call compute tpus queued-resources create "$name" "${location[@]}" "${options[@]}"
     ;;
   run)
     [ $# -ge 2 ] || usage
@@ -72,7 +72,7 @@ case $verb in
     shift 2
     : "${SOURCE:?set SOURCE}" "${MOUNT:?set MOUNT}"
     printf -v train '%q ' videomae train "--config=$config" "--workdir=$workdir" "$@"
-    # The contract of exit codes is all that restarts a run: 42 and what a crash leaves.
+    # Restart on 42 (saved) and on the codes of a crash, as README.md says.
     loop="$MOUNT
 pip install -q \"jax[tpu]\" $(printf %q "$SOURCE") || exit 1
 export PYTHONUNBUFFERED=1 WORKDIR=$(printf %q "$workdir") JAX_COMPILATION_CACHE_DIR=$(printf %q "$workdir/compiled")
@@ -83,14 +83,14 @@ while true; do $train; code=\$?; echo \"launch: exit code \$code\"
     done
     ;;
   status)
-    call compute tpus queued-resources describe "$name" "${places[@]}" --format 'value(state.state)'
+    call compute tpus queued-resources describe "$name" "${location[@]}" --format 'value(state.state)'
     ;;
   logs)
     slice=$(each_slice | head -n 1)
     on_workers "$slice" "${1:-0}" 'tail -n 100 -F videomae.log'
     ;;
   delete)
-    call compute tpus queued-resources delete "$name" "${places[@]}" --force --quiet
+    call compute tpus queued-resources delete "$name" "${location[@]}" --force --quiet
     ;;
   *) usage ;;
 esac

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Train on TPUs of a GKE cluster through XPK, which makes the JobSet itself:
+# Train on TPUs of a GKE cluster through XPK, which creates the JobSet:
 #
 #   launch/xpk.sh NAME TYPE SLICES IMAGE CONFIG WORKDIR [--config.KEY=VALUE ...]
 #
-# TYPE: v5litepod-64, v5p-128, v6e-256, tpu7x-128. CLUSTER from the environment; STORAGE, the name
-# of an `xpk storage` that holds WORKDIR and the data. --dry-run first prints the command instead.
-# XPK restarts on 42 and on 127 to 255 by itself, and on nothing else.
+# TYPE: v5litepod-64, v5p-128, v6e-256, tpu7x-128. From the environment: CLUSTER; STORAGE, the
+# name of an `xpk storage` that holds WORKDIR and the data. --dry-run as the first argument prints
+# the command instead. XPK itself restarts on 42 and on 127 to 255 only.
 set -euo pipefail
 run=()
 if [ "${1:-}" = --dry-run ]; then

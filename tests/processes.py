@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from videomae_jax.training.monitor import read_metrics
+from videomae_jax.training.workdir import read_metrics
 
 ROOT = Path(__file__).parent.parent
 SMALL = [

@@ -11,7 +11,7 @@ import pytest
 from videomae_jax import cli
 from videomae_jax.devices.sharding import path_name
 from videomae_jax.tasks import pretrain
-from videomae_jax.training.monitor import read_metrics
+from videomae_jax.training.workdir import read_metrics
 
 ROOT = Path(__file__).parent.parent
 CLIPS = ROOT / "data/mocap_studio"

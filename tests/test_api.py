@@ -1,6 +1,8 @@
 """`videomae_jax.load`: the golden numbers from the released files, and clear refusals."""
 
+import dataclasses
 import functools
+import json
 import subprocess
 import sys
 
@@ -8,9 +10,14 @@ import jax
 import numpy as np
 import pytest
 from golden import DATA, load_golden, relative_error
+from runs import CLIPS, KINDS, rows
+from videos import write_video
 
 import videomae_jax as vm
-from videomae_jax import api
+from videomae_jax import api, cli
+from videomae_jax.data.decode import read_clip as read_frames
+from videomae_jax.data.samplers import PretrainSampler
+from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
 
 TOLERANCE = 1e-5
@@ -155,6 +162,69 @@ def test_an_encoder_alone_has_features(tmp_path):
     np.testing.assert_array_equal(back.features(video), model("pretrain").features(video))
     with pytest.raises(UserError, match="task 'encoder' has no decoder"):
         back.reconstruct(VIDEO, mask([1, 0, 0, 0]))
+
+
+def test_a_clip_is_cropped_as_evaluation_does(tmp_path):
+    path = write_video(tmp_path / "a.mp4", count=60)
+    sampler = PretrainSampler(frames=4, stride=3, height=32, width=48, channels=3, train=False)
+    expected = sampler(Videos((path,), None, None, "one"), 0, None)
+    clip = vm.read_clip(path, frames=4, stride=3, size=(32, 48))
+    assert clip.shape == (4, 32, 48, 3) and clip.dtype == np.uint8
+    np.testing.assert_array_equal(clip, expected)
+    first = vm.read_clip(path, frames=2, stride=5, size=64, start=7)
+    whole = read_frames(path, lambda count: np.array([7, 12]))
+    np.testing.assert_array_equal(first, whole[:, :, 16:80])
+    (tmp_path / "bad.mp4").write_text("not a video")
+    with pytest.raises(UserError, match="cannot read .*bad.mp4: invalid data"):
+        vm.read_clip(tmp_path / "bad.mp4")
+    with pytest.raises(UserError, match="start 60: .* has frames 0 to 59"):
+        vm.read_clip(path, start=60)
+    with pytest.raises(UserError, match="stride 0: use 1 or more"):
+        vm.read_clip(path, stride=0)
+
+
+def test_functions_return_what_the_commands_write(classifier, tmp_path, capsys):
+    folder, *_ = classifier
+    (tmp_path / "list.csv").write_text(rows("val", KINDS, [0]))
+    given = ["--checkpoint", str(folder), "--json", str(tmp_path / "x.json")]
+    cli.main(["evaluate", "--manifest", str(tmp_path / "list.csv"), *given])
+    written = json.loads((tmp_path / "x.json").read_text())
+    model = vm.load(folder)
+    found = vm.evaluate(model, tmp_path / "list.csv")
+    assert (
+        dataclasses.asdict(found.top1) == written["top1"] and found.protocol == written["protocol"]
+    )
+    assert found.probabilities.shape == (3, 3)
+
+    clip = f"{CLIPS}/val/walk/walk_000.mp4"
+    cli.main(["predict", clip, *given])
+    (written,) = json.loads((tmp_path / "x.json").read_text())
+    (video,) = vm.predict(folder, clip)
+    assert [likely._asdict() for likely in video.top] == written["top"]
+    assert len(video.windows) == len(written["windows"]) and video.error is None
+
+    out = tmp_path / "x.npz"
+    cli.main(["extract", clip, "--checkpoint", str(folder), "--out", str(out)])
+    arrays, written = vm.extract(model, clip), dict(np.load(out))
+    assert arrays.keys() == written.keys()
+    for name, array in written.items():
+        np.testing.assert_array_equal(arrays[name], array)
+    with pytest.raises(UserError, match="x.npz exists: give a new name"):
+        vm.extract(model, clip, out=out)
+
+
+def test_a_model_reads_clips_of_its_own_geometry(classifier):
+    folder, *_ = classifier
+    model = vm.load(folder)
+    video = model.read_clip(f"{CLIPS}/val/walk/walk_000.mp4")
+    assert video.shape == (1, 4, 16, 16, 3)
+    assert model.logits(video).shape == (1, 3)
+
+
+def test_the_public_names_are_listed():
+    assert set(vm.__all__) == set(api.__all__) <= set(dir(vm))
+    assert all(getattr(vm, name).__doc__ for name in vm.__all__)
+    assert vm.UserError is UserError
 
 
 def test_nothing_slow_is_imported_before_it_is_used():

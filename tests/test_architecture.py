@@ -24,11 +24,11 @@ ROOMS = {
     "pictures": {"errors", "models"},
     "tasks": {"errors", "config", "models", "augment", "data", "devices", "metrics", "pictures"},
 }
-ROOMS["inference"] = {"tasks", "progress"} | ROOMS["tasks"]
+ROOMS["inference"] = {"tasks", "progress", "host"} | ROOMS["tasks"]
 ROOMS["training"] = {"inference"} | ROOMS["inference"]
 ROOMS["interop"] = {"training"} | ROOMS["training"]
 ROOMS["api"] = {"interop"} | ROOMS["interop"]
-ROOMS["diagnostics"] = {"interop", "host"} | ROOMS["interop"]
+ROOMS["diagnostics"] = {"interop"} | ROOMS["interop"]
 ROOMS["commands"] = {"diagnostics"} | ROOMS["diagnostics"]
 ROOMS["cli"] = {"errors", "commands"}
 ROOMS["__init__"] = {"api"}

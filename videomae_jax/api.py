@@ -1,20 +1,46 @@
-"""A checkpoint as a Python object: `videomae_jax.load(path)`."""
+"""The public Python interface: load a model, read a clip, and do what the commands do."""
 
 import functools
 import math
-from typing import Any
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
+from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
-from videomae_jax.inference.network import build_network, outputs, predict
+from videomae_jax.inference.network import build_network, outputs
+from videomae_jax.inference.network import predict as reconstruct_tubes
 from videomae_jax.interop.checkpoint_files import Checkpoint, load_checkpoint, save_checkpoint
+from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.tokens import patch_grid
+
+if TYPE_CHECKING:
+    from videomae_jax.inference.evaluate import Evaluation
+    from videomae_jax.inference.predict import VideoClasses
+
+# Functions import what they alone need: TensorFlow and PyAV are slow to import, and a model that
+# is given arrays needs neither.
+__all__ = [
+    "Model",
+    "UserError",
+    "VideoMAE",
+    "evaluate",
+    "extract",
+    "load",
+    "predict",
+    "read_clip",
+]
+
+File = str | os.PathLike[str]
 
 
 def load(
-    path: str,
+    path: File,
     *,
     num_heads: int | None = None,
     decoder_num_heads: int | None = None,
@@ -26,15 +52,29 @@ def load(
     ema: bool = False,
     dtype: str = "auto",
 ) -> "Model":
-    """Read a model from a work directory, one of its steps, or anybody's file or folder.
+    """Load a model.
 
-    num_heads, decoder_num_heads: for sizes that are not published. frames, image_size: of the
-    clips it was trained on, for files that do not say; `save` writes them down. inflate ("mean"
-    or "centre"), tubelet: how the patch embedding of an image model gets its time axis.
-    channels: change the embedding to so many. ema: take the moving average that a run of ours
-    may have kept. dtype: of the computation, "auto" for bfloat16 on accelerators and float32
-    elsewhere.
-    Raises UserError when anything is damaged, missing, unexpected or in doubt.
+    Args:
+        path: a work directory, one of its checkpoints, a .pth, a .safetensors, or a folder of
+            transformers.
+        num_heads, decoder_num_heads: attention heads, for model sizes that are not published.
+        frames, image_size: of the clips it was trained on, for files that do not say.
+        inflate: "mean" or "centre", how the patch embedding of an image model gets a time axis.
+        tubelet: frames of a patch of such a model.
+        channels: change the patch embedding to this number of channels.
+        ema: load the moving average of the weights, which only a run that kept one has.
+        dtype: of the computation; "auto" is bfloat16 on accelerators, float32 elsewhere.
+
+    Returns:
+        The model, with float32 weights on the default device.
+
+    Raises:
+        UserError: anything is damaged, missing, unexpected or in doubt.
+
+    Example:
+        >>> model = vm.load("runs/demo")
+        >>> model.features(model.read_clip("holiday.mp4")).shape
+        (1, 192)
     """
     checkpoint = load_checkpoint(
         str(path),
@@ -47,52 +87,136 @@ def load(
         channels=channels,
         ema=ema,
     )
-    return Model(checkpoint, dtype=dtype)
+    return Model(checkpoint, dtype=dtype, source=str(path))
+
+
+def read_clip(
+    path: File,
+    *,
+    frames: int = 16,
+    stride: int = 4,
+    size: int | tuple[int, int] = 224,
+    start: int | None = None,
+    channels: int = 3,
+) -> np.ndarray:
+    """Read one clip of a video, cropped and resized as evaluation does.
+
+    Args:
+        path: a video file.
+        frames: frames of the clip, F.
+        stride: the distance between them, in frames of the video.
+        size: the side of the square clip in pixels, or (height, width).
+        start: the first frame, from 0; None takes the clip in the middle of the video.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        uint8 [F, H, W, C], 0 to 255. In a video too short for the clip, the last frame that
+        can be reached is repeated.
+
+    Raises:
+        UserError: the file cannot be read, or a number is not possible.
+
+    Example:
+        >>> clip = vm.read_clip("holiday.mp4", frames=16, stride=4, size=224)
+        >>> clip.shape
+        (16, 224, 224, 3)
+    """
+    from videomae_jax.data.decode import UnreadableVideo
+    from videomae_jax.data.decode import read_clip as read_frames
+    from videomae_jax.data.samplers import resize_crop
+    from videomae_jax.data.sampling import center_crop_box, middle_indices, pretrain_indices
+
+    height, width = (size, size) if isinstance(size, int) else size
+    given = dict(frames=frames, stride=stride, height=height, width=width)
+    for name, value in given.items():
+        if value < 1:
+            raise UserError(f"{name} {value}: use 1 or more")
+
+    def choose(count: int) -> np.ndarray:
+        if start is None:
+            return middle_indices(count, frames=frames, stride=stride)
+        if not 0 <= start < count:
+            raise UserError(f"start {start}: {path} has frames 0 to {count - 1}")
+        return pretrain_indices(count, start=start, frames=frames, stride=stride)
+
+    try:
+        video = read_frames(os.fspath(path), choose, channels=channels)
+    except UnreadableVideo as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    box = center_crop_box(video.shape[2], video.shape[1], target_width=width, target_height=height)
+    return np.ascontiguousarray(resize_crop(video, box=box, width=width, height=height))
 
 
 class Model:
-    """A trained model: its weights, and what they make of videos.
+    """A trained model, made by `load`.
 
-    A video is uint8 [B, F, H, W, C], not normalized: the stored mean and std are applied
-    inside. Frames, height and width may be any multiples of the patch; positions are made for
-    the clip's own grid, as the reference does, unless `config.model.position_grid` says
-    otherwise. The first call with a shape compiles, later ones do not. Everything returned
-    is float32. Methods raise UserError for another kind of video, or one the model is not for.
+    A video is uint8 [B, F, H, W, C], 0 to 255, not normalized: the stored mean and std are
+    applied inside. Frames, height and width may be any multiples of the patch; position
+    embeddings are computed for the grid of the clip, as the reference does, unless
+    `config.model.position_grid` says otherwise. The first call with a shape compiles, later
+    calls do not. All results are float32. Methods raise UserError for a video that the model
+    cannot take.
 
-    config: as of a run of ours. params: float32, on the default device.
-    labels: names of the classes, () if unknown. report: what was read as what, to print.
+    Attributes:
+        config: the config, as of a run of this project.
+        params: the parameters, float32, on the default device.
+        labels: names of the classes, () if unknown.
+        report: how the tensors of a foreign file were read, to print; "" for our own.
+
+    Example:
+        >>> model = vm.load("runs/finetune")
+        >>> model.logits(model.read_clip("holiday.mp4")).argmax()
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, dtype: str = "auto"):
+    def __init__(self, checkpoint: Checkpoint, *, dtype: str = "auto", source: str = "the model"):
+        self._source = source
         self.config, self.labels = checkpoint.config, checkpoint.labels
         self.report = checkpoint.report
         self.params = jax.device_put(checkpoint.params)
         self._network = build_network(self.config, dtype=dtype)
         self._outputs = jax.jit(self._output, static_argnames="name")
-        self._predict = jax.jit(
-            functools.partial(predict, self._network), static_argnames=("masked", "normalized")
-        )
+        if isinstance(self._network, VideoMAE):
+            self._predict = jax.jit(
+                functools.partial(reconstruct_tubes, self._network),
+                static_argnames=("masked", "normalized"),
+            )
 
     def __repr__(self) -> str:
         return f"<{self.config.name}: {self.config.clip.frames} frames>"
 
-    def tokens(self, video: Any) -> jax.Array:
-        """Return every token [B, N, D], all patches visible, in raster order, time slowest.
+    def read_clip(self, path: File, *, start: int | None = None) -> np.ndarray:
+        """Read one clip of the geometry that the model was trained on: uint8 [1, F, H, W, C].
 
-        After the encoder's final norm; a fine-tuned model has none, its norm comes after the
-        mean.
+        path, start: see the function `read_clip`.
+        """
+        clip = self.config.clip
+        video = read_clip(
+            path,
+            frames=clip.frames,
+            stride=clip.stride,
+            size=(clip.height, clip.width),
+            start=start,
+            channels=len(self._network.mean),
+        )
+        return video[None]
+
+    def tokens(self, video: Any) -> jax.Array:
+        """Return all tokens [B, N, D] with no patch masked, in raster order, time slowest.
+
+        They are the output of the encoder's final norm. A fine-tuned model has none; it norms
+        the mean of the tokens instead.
         """
         return self._outputs(self.params, self._check(video), name="tokens")
 
     def features(self, video: Any) -> jax.Array:
         """Return one vector per clip [B, D].
 
-        The mean of `tokens`; for a fine-tuned model normed by its fc_norm, what its head sees.
+        It is the mean of `tokens`; in a fine-tuned model normed by fc_norm, the input of the head.
         """
         return self._outputs(self.params, self._check(video), name="features")
 
     def logits(self, video: Any) -> jax.Array:
-        """Return the scores of the classes [B, classes], of a fine-tuned model."""
+        """Return the scores of the classes of a fine-tuned model [B, classes], before softmax."""
         if "head" not in self.params:
             raise UserError(
                 f"a model of task {self.config.task!r} has no classes: use features, or load a "
@@ -101,11 +225,11 @@ class Model:
         return self._outputs(self.params, self._check(video), name="logits")
 
     def reconstruct(self, video: Any, masked: Any) -> tuple[jax.Array, jax.Array]:
-        """Predict what a mask hides: (prediction [B, T, M, P], loss scalar).
+        """Predict the masked patches: (prediction [B, T, M, P], loss scalar).
 
-        masked: bool [B, S], True is hidden, the same in every time step, M in every row; M
-        patches in raster order come back. With config.normalized_targets they are normalized
-        per patch and channel, and so is what the loss compares them to (paper section 3.1).
+        masked: bool [B, S], True is masked, in every time step; each row has the same number M.
+        The prediction has the M masked patches in raster order. With config.normalized_targets
+        prediction and targets are normalized per patch and channel (paper section 3.1).
         """
         if "decoder" not in self.params:
             raise UserError(
@@ -123,11 +247,12 @@ class Model:
         )
 
     def save(self, path: str, *, format: str = "native") -> None:
-        """Write the model to a new path, for us ("native"), for others, or to be served.
+        """Write the model to a new path.
 
         format: "native", a work directory; "mcg", a .pth with the original's names;
-        "safetensors", one file with the same; "hf", a folder for transformers; "stablehlo", a
-        folder with the function from a video to features and logits, not read back by `load`.
+        "safetensors", one file with the same names; "hf", a folder for transformers;
+        "stablehlo", a folder with the function from a video to features and logits, which
+        `load` does not read.
         """
         checkpoint = Checkpoint(self.params, self.config, self.labels, self.report)
         save_checkpoint(str(path), checkpoint, to=format)
@@ -168,3 +293,146 @@ def _check_mask(masked: Any, video: tuple, patch: tuple) -> tuple[np.ndarray, in
     if not 0 < most < patches:
         raise UserError(f"masked hides {most} of {patches} patches: hide 1 to {patches - 1}")
     return masked, most
+
+
+def evaluate(
+    model: Model | File,
+    videos: Videos | File,
+    *,
+    views: str | None = None,
+    batch_size: int | None = None,
+    out: File | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> "Evaluation | None":
+    """Measure a fine-tuned model on labelled videos, as `videomae evaluate` does.
+
+    Args:
+        model: a fine-tuned model, or its path.
+        videos: a list, a folder or packed records, with labels.
+        views: "SxC", S clips over time by C crops; None takes those of the recipe.
+        batch_size: videos on all devices, None for one each.
+        out: a folder for scores, confusion matrix and unreadable videos. The same call resumes
+            from the scores there.
+        stopped: asked after every batch; when it returns true, the scores are saved.
+
+    Returns:
+        top1 and top5 (0 to 1, with 95 % intervals), an accuracy for each class, the confusion
+        matrix and probabilities float32 [n, classes]; see `inference.evaluate.Evaluation`. None
+        when `stopped()` ended it.
+
+    Raises:
+        UserError: the model has no classes, does not know a label, or a setting is not possible.
+
+    Example:
+        >>> vm.evaluate("runs/finetune", "val.csv", views="2x3").top1.value
+        0.83
+    """
+    from videomae_jax.inference.evaluate import evaluate as evaluate_model
+
+    model = _open_model(model)
+    return evaluate_model(
+        model.params,
+        model.config,
+        _open_videos(videos),
+        source=model._source,
+        views=views,
+        batch_size=batch_size,
+        out=None if out is None else Path(out),
+        stopped=stopped,
+    )
+
+
+def predict(
+    model: Model | File, videos: Videos | File, *, top: int | None = None
+) -> "list[VideoClasses]":
+    """Name the actions in videos, as `videomae predict` does.
+
+    Args:
+        model: a fine-tuned model, or its path.
+        videos: a video, a list or a folder.
+        top: how many classes to return, None for up to 5.
+
+    Returns:
+        For each video, in order, its most likely classes, (name, probability 0 to 1), and those
+        of each window; `error` is the reason where it cannot be read.
+
+    Raises:
+        UserError: the model has no classes, or not `top` of them.
+
+    Example:
+        >>> vm.predict("runs/finetune", "holiday.mp4")[0].top[0]
+        Likely(name='walk', probability=0.93)
+    """
+    from videomae_jax.inference.predict import predict as predict_classes
+
+    model, videos = _open_model(model), _open_videos(videos)
+    found = predict_classes(model.params, model.config, videos, source=model._source, top=top)
+    order = {path: position for position, path in enumerate(videos.paths)}
+    return sorted(found, key=lambda video: order[video.video])
+
+
+def extract(
+    model: Model | File,
+    videos: Videos | File,
+    *,
+    out: File | None = None,
+    pool: str = "clip",
+    window: int | None = None,
+    stride: int | None = None,
+    hop: int | None = None,
+    batch_size: int | None = None,
+) -> dict[str, np.ndarray] | None:
+    """Compute features of videos, window by window, as `videomae extract` does.
+
+    Args:
+        model: a model of any kind, or its path.
+        videos: a video, a list or a folder.
+        out: a new .npz or .parquet file; None returns the arrays, which must fit in memory.
+        pool: "clip" for the mean of all tokens [D], "time" for that of each time step [T, D],
+            "tokens" for all [N, D].
+        window, stride: frames of a window and their spacing, None for those of training.
+        hop: frames from window to window, None for side by side.
+        batch_size: windows on all devices, None for 8 on each.
+
+    Returns:
+        Without `out`, a row for each of n windows: video int64 [n], the position of its path in
+        paths; start and end float64 [n], seconds; first_frame and last_frame int64 [n]; features
+        float32 [n, ...]. With `out`, None: the file holds the same.
+
+    Raises:
+        UserError: no video can be read, or a setting is not possible.
+
+    Example:
+        >>> vm.extract("runs/demo", "holiday.mp4", hop=32)["features"].shape
+        (9, 192)
+    """
+    from videomae_jax.inference.extract import extract as extract_features
+
+    model, videos = _open_model(model), _open_videos(videos)
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "features.npz") if out is None else os.fspath(out)
+        extract_features(
+            model.params,
+            model.config,
+            videos,
+            out=file,
+            pool=pool,
+            window=window,
+            stride=stride,
+            hop=hop,
+            batch_size=batch_size,
+        )
+        if out is not None:
+            return None
+        with np.load(file) as arrays:
+            return dict(arrays)
+
+
+def _open_model(model: Model | File) -> Model:
+    return model if isinstance(model, Model) else load(model)
+
+
+def _open_videos(videos: Videos | File) -> Videos:
+    from videomae_jax.data.sources import read_videos
+
+    return videos if isinstance(videos, Videos) else read_videos(videos)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from typing import NoReturn
 
 from videomae_jax import __version__
 from videomae_jax.commands import add_commands
@@ -24,15 +25,16 @@ COMMANDS = (
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
+        """Raise the message as a UserError."""
         # argparse would exit with 2; a bad flag is a user's mistake like any other.
         raise UserError(f"{message}: see {self.prog} --help")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one sub-command; exit with 1 and the message alone on a user's mistake."""
-    # Before TensorFlow is imported: its start-up notes are about devices and kernels that
-    # reading files does not use.
+    # Set before TensorFlow is imported: its start-up messages are about devices and kernels
+    # that reading files does not use.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     parser = _Parser(prog="videomae", description="VideoMAE in JAX: masked video pre-training.")
@@ -49,13 +51,13 @@ def main(argv: list[str] | None = None) -> None:
         print(f"videomae: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)  # as a shell says it, without the traceback
+        sys.exit(130)  # as shells do, without the traceback
 
 
 def run() -> None:
-    """Be the `videomae` script: `main`, and after a failure no waiting for threads.
+    """Run the `videomae` script: `main`, but do not wait for threads after a failure.
 
-    Those of a save that failed wait ten minutes for each other.
+    The threads of a failed save wait ten minutes for each other.
     """
     try:
         main()

@@ -1,11 +1,16 @@
-"""The one error that is the user's to fix."""
+"""The error for mistakes that the user can fix."""
 
 
 class UserError(ValueError):
-    """A mistake in a flag, a config, a file or a machine set-up.
+    """A mistake in a flag, a config, a file or the set-up of the machine.
 
-    Its message is the whole report: one or two lines with the cause, the value
-    that was given and the nearest legal one. Commands print it without a
-    traceback and exit with 1. Anything else that escapes is a bug and keeps its
-    traceback.
+    The message is one or two lines: the cause, the value that was given and the nearest legal
+    one. Commands print it without a traceback and exit with 1. Any other exception is a bug and
+    keeps its traceback.
     """
+
+
+def nearest_multiples(number: int, unit: int) -> str:
+    """Return the multiples of `unit` around a number, for a message: "24 or 32", or "8"."""
+    below = number // unit * unit
+    return f"{below} or {below + unit}" if below > 0 else f"{unit}"

@@ -1,4 +1,4 @@
-"""What the operating system says of this machine."""
+"""Ask the operating system about this machine."""
 
 import os
 

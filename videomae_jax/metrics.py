@@ -1,8 +1,8 @@
-"""How good predictions are: accuracies with their uncertainty, per class and in all."""
+"""Accuracies with confidence intervals, confusion matrices and nearest neighbours."""
 
 import functools
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,9 @@ import numpy as np
 from videomae_jax.errors import UserError
 
 
-class Proportion(NamedTuple):
-    """A share of `count` examples with its 95 % interval, all 0 to 1."""
+@dataclass(frozen=True)
+class Proportion:
+    """A fraction of `count` examples with its 95 % interval, all 0 to 1."""
 
     value: float
     low: float
@@ -59,7 +60,7 @@ def neighbour_votes(
     ks: tuple[int, ...],
     temperature: float = TEMPERATURE,
 ) -> dict[int, np.ndarray]:
-    """Return for each k the classes' shares of the votes, float32 [q, classes].
+    """Return for each k the fraction of the votes of each class, float32 [q, classes].
 
     bank, queries: features [n, D] and [q, D]. labels: int32 [n], of the bank. The k most
     similar by cosine vote with exp(similarity / temperature); of equals the earlier one. The
@@ -74,8 +75,8 @@ def neighbour_votes(
         ks=tuple(ks),
         classes=int(labels.max()) + 1,
     )
-    queries = _directions(queries)
-    chunks = [jax.device_get(vote(queries[i : i + CHUNK])) for i in range(0, len(queries), CHUNK)]
+    units = _directions(queries)
+    chunks = [jax.device_get(vote(units[i : i + CHUNK])) for i in range(0, len(units), CHUNK)]
     votes = np.concatenate(chunks, axis=1)
     return dict(zip(ks, votes, strict=True))
 
@@ -95,13 +96,13 @@ def check_neighbours(ks: tuple[int, ...], *, temperature: float = TEMPERATURE, b
 def _votes(bank, labels, queries, *, temperature, ks, classes):
     """[len(ks), q, classes] of unit vectors."""
     similarity = jnp.matmul(queries, bank.T, precision="highest")
-    nearest, places = jax.lax.top_k(similarity, max(ks))
+    nearest, positions = jax.lax.top_k(similarity, max(ks))
     weights = jnp.exp((nearest - 1) / temperature)  # of the same ratios, and never too large
-    votes = weights[..., None] * jax.nn.one_hot(labels[places], classes)
+    votes = weights[..., None] * jax.nn.one_hot(labels[positions], classes)
     votes = jnp.stack([votes[:, :k].sum(axis=1) for k in ks])
     return votes / votes.sum(axis=-1, keepdims=True)
 
 
 def _directions(features: np.ndarray) -> jax.Array:
-    features = jnp.asarray(features, jnp.float32)
-    return features / jnp.linalg.norm(features, axis=-1, keepdims=True).clip(1e-12)
+    vectors = jnp.asarray(features, jnp.float32)
+    return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True).clip(1e-12)

@@ -1,7 +1,7 @@
-"""Pictures and films of reconstructions, and the curve of a run.
+"""Images and videos of reconstructions, and the training curve of a run.
 
-Everything here is numpy on the host: a video is uint8 [F, H, W, C] with 1 or 3 channels, a
-picture uint8 [h, w, 3], a film uint8 [F, h, w, 3].
+All arrays are numpy: an input video is uint8 [F, H, W, C] with 1 or 3 channels, an image is
+uint8 [h, w, 3], a video of panels uint8 [F, h, w, 3].
 """
 
 from collections.abc import Sequence
@@ -127,7 +127,8 @@ def check_ending(path: str) -> str:
     ending = Path(path).suffix.lower()
     if ending not in (".gif", ".mp4", ".png"):
         raise UserError(
-            f"{path!r} ends in {ending or 'nothing'}: use .gif or .mp4 (a film), .png (a sheet)"
+            f"{path!r} ends in {ending or 'nothing'}: use .gif or .mp4 (a video), "
+            ".png (a contact sheet)"
         )
     return ending
 
@@ -141,18 +142,18 @@ def write(
     captions: Sequence[str],
     fps: int,
 ) -> None:
-    """Write a `film` as .gif or .mp4 or a `sheet` as .png, as the name ends; see there."""
+    """Write a `film` as .gif or .mp4, or a contact `sheet` as .png, by the ending of the path."""
     ending = check_ending(path)
-    content = dict(times=times, captions=captions)
     if ending == ".png":
-        write_png(path, sheet(original, reconstructions, **content))
+        write_png(path, sheet(original, reconstructions, times=times, captions=captions))
     else:
         write_film = write_gif if ending == ".gif" else write_mp4
-        write_film(path, film(original, reconstructions, **content), fps=fps)
+        frames = film(original, reconstructions, times=times, captions=captions)
+        write_film(path, frames, fps=fps)
 
 
 def write_gif(path: str, frames: np.ndarray, *, fps: int) -> None:
-    """Write a film as an endless GIF. It counts time in 1/100 s, so that fps is rounded."""
+    """Write a video as an endless GIF. GIFs count time in 1/100 s, so fps is rounded."""
     # One palette for all frames: with its own for each, a still background flickers.
     some = frames[:: max(1, len(frames) // 8)]
     palette = Image.fromarray(np.concatenate(some)).quantize(256)
@@ -166,7 +167,7 @@ def write_gif(path: str, frames: np.ndarray, *, fps: int) -> None:
 
 
 def write_mp4(path: str, frames: np.ndarray, *, fps: int) -> None:
-    """Write a film as H.264, playable everywhere: yuv420p, sides padded to even."""
+    """Write a video as H.264 for every player: yuv420p, sides padded to even numbers."""
     import av
 
     _, height, width, _ = frames.shape
@@ -181,7 +182,7 @@ def write_mp4(path: str, frames: np.ndarray, *, fps: int) -> None:
 
 
 def write_png(path: str, picture: np.ndarray) -> None:
-    """Write one picture."""
+    """Write one image."""
     Image.fromarray(picture).save(path)
 
 
@@ -236,7 +237,7 @@ def curve_figure(rows: Sequence[dict]):
     # Two lines for plain pixels; for normalized ones, whose mean is zero, they are the same.
     zero = level("vs_zero", lambda vs_zero: vs_zero)
     mean = level("r2", lambda r2: 1 - r2)
-    if mean and abs(mean / zero - 1) > 0.05:
+    if mean and zero and abs(mean / zero - 1) > 0.05:
         label = f"predicting the mean: {mean:#.3g}"
         above.axhline(mean, color="0.4", linestyle=":", linewidth=1.2, label=label)
     if zero:
@@ -260,11 +261,11 @@ def curve_figure(rows: Sequence[dict]):
 
 def _smooth(values: np.ndarray, wide: int) -> np.ndarray:
     """Average each value with up to `wide` on each side, as many as both sides have."""
-    place = np.arange(len(values))
-    # A lopsided window would hide how high the loss began.
-    wide = np.minimum(wide, np.minimum(place, place[::-1]))
+    index = np.arange(len(values))
+    # An uneven window at the ends would hide how high the loss began.
+    half = np.minimum(wide, np.minimum(index, index[::-1]))
     total = np.concatenate([[0], np.cumsum(values)])
-    return (total[place + wide + 1] - total[place - wide]) / (2 * wide + 1)
+    return (total[index + half + 1] - total[index - half]) / (2 * half + 1)
 
 
 def _panels(reconstruction: Reconstruction) -> list[np.ndarray]:
@@ -287,7 +288,7 @@ def _enlarge(video: np.ndarray) -> np.ndarray:
     return video.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
-def _font() -> ImageFont.FreeTypeFont:
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     # Pillow brings this one; a system's fonts may be missing.
     return ImageFont.load_default(TEXT)
 

@@ -6,14 +6,16 @@ import sys
 import pytest
 
 from videomae_jax.cli import main
+from videomae_jax.commands.benchmark import MODELS
 from videomae_jax.diagnostics.subprocesses import Child
 from videomae_jax.errors import UserError
+from videomae_jax.models.vit import SIZES
 
 SMALL = [f"--config.clip.{side}=32" for side in ("height", "width")]
 
 
 def measure(tmp_path, *flags):
-    out = tmp_path / "out.json"
+    out = tmp_path / "results" / "out.json"
     main(["benchmark", "--model=tiny", "--repeats=3", f"--json={out}", *flags, *SMALL])
     return json.loads(out.read_text())
 
@@ -26,6 +28,10 @@ def test_the_figures_agree_with_each_other(tmp_path, task):
     assert got["finite"] and got["mfu"] is None  # the peak of a CPU is not known
     assert got["peak_memory_bytes"] > got["temporary_bytes"] > 0
     assert (got["loss"] is None) == (task == "encode")
+
+
+def test_every_size_of_the_model_is_offered():
+    assert set(MODELS) == set(SIZES)
 
 
 def test_what_cannot_be_measured_is_refused(capsys):

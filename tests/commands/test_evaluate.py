@@ -23,7 +23,7 @@ from videomae_jax.data.sources import read_videos
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.devices.sharding import make_mesh
 from videomae_jax.errors import UserError
-from videomae_jax.inference.predict import predict_views
+from videomae_jax.inference.engine import predict_videos
 from videomae_jax.interop.checkpoint_files import load_checkpoint
 from videomae_jax.interop.convert import find_tensors
 from videomae_jax.interop.torch_file import read_torch, write_torch
@@ -61,7 +61,7 @@ def test_every_example_counts_once_on_any_number_of_devices(classifier, manifest
     videos = read_videos(manifest)
     model = classify.build_model(config)
     bad = BadVideos(videos, max_share=1.0)
-    found = predict_views(
+    found = predict_videos(
         lambda params, video: classify.view_probabilities(model, params, video),
         params,
         videos,
@@ -131,7 +131,7 @@ def test_a_stopped_evaluation_goes_on_to_the_same_numbers(
     process.send_signal(number)
     said, _ = process.communicate()
     assert process.returncode == (42 if number == signal.SIGTERM else -9)
-    assert ("the same command goes on" in said) == (number == signal.SIGTERM)
+    assert ("the same command resumes" in said) == (number == signal.SIGTERM)
     assert not (tmp_path / "a.json").exists()
     saved = len(list(scores_folder.glob("[0-9]*.npz")))
     assert 1 <= saved < 4

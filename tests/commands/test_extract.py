@@ -25,7 +25,7 @@ from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos
 from videomae_jax.devices.sharding import make_mesh
 from videomae_jax.inference import resumable
-from videomae_jax.inference.features import window_outputs
+from videomae_jax.inference.engine import predict_windows
 from videomae_jax.inference.network import build_network
 from videomae_jax.inference.windows import Window, WindowSampler, read_windows
 from videomae_jax.tasks import classify, pretrain
@@ -103,7 +103,7 @@ def test_rows_are_what_the_python_interface_makes_of_the_same_windows(
             expected = tokens.reshape(2, -1, 128).mean(1) if pool == "time" else tokens
         assert found["features"].dtype == np.float32
         np.testing.assert_allclose(found["features"][row], expected, atol=1e-5)
-    assert "1 videos are shorter than a clip of 7 frames (4 at stride 2)" in said
+    assert "1 videos are shorter than a window of 7 frames" in said
     assert "2 of 5 videos unreadable" in said
     listed = (tmp_path / "x.npz.unreadable.csv").read_text()
     assert "bad.mp4" in listed and "gone.mp4" in listed
@@ -154,7 +154,7 @@ def test_rows_do_not_depend_on_the_batch_or_the_devices(manifest, task):
             threads=devices,
         )
         rows, features = [], []
-        for more, values in window_outputs(
+        for more, values in predict_windows(
             build_network(config),
             params,
             windows,
@@ -205,7 +205,7 @@ def test_a_stopped_command_goes_on_and_changes_no_bit(
     process.send_signal(number_)
     said, _ = process.communicate()
     assert process.returncode == (42 if number_ == signal.SIGTERM else -9)
-    assert ("the same command goes on" in said) == (number_ == signal.SIGTERM)
+    assert ("the same command resumes" in said) == (number_ == signal.SIGTERM)
     assert not (tmp_path / "x.npz").exists()
 
     saved = {file: file.stat().st_mtime_ns for file in folder.glob("[0-9]*.npz")}
@@ -232,7 +232,7 @@ def test_parts_of_another_command_are_refused(checkpoint, manifest, tmp_path, ca
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("videomae_jax.inference.features.window_outputs", stop)
+        patch.setattr("videomae_jax.inference.extract.predict_windows", stop)
         with pytest.raises(SystemExit, match="130"):
             extract(manifest, checkpoint, out, "--hop=24")
     command = ["extract", manifest, "--checkpoint", checkpoint, "--out", out]

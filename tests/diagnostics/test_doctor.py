@@ -1,4 +1,4 @@
-"""The doctor: what it finds fine, and what it must not."""
+"""The checks of the doctor: what passes, and what must fail."""
 
 import json
 
@@ -29,7 +29,7 @@ def test_a_healthy_run(tmp_path):
     assert "2 restarts that lost 5 steps; 80% of the time" in found["history"].text
 
 
-def test_a_data_bound_run_is_told_so(tmp_path):
+def test_a_data_bound_run_fails_a_check(tmp_path):
     found = write_run(tmp_path, waiting=0.6)
     assert [name for name, finding in found.items() if not finding.fine] == ["data"]
     assert "60% of the time waiting" in found["data"].text and "local disk" in found["data"].advice
@@ -42,7 +42,7 @@ def test_a_data_bound_run_is_told_so(tmp_path):
         (dict(loss=(1.0, 1.2, 1.1)), "never fell"),
     ],
 )
-def test_a_run_that_does_not_learn_is_told_so(tmp_path, run, words):
+def test_a_run_that_does_not_learn_fails_a_check(tmp_path, run, words):
     found = write_run(tmp_path, **run)
     assert [name for name, finding in found.items() if not finding.fine] == ["loss"]
     assert words in found["loss"].advice
@@ -83,16 +83,18 @@ def test_a_disk_that_cannot_be_written_is_found(tmp_path):
 def test_the_step_overfits_and_one_that_does_not_learn_is_found(monkeypatch):
     assert doctor.overfit().fine
     rate = doctor.warmup_cosine
-    monkeypatch.setattr(doctor, "warmup_cosine", lambda plan: lambda step: 0 * rate(plan)(step))
+    monkeypatch.setattr(
+        doctor, "warmup_cosine", lambda schedule: lambda step: 0 * rate(schedule)(step)
+    )
     assert not doctor.overfit().fine
 
 
-def test_what_is_not_fine_is_listed_and_exit_1(tmp_path, capsys, monkeypatch):
+def test_failed_checks_are_listed_and_exit_1(tmp_path, capsys, monkeypatch):
     write_run(tmp_path, waiting=0.6)
     monkeypatch.setattr(doctor, "examine_machine", lambda _: [doctor.versions()])
     with pytest.raises(SystemExit) as stopped:
         cli.main(["doctor", str(tmp_path), f"--json={tmp_path}/found.json"])
     said = capsys.readouterr()
-    assert stopped.value.code == 1 and said.err == "videomae: not fine: data\n"
+    assert stopped.value.code == 1 and said.err == "videomae: failed checks: data\n"
     told = {row["name"]: row["fine"] for row in json.loads((tmp_path / "found.json").read_text())}
     assert told == {"versions": True, "history": True, "videos": True, "loss": True, "data": False}

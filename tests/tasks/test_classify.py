@@ -13,9 +13,9 @@ from videomae_jax.errors import UserError
 from videomae_jax.tasks import classify
 from videomae_jax.tasks.build import positions_line
 from videomae_jax.training.checkpoint import load_params
-from videomae_jax.training.monitor import read_metrics
 from videomae_jax.training.optim import make_optimizer
 from videomae_jax.training.step import make_state
+from videomae_jax.training.workdir import read_metrics
 
 TINY = [
     "--config=finetune:tiny,custom",
@@ -217,7 +217,8 @@ def test_every_leaf_of_every_size_has_one_row_in_the_sharding_table():
     mesh = make_mesh(dict(data=2, fsdp=4, tensor=1))
     for size in ("s", "b", "l", "h"):
         config = load_config(f"finetune:{size},k400", ["--config.model.classes=399"])
-        task, optimizer = classify.build_task(config), make_optimizer(config)
+        task = classify.build_task(config)
+        optimizer = make_optimizer(config, task)
         state = jax.eval_shape(lambda: make_state(task, optimizer, seed=0, ema=True))  # noqa: B023
         shardings = state_sharding(state, mesh)
         assert len(jax.tree.leaves(shardings)) == len(jax.tree.leaves(state))

@@ -12,9 +12,9 @@ from videomae_jax.devices.sharding import make_mesh, path_name, state_sharding
 from videomae_jax.models.probe import Head
 from videomae_jax.tasks import probe
 from videomae_jax.training.checkpoint import load_params
-from videomae_jax.training.monitor import read_metrics
 from videomae_jax.training.optim import make_optimizer
 from videomae_jax.training.step import make_state
+from videomae_jax.training.workdir import read_metrics
 
 TINY = [
     "--config.clip.frames=4",
@@ -80,7 +80,8 @@ def test_the_encoder_stays_bit_for_bit_and_has_no_moments(probed, pretrained):
     assert "norm" in after
     jax.tree.map(np.testing.assert_array_equal, before, after)
     config = load_config("probe:attentive,s,k400", ["--config.model.classes=400"])
-    task, optimizer = probe.build_task(config), make_optimizer(config)
+    task = probe.build_task(config)
+    optimizer = make_optimizer(config, task)
     state = jax.eval_shape(lambda: make_state(task, optimizer, seed=0))
     leaves = [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
     assert not [name for name in leaves if "blocks" in name or "embed" in name]

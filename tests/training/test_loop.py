@@ -13,9 +13,9 @@ from runs import CLIPS, ROOT, SMALL, fails, held_out, losses
 from videomae_jax import cli
 from videomae_jax.devices.chips import peak_flops
 from videomae_jax.errors import UserError
+from videomae_jax.training import loop
 from videomae_jax.training.checkpoint import digests, load_params
-from videomae_jax.training.monitor import read_metrics
-from videomae_jax.training.workdir import check_same_model
+from videomae_jax.training.workdir import check_same_model, read_metrics
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +103,21 @@ def test_a_signal_saves_exits_42_and_loses_no_step(straight, tmp_path, number, m
     assert 1 <= saved < 6
     cli.main(arguments(tmp_path, *manifests))
     assert losses(tmp_path) == losses(straight)
+
+
+def test_ctrl_c_while_a_run_starts_ends_it_before_the_first_step(tmp_path, capsys, monkeypatch):
+    jit_steps = loop.jit_steps
+
+    def interrupted(*args, **options):
+        signal.raise_signal(signal.SIGINT)
+        return jit_steps(*args, **options)
+
+    monkeypatch.setattr(loop, "jit_steps", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments(tmp_path, "--config.data.train=synthetic", "--config.data.eval="))
+    assert stopped.value.code == 42
+    assert "SIGINT: stopped before step 1;" in capsys.readouterr().out
+    assert losses(tmp_path) == {}
 
 
 def test_a_finished_run_has_nothing_to_do(straight, capsys, manifests):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from videomae_jax.training import monitor as module
-from videomae_jax.training.monitor import Monitor, read_metrics
+from videomae_jax.training.monitor import Monitor
 from videomae_jax.training.signals import Watchdog
+from videomae_jax.training.workdir import read_metrics
 
 METRICS = dict(loss=1.0, lr=0.1, grad_norm=1.0, skipped=0)
 

@@ -225,7 +225,7 @@ def test_data_parallel_reduces_gradients_and_moves_nothing_else():
 def test_accumulated_gradients_meet_once_a_step():
     def sent(*more):
         text = compiled_text(dict(data=8, fsdp=1, tensor=1), *more)
-        return read_collectives(text, places=[0] * 8)
+        return read_collectives(text, hosts=[0] * 8)
 
     (whole,), (parts,) = sent(), sent("--config.accumulation=2")
     assert parts.kind == whole.kind == "all-reduce"

@@ -1,13 +1,18 @@
 """Convert a checkpoint between this project, the original's .pth and transformers.
 
-videomae convert SRC DST [--to native|mcg|hf|safetensors|stablehlo] [--num-heads N]
+SRC is a work directory or one of its checkpoints, a .pth, a .safetensors or a folder of
+transformers. An image ViT or MAE becomes a video encoder to start from. All tensors that do not
+fit are reported together, and then nothing is written.
 
-SRC: a work directory or one of its checkpoints, a .pth, a .safetensors, a folder of
-transformers. An image ViT or MAE becomes a video encoder to start from. Anything that does not
-fit is reported, all at once, and nothing is written.
+examples:
+  videomae convert runs/demo model.pth
+  videomae convert vit_b.pth runs/vit_b
+  videomae convert runs/finetune hub/ --to hf
 """
 
 import argparse
+
+from videomae_jax.commands import options
 
 ENDINGS = {".pth": "mcg", ".pt": "mcg", ".safetensors": "safetensors"}
 LICENCE = (
@@ -17,6 +22,7 @@ LICENCE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("source", metavar="SRC", help="the checkpoint to read")
     parser.add_argument("target", metavar="DST", help="what to write; must not exist")
     parser.add_argument(
@@ -27,15 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the function video -> features, logits, to be served by jax.export (default: mcg for "
         ".pth, safetensors for .safetensors, else native)",
     )
-    parser.add_argument(
-        "--num-heads", type=int, metavar="N", help="of the encoder, for sizes not published"
-    )
-    parser.add_argument("--decoder-num-heads", type=int, metavar="N", help="of the decoder")
+    options.add_heads(parser, decoder=True)
     parser.add_argument(
         "--frames", type=int, metavar="N", help="frames of a clip (default: as SRC says, or 16)"
     )
     parser.add_argument(
-        "--image-size", type=int, metavar="N", help="its side (default: as SRC says, or 224)"
+        "--image-size",
+        type=int,
+        metavar="N",
+        help="image side (default: as SRC says, or 224)",
     )
     parser.add_argument(
         "--inflate",
@@ -44,14 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "of a tubelet (default: mean)",
     )
     parser.add_argument(
-        "--tubelet", type=int, metavar="N", help="frames of a tubelet, likewise (default: 2)"
+        "--tubelet", type=int, metavar="N", help="frames of a tubelet of such a model (default: 2)"
     )
     parser.add_argument(
-        "--channels", type=int, metavar="N", help="change the patch embedding to so many channels"
+        "--channels", type=int, metavar="N", help="change the patch embedding to N channels"
     )
 
 
 def main(args: argparse.Namespace) -> None:
+    """Run the command."""
     from pathlib import Path
 
     from videomae_jax.interop.checkpoint_files import load_checkpoint, save_checkpoint

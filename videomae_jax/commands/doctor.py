@@ -1,8 +1,9 @@
-"""Check this machine, and tell how a run fares: versions, devices, decoder, disk, a self-test.
+"""Check this machine and report the health of a run; list failed checks.
 
 videomae doctor [WORKDIR] [--json FILE]
 
-Exits with 1 and the list of what is not fine.
+Checks the versions, the devices, the decoder, the disk and, as a self-test, that a step overfits
+eight clips. With WORKDIR also checks that run. Exits with 1 if a check fails.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "workdir", nargs="?", help="of a run: tell what happened there (else only this machine)"
+        "workdir", nargs="?", help="of a run to check as well; without it, check only this machine"
     )
     parser.add_argument("--json", metavar="FILE", help="write the findings here")
 
@@ -22,7 +23,7 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.diagnostics import doctor
     from videomae_jax.errors import UserError
 
-    # The run first: a wrong path is told at once.
+    # The run first: report a wrong path at once.
     run = doctor.examine_run(args.workdir) if args.workdir else []
     findings = [*doctor.examine_machine(args.workdir or "."), *run]
     width = max(len(finding.name) for finding in findings) + 2
@@ -36,4 +37,4 @@ def main(args: argparse.Namespace) -> None:
         Path(args.json).write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     failed = [finding.name for finding in findings if not finding.fine]
     if failed:
-        raise UserError(f"not fine: {', '.join(failed)}")
+        raise UserError(f"failed checks: {', '.join(failed)}")

@@ -1,14 +1,25 @@
-"""Tell what a run needs and how long it takes, on devices that need not be there.
+"""Report the memory and the time that a run needs, on devices that need not exist.
 
 videomae plan --config=pretrain:b,k400 --topology v5e-64 [--examples 240000]
 
-Compiles the real training step ahead of time: bytes per device, collectives, floors, whether
-it fits and, if not, what would. v5p-128 is one slice, v5p-128x2 two, h100-8x2 two hosts.
+Compiles the real training step ahead of time. Prints the bytes per device, the collectives, lower
+bounds of the time, whether the step fits and, if not, which change of the config makes it fit.
+v5p-128 is one slice, v5p-128x2 two slices, h100-8x2 two hosts.
 """
 
 import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from videomae_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from videomae_jax.diagnostics.plan import StepPlan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,13 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--topology",
         default="here",
         metavar="NAME",
-        help="e.g. v5e-64, v5p-128, v6e-256, tpu7x-64, h100-8x2; here: the devices at hand",
+        help="e.g. v5e-64, v5p-128, v6e-256, tpu7x-64, h100-8x2; here: the local devices",
     )
     parser.add_argument(
-        "--examples", type=int, metavar="N", help="videos of an epoch, where there are none yet"
+        "--examples", type=int, metavar="N", help="videos per epoch, if there are none yet"
     )
     parser.add_argument(
-        "--mfu", type=float, metavar="X", help="share of the peak to assume (default 0.4)"
+        "--mfu", type=float, metavar="X", help="assumed fraction of the peak FLOPs (default 0.4)"
     )
     parser.add_argument("--json", metavar="FILE", help="write the numbers here")
     parser.set_defaults(overrides=[])
@@ -39,78 +50,164 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.config import load_config
 
     config = load_config(args.config, args.overrides)
-    tell(config, args.topology, examples=args.examples, mfu=args.mfu, json_file=args.json)
+    print_plan(config, args.topology, examples=args.examples, mfu=args.mfu, json_file=args.json)
 
 
-def tell(
-    config,
+def print_plan(
+    config: "ConfigDict",
     topology: str,
     *,
     examples: int | None = None,
     mfu: float | None = None,
     json_file: str | None = None,
 ) -> None:
-    """Print the plan of a config, and what would fit where it does not."""
-    import json
+    """Print the plan of a config and, where it does not fit, the change that makes it fit."""
     import sys
-    from pathlib import Path
 
     from videomae_jax.diagnostics import plan
     from videomae_jax.diagnostics.topology import find_devices
-    from videomae_jax.tasks import classify, pretrain, probe
+    from videomae_jax.tasks import TASKS
 
     if examples is not None and examples < 1:
         raise UserError(f"--examples {examples}: use 1 or more")
     if mfu is not None and not 0 < mfu <= 1:
         raise UserError(f"--mfu {mfu:g}: use above 0 to 1, such as 0.4")
-    kind = {"pretrain": pretrain, "classify": classify, "probe": probe}[config.task]
-    # An epoch of unknown length leaves the length of the run unknown, not the step.
-    known = bool(examples or config.data.train)
-    config, videos = plan.prepare_config(config, kind, examples=examples)
-    devices, places = find_devices(topology)
-    there = dict(
-        devices=devices, places=dict(zip(devices, places, strict=True)), examples=len(videos)
-    )
     mfu = mfu or plan.MFU
+    task_module = TASKS[config.task]
+    # Without videos or --examples, the length of an epoch is unknown.
+    known = bool(examples or config.data.train or config.steps)
+    config, videos = plan.prepare_config(config, task_module, examples=examples)
+    devices, hosts = find_devices(topology)
+
+    def compile_step(config: "ConfigDict") -> "StepPlan":
+        return plan.plan_step(
+            config, task_module, devices=devices, hosts=hosts, examples=len(videos)
+        )
 
     print("compiling the step: a minute or more for the large sizes", file=sys.stderr, flush=True)
-    step = plan.plan_step(config, kind, **there)
-    length = plan.run_steps(config, len(videos)) if known or config.steps else None
-    print(plan.text(f"{config.name} on {topology}", config, step, steps=length, mfu=mfu))
-    fitting = None
-    if not step.fits:
-        print("what would fit:", flush=True)
-        tried = {}
-
-        def words(change):
-            return " ".join(f"--config.{key}={value}" for key, value in change.items())
-
-        def fits(change):
-            # First what is being compiled: it takes its time.
-            print(f"  {words(change)}: ", end="", flush=True)
-            try:
-                other = plan.plan_step(plan.change_config(config, change), kind, **there)
-            except UserError as error:
-                print(error, flush=True)
-                return False
-            print(plan.memory_line(other), flush=True)
-            tried[words(change)] = {"change": change, **plan.as_json(other, mfu=mfu)}
-            return other.fits
-
-        change = plan.find_fit(config, len(devices), fits)
-        if change is None:
-            print("  nothing tried: use a smaller batch, more devices or larger ones")
-        else:
-            fitting = tried[words(change)]
-            print(f"use {words(change)}")
+    step = compile_step(config)
+    length = plan.run_steps(config, len(videos)) if known else None
+    print(plan_text(f"{config.name} on {topology}", config, step, steps=length, mfu=mfu))
+    fitting = None if step.fits else _find_fit(config, compile_step, devices=len(devices), mfu=mfu)
     if json_file:
         result = {
             "config": config.name,
             "topology": topology,
-            **plan.as_json(step, mfu=mfu),
+            **_as_json(step, mfu=mfu),
             "steps": length,
             "assumed_mfu": mfu,
             "would_fit": fitting,
         }
         Path(json_file).parent.mkdir(parents=True, exist_ok=True)
         Path(json_file).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _find_fit(
+    config: "ConfigDict",
+    compile_step: "Callable[[ConfigDict], StepPlan]",
+    *,
+    devices: int,
+    mfu: float,
+) -> dict[str, Any] | None:
+    """Print the changes as they are tried; return the one that fits as JSON types, or None."""
+    from videomae_jax.diagnostics import plan
+
+    print("what would fit:", flush=True)
+    tried = {}
+
+    def flags(change: dict[str, int | str]) -> str:
+        return " ".join(f"--config.{key}={value}" for key, value in change.items())
+
+    def fits(change: dict[str, int | str]) -> bool:
+        # Print the change before it is compiled, which takes time.
+        print(f"  {flags(change)}: ", end="", flush=True)
+        try:
+            other = compile_step(plan.change_config(config, change))
+        except UserError as error:
+            print(error, flush=True)
+            return False
+        print(memory_line(other), flush=True)
+        tried[flags(change)] = {"change": change, **_as_json(other, mfu=mfu)}
+        return other.fits
+
+    change = plan.find_fit(config, devices, fits)
+    if change is None:
+        print("  nothing tried: use a smaller batch, more devices or larger ones")
+        return None
+    print(f"use {flags(change)}")
+    return tried[flags(change)]
+
+
+def memory_line(step: "StepPlan") -> str:
+    """Return the memory that a device needs, of what it has."""
+    from videomae_jax.devices.host_memory import size_text
+
+    needed = size_text(step.needed)
+    if step.capacity:
+        needed += f" of {size_text(step.capacity)}"
+    line = f"{needed} per device: {'fits' if step.fits else 'does not fit'}"
+    if step.arguments is None or step.temporaries is None:
+        return line
+    return (
+        f"{line} (state and batch {size_text(step.arguments)}, "
+        f"temporaries {size_text(step.temporaries)})"
+    )
+
+
+def plan_text(
+    title: str, config: "ConfigDict", step: "StepPlan", *, steps: int | None, mfu: float
+) -> str:
+    """Return the lines of a plan. steps: of the run, None if its length is unknown."""
+    from videomae_jax.devices.host_memory import size_text
+    from videomae_jax.training import banner
+
+    devices = math.prod(step.mesh.values())
+    shape = ", ".join(f"{name}={value}" for name, value in step.mesh.items())
+    rows = {
+        "devices": f"{devices} x {step.device} ({shape})",
+        "batch": f"{step.clips} clips a step, {config.accumulation} accumulated; "
+        f"remat {config.run.remat}",
+        "memory": memory_line(step),
+        "FLOPs": f"{step.flops * devices / 1e12:,.4g} T a step, {step.flops / 1e12:,.4g} T per "
+        "device (closed form)",
+    }
+    for row in step.collectives:
+        name = f"{row.task_module} between slices or hosts" if row.remote else row.task_module
+        rows[name] = f"{size_text(row.bytes)} sent per device and step, {row.calls} calls"
+    if step.kernels:
+        rows["kernels"] = ", ".join(f"{name} in {n} places" for name, n in step.kernels.items())
+    return banner.text(title, rows | _time_rows(step, steps=steps, mfu=mfu))
+
+
+def _time_rows(step: "StepPlan", *, steps: int | None, mfu: float) -> dict[str, str]:
+    from videomae_jax.progress import clock
+
+    if step.compute_floor is None:
+        return {"time": f"no data sheet of {step.device} here: run a step and see"}
+    seconds = step.step_seconds(mfu)
+    if seconds is None:
+        return {}
+    floors = {
+        "compute": step.compute_floor,
+        "memory": step.memory_floor,
+        "network": step.network_floor,
+    }
+    if steps is None:
+        length = "pass --examples or --config.data.train to compute its length"
+    else:
+        length = f"{steps:,} steps, {clock(steps * seconds)} (h:mm:ss)"
+    return {
+        "floors": ", ".join(f"{name} {_milliseconds(floor)}" for name, floor in floors.items()),
+        "step": f"{_milliseconds(seconds)}, {step.clips / seconds:,.4g} clips/s: an estimate that "
+        f"assumes {mfu:.0%} of the peak, nothing overlapped, data always ready",
+        "run": length,
+    }
+
+
+def _as_json(step: "StepPlan", *, mfu: float) -> dict[str, Any]:
+    rows = [row._asdict() for row in step.collectives]
+    return {**step._asdict(), "collectives": rows, "step_seconds": step.step_seconds(mfu)}
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"{1e3 * seconds:.3g} ms"

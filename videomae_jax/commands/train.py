@@ -1,21 +1,30 @@
-"""Train a model, or go on training it.
+"""Train a model, or resume its training.
 
-The config names a recipe; --config.KEY=VALUE changes any part of it. A run continues from
-the newest checkpoint in --workdir. Ctrl-C and SIGTERM save and exit with 42. Processes that
-train together are started with the same command; Slurm, TPU pods, Kubernetes and Open MPI tell
-each its place, elsewhere --coordinator, --processes and --process-id do.
+The config names a recipe; --config.KEY=VALUE changes any part of it. A run resumes from the
+newest checkpoint in --workdir. Ctrl-C and SIGTERM save and exit with code 42.
+
+Processes that train together are started with the same command. Slurm, TPU pods, Kubernetes and
+Open MPI set rank and world size automatically; otherwise pass --coordinator, --processes and
+--process-id.
+
+examples:
+  videomae train --config=demo --workdir=runs/demo
+  videomae train --config=pretrain:b,k400 --workdir=runs/b --config.data.train=train.csv
 """
 
 import argparse
 import os
 import sys
 
-EXIT_STOPPED = 42  # saved and ready to go on: what XPK and Slurm scripts restart on
+from videomae_jax.commands.options import EXIT_STOPPED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", required=True, metavar="FILE[:ARGS]", help="e.g. pretrain:b,k400"
+        "--config",
+        required=True,
+        metavar="CONFIG",
+        help="NAME[:ARGS] or FILE.py[:ARGS], e.g. pretrain:b,k400",
     )
     parser.add_argument("--workdir", required=True, help="checkpoints and logs; made if missing")
     parser.add_argument(
@@ -29,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         default=os.environ.get("JAX_NUM_PROCESSES"),
-        help="all that train together, 1 looks for no others; or $JAX_NUM_PROCESSES",
+        help="number of processes, 1 skips cluster detection; or $JAX_NUM_PROCESSES",
     )
     parser.add_argument(
         "--process-id",
@@ -39,23 +48,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="0 to N - 1; or $JAX_PROCESS_ID",
     )
     parser.add_argument(
-        "--plan", action="store_true", help="only tell what it needs, as `videomae plan` does"
+        "--plan", action="store_true", help="only print what it needs, as `videomae plan` does"
     )
     parser.set_defaults(overrides=[])
     parser.epilog = "--config.KEY=VALUE overrides a key of the config, e.g. --config.batch_size=64"
 
 
 def main(args: argparse.Namespace) -> None:
-    from videomae_jax.commands.plan import tell
+    from videomae_jax.commands.plan import print_plan
     from videomae_jax.config import load_config
     from videomae_jax.devices.distributed import connected
     from videomae_jax.interop.checkpoint_files import load_checkpoint
-    from videomae_jax.tasks import classify, pretrain, probe
+    from videomae_jax.tasks import TASKS
 
-    tasks = {"pretrain": pretrain, "classify": classify, "probe": probe}
     config = load_config(args.config, args.overrides)
     if args.plan:
-        tell(config, "here")
+        print_plan(config, "here")
         return
 
     def load_weights(path):
@@ -70,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
         # TensorFlow, which it brings, takes seconds: the peers need not wait for it.
         from videomae_jax.training.loop import train
 
-        task = tasks[config.task]
-        finished = train(config, task, workdir=args.workdir, load_weights=load_weights)
+        task_module = TASKS[config.task]
+        finished = train(config, task_module, workdir=args.workdir, load_weights=load_weights)
     if not finished:
         sys.exit(EXIT_STOPPED)

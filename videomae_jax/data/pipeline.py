@@ -7,7 +7,6 @@ and there is no state of the data to save. The only module that knows tf.data.
 
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -16,20 +15,18 @@ import numpy as np
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf  # noqa: E402
 
-from videomae_jax.data.decode import UnreadableVideo  # noqa: E402
 from videomae_jax.data.records import Records, decode_regions  # noqa: E402
+from videomae_jax.data.retry import read_with_retries  # noqa: E402
 from videomae_jax.data.samplers import ClipSampler  # noqa: E402
 from videomae_jax.data.unreadable import BadVideos  # noqa: E402
 from videomae_jax.data.videos import Videos  # noqa: E402
-from videomae_jax.errors import UserError  # noqa: E402
+from videomae_jax.errors import UserError, nearest_multiples  # noqa: E402
 from videomae_jax.host import count_cores  # noqa: E402
 
 # TensorFlow reads files here; it must not take the memory of JAX's devices.
 tf.config.set_visible_devices([], "GPU")
 tf.config.set_visible_devices([], "TPU")
 
-# How often an input-output error is tried again, and after how many seconds.
-RETRIES, PAUSE = 2, 0.2
 # How many other videos are tried in the place of an unreadable one.
 SUBSTITUTES = 16
 # Batches kept ready, where nobody says how many.
@@ -174,8 +171,7 @@ def eval_batches(
 def _rows(batch_size: int, process_count: int) -> int:
     """The rows of a batch that one process reads."""
     if batch_size % process_count or batch_size < 1:
-        below = batch_size // process_count * process_count
-        near = f"{below} or {below + process_count}" if below else f"{process_count}"
+        near = nearest_multiples(batch_size, process_count)
         raise UserError(
             f"batch {batch_size} is not divisible by {process_count} processes: use {near}"
         )
@@ -193,17 +189,11 @@ def _read(
     read: Callable, videos: Videos, index: int, seeds: Sequence[list[int]], bad: BadVideos
 ) -> tuple | None:
     """What `read(index, rngs)` returns; or None, recorded, where the video is unreadable."""
-    for attempt in range(1 + RETRIES):
-        try:
-            return read(index, [np.random.default_rng(seed) for seed in seeds])
-        except UnreadableVideo as error:
-            reason = str(error)
-            if not error.transient:
-                break
-        if attempt < RETRIES:
-            time.sleep(PAUSE)
-    bad.add(videos.paths[index], reason)
-    return None
+
+    def attempt() -> tuple:
+        return read(index, [np.random.default_rng(seed) for seed in seeds])
+
+    return read_with_retries(attempt, videos.paths[index], bad)
 
 
 def _load(

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from videomae_jax.errors import UserError
+from videomae_jax.errors import UserError, nearest_multiples
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_SPEC = P(("data", "fsdp"))
@@ -162,12 +162,11 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     unit = batch_devices(mesh) * config.accumulation
     unit //= math.gcd(unit, config.repeats)  # of videos, from here on
     if config.batch_size % unit:
-        below = config.batch_size // unit * unit
         split = f"{batch_devices(mesh)} devices (data={mesh.shape['data']}, "
         split += f"fsdp={mesh.shape['fsdp']})"
         if config.accumulation > 1:
             split += f" x {config.accumulation} accumulated parts"
         if config.repeats > 1:
             split += f" at {config.repeats} clips each"
-        legal = f"{below} or {below + unit}" if below > 0 else f"{unit}"
-        raise UserError(f"batch {config.batch_size} is not divisible by {split}: use {legal}")
+        near = nearest_multiples(config.batch_size, unit)
+        raise UserError(f"batch {config.batch_size} is not divisible by {split}: use {near}")

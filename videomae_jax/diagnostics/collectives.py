@@ -1,4 +1,4 @@
-"""What a compiled step sends between devices, read from its HLO text."""
+"""Read the communication between devices from the HLO text of a compiled step."""
 
 import math
 import re
@@ -8,7 +8,7 @@ import numpy as np
 
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 _INSTRUCTION = re.compile(rf" = (.*?) ({_KINDS})(-start)?\((.*)")
-# Between TPU slices: what a slice has reduced goes to its host, which exchanges it with the others.
+# Between TPU slices: the hosts exchange what each slice has reduced.
 _SEND = re.compile(r" = \((.*?), u32\[\].* send\(.*_xla_megascale_transfer_type=\"(\w+)\"")
 _COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _CALL = re.compile(r"(?:body|calls|to_apply|\w+_computations?)=(%[\w.\-]+|\{[^}]*\})")
@@ -16,9 +16,9 @@ _SHAPE = re.compile(r"\b(pred|bf16|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 
 class Collective(NamedTuple):
-    """All collectives of one kind: what one device sends in a step, on a ring.
+    """All collectives of one kind; `bytes` is what one device sends per step, on a ring.
 
-    remote: whether the devices that exchange are in different slices or hosts.
+    remote: whether the devices are in different slices or hosts.
     """
 
     kind: str
@@ -27,27 +27,29 @@ class Collective(NamedTuple):
     bytes: float
 
 
-def read_collectives(text: str, *, places: list[int]) -> list[Collective]:
-    """Add up the collectives of a compiled module; bodies of loops count once per turn.
+def read_collectives(text: str, *, hosts: list[int]) -> list[Collective]:
+    """Add up the collectives of a compiled module; the body of a loop counts once per iteration.
 
-    places: the slice or host of each device, in the order of the mesh. The largest come first.
+    hosts: the slice or host of each device, in the order of the mesh. Sorted by bytes.
     """
     bodies = _computations(text)
-    turns = _turns(bodies)
-    # One collective may stand in several fusions, from its start to its end: its channel and shape
-    # tell. Outside of fusions each is one, even where, as those of a psum, all have one channel.
-    found, whole, fused = {}, set(), _fused(bodies)
+    iterations = _iterations(bodies)
+    # One collective may appear in several fusions, between its start and its end: count it once per
+    # channel and shape. Outside fusions count each, even with equal channels, as those of a psum.
+    found: dict[tuple[str, str], tuple[str, bool, float, int]] = {}
+    whole: set[tuple[str, str]] = set()
+    fused = _fused(bodies)
     for name, lines in sorted(bodies.items(), key=lambda body: body[0] in fused):
         for line in lines:
             if send := _SEND.search(line):
                 size, kind = _bytes(send[1]), send[2].lower().replace("_", "-")
-                sent = _sent(kind, size, len(set(places)), start=False)
-                found[name, line] = kind, True, sent, turns[name]
+                sent = _sent(kind, size, len(set(hosts)), start=False)
+                found[name, line] = kind, True, sent, iterations[name]
             match = _INSTRUCTION.search(line)
-            if not match or not turns[name]:
+            if not match or not iterations[name]:
                 continue
             shape, kind, start, rest = match.groups()
-            group = _group(rest, len(places))
+            group = _group(rest, len(hosts))
             if name.startswith("all-reduce-scatter"):
                 kind, sent = "reduce-scatter", _bytes(shape) * (1 - 1 / len(group))
             else:
@@ -59,10 +61,10 @@ def read_collectives(text: str, *, places: list[int]) -> list[Collective]:
                 key = name, line
             elif key in whole:
                 continue
-            remote = len({places[device] for device in group}) > 1
-            if key not in found or found[key][-1] < turns[name]:
-                found[key] = kind, remote, sent, turns[name]
-    sums = {}
+            remote = len({hosts[device] for device in group}) > 1
+            if key not in found or found[key][-1] < iterations[name]:
+                found[key] = kind, remote, sent, iterations[name]
+    sums: dict[tuple[str, bool], tuple[int, float]] = {}
     for kind, remote, sent, times in found.values():
         calls, total = sums.get((kind, remote), (0, 0.0))
         sums[kind, remote] = calls + times, total + sent * times
@@ -71,9 +73,9 @@ def read_collectives(text: str, *, places: list[int]) -> list[Collective]:
 
 
 def _sent(kind: str, size: float, group: int, *, start: bool) -> float:
-    """Bytes a device sends around a ring, from those of an instruction's result."""
+    """Return the bytes a device sends around a ring, from the bytes of the result."""
     others = (group - 1) / group
-    if start and kind != "all-reduce":  # its result is a pair, operand and result
+    if start and kind != "all-reduce":  # the result is a pair, operand and result
         size *= {"all-gather": group, "reduce-scatter": 1}.get(kind, (group + 1) / 2) / (group + 1)
     if kind == "all-reduce":
         return 2 * others * size
@@ -83,7 +85,7 @@ def _sent(kind: str, size: float, group: int, *, start: bool) -> float:
 
 
 def _bytes(shape: str) -> float:
-    """Bytes of all arrays of a shape such as "(f32[8,2]{1,0}, bf16[])"."""
+    """Return the bytes of all arrays of a shape such as "(f32[8,2]{1,0}, bf16[])"."""
     total = 0.0
     for name, bits, sizes in _SHAPE.findall(shape):
         width = {"pred": 1, "bf16": 2}.get(name) or int(bits) / 8
@@ -92,10 +94,9 @@ def _bytes(shape: str) -> float:
 
 
 def _group(text: str, devices: int) -> tuple[int, ...]:
-    """The devices of one group of a collective; XLA writes groups in three ways."""
-    if "source_target_pairs=" in text:
-        source, target = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text).groups()
-        return int(source), int(target)
+    """Return the devices of one group of a collective; XLA has three notations for groups."""
+    if match := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text):
+        return int(match[1]), int(match[2])
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
         return tuple(map(int, match[1].split(",")))
     if match := re.search(r"replica_groups=\[\d+,(\d+)\](<=\S+)", text):
@@ -120,8 +121,8 @@ def _group(text: str, devices: int) -> tuple[int, ...]:
 
 
 def _iota(text: str, devices: int) -> np.ndarray:
-    """Devices in the order of "<=[4,2]T(1,0)": counted up in that shape, then transposed."""
-    sizes = [int(size) for size in re.search(r"<=\[([\d,]+)\]", text)[1].split(",")]
+    """Return the devices of "<=[4,2]T(1,0)": arange in that shape, transposed, flattened."""
+    sizes = [int(size) for size in _search(r"<=\[([\d,]+)\]", text)[1].split(",")]
     ids = np.arange(devices).reshape(sizes)
     turned = re.search(r"T\(([\d,]+)\)", text)
     return (ids.transpose([int(a) for a in turned[1].split(",")]) if turned else ids).ravel()
@@ -129,23 +130,25 @@ def _iota(text: str, devices: int) -> np.ndarray:
 
 def _computations(text: str) -> dict[str, list[str]]:
     """Split a module into its computations; the entry's name is ""."""
-    bodies, lines = {}, []
+    bodies: dict[str, list[str]] = {}
+    lines: list[str] = []
     for line in text.splitlines():
         if line.startswith(("%", "ENTRY ")):
-            lines = bodies["" if line.startswith("ENTRY ") else _COMPUTATION.match(line)[1]] = []
+            name = "" if line.startswith("ENTRY ") else _search(_COMPUTATION, line)[1]
+            lines = bodies[name] = []
         elif line.startswith(" "):
             lines.append(line)
     return bodies
 
 
 def _fused(bodies: dict[str, list[str]]) -> set[str]:
-    """The computations that are the inside of a fusion."""
+    """Return the names of the computations that are bodies of fusions."""
     calls = (line for lines in bodies.values() for line in lines if " fusion(" in line)
     return {name for line in calls for name in re.findall(r"calls=%([\w.\-]+)", line)}
 
 
-def _turns(bodies: dict[str, list[str]]) -> dict[str, int]:
-    """How often each computation runs in a step."""
+def _iterations(bodies: dict[str, list[str]]) -> dict[str, int]:
+    """Return how often each computation runs in a step."""
     callers: dict[str, list[tuple[str, int]]] = {name: [] for name in bodies}
     for name, lines in bodies.items():
         for line in lines:
@@ -153,23 +156,31 @@ def _turns(bodies: dict[str, list[str]]) -> dict[str, int]:
             for call in _CALL.findall(line):
                 for called in re.findall(r"%([\w.\-]+)", call):
                     callers[called].append((name, times))
-    turns = {"": 1}
+    iterations = {"": 1}
 
     def count(name):
-        if name not in turns:
-            turns[name] = sum(count(caller) * times for caller, times in callers[name])
-        return turns[name]
+        if name not in iterations:
+            iterations[name] = sum(count(caller) * times for caller, times in callers[name])
+        return iterations[name]
 
     return {name: count(name) for name in bodies}
 
 
 def _trip_count(line: str, bodies: dict[str, list[str]]) -> int:
-    """Turns of a `while`; 1 where they are not written.
+    """Return the iterations of a `while`, 1 if the text does not contain them.
 
-    XLA for TPU writes them only into the condition, as the bound of a counter from 0.
+    XLA for TPU writes them only in the condition, as the bound of a counter from 0.
     """
     if match := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line):
         return int(match[1])
-    condition = bodies[re.search(r"condition=%([\w.\-]+)", line)[1]]
+    condition = bodies[_search(r"condition=%([\w.\-]+)", line)[1]]
     bounds = [int(n) for row in condition for n in re.findall(r"constant\((\d+)\)", row)]
     return bounds[0] if len(bounds) == 1 else 1
+
+
+def _search(pattern: str | re.Pattern[str], text: str) -> re.Match[str]:
+    """Return the match of a pattern that HLO text must have."""
+    match = re.search(pattern, text)
+    if match is None:
+        raise ValueError(f"no {pattern} in the HLO text {text!r}")
+    return match

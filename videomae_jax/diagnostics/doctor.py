@@ -1,4 +1,4 @@
-"""Is this machine fit to train, and how fares a run: one finding for each question."""
+"""Checks of this machine and of a run; each returns one finding."""
 
 import csv
 import importlib.metadata
@@ -24,24 +24,23 @@ from videomae_jax.devices.sharding import batch_sharding, make_mesh
 from videomae_jax.errors import UserError
 from videomae_jax.pictures import write_mp4
 from videomae_jax.tasks import pretrain
-from videomae_jax.training.checkpoint import FOLDER
 from videomae_jax.training.goodput import Goodput
-from videomae_jax.training.monitor import read_metrics
 from videomae_jax.training.optim import Schedule, make_optimizer, warmup_cosine
 from videomae_jax.training.step import jit_steps
+from videomae_jax.training.workdir import BAD_VIDEOS, CHECKPOINTS, METRICS, read_metrics
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "av", "numpy")
-DATA_BOUND = 0.2  # share of the time that a run waits for data, from where on it is worth a look
-WRITTEN = 64 * 2**20  # bytes, to measure a disk
-FREE = 2 * 2**30  # bytes, below which a checkpoint may not fit
+DATA_BOUND = 0.2  # fraction of the time waiting for data, from which on the check fails
+WRITTEN = 64 * 2**20  # bytes written to measure a disk
+FREE = 2 * 2**30  # bytes; with less, a checkpoint may not fit
 OVERFIT_STEPS = 150
-# Of its first loss, what eight clips learned by heart must stay below; 0.28 was seen.
-OVERFIT_SHARE = 0.5
+# The last loss on eight clips must be below this fraction of the first; 0.28 was measured.
+OVERFIT_RATIO = 0.5
 NETWORK = ("nfs", "cifs", "smb", "lustre", "fuse", "9p", "ceph", "beegfs", "gpfs", "glusterfs")
 
 
 class Finding(NamedTuple):
-    """The answer to one question; advice is what to do, where it is not fine."""
+    """The result of one check. fine: passed. advice: what to do if it failed."""
 
     name: str
     fine: bool
@@ -50,15 +49,15 @@ class Finding(NamedTuple):
 
 
 def examine_machine(folder: str) -> list[Finding]:
-    """Look at this machine, and at the disk of `folder`."""
+    """Check this machine, and the disk of `folder`."""
     return [versions(), devices(), decoder(), disk(folder), overfit()]
 
 
 def versions() -> Finding:
-    """Which versions of what matters are installed."""
+    """Check that the packages are installed, and list their versions."""
     found, missing = [], []
     for name in PACKAGES:
-        # The CPU build of TensorFlow goes by another name.
+        # The CPU build of TensorFlow has another name.
         for option in (name, f"{name}-cpu"):
             try:
                 found.append(f"{option} {importlib.metadata.version(option)}")
@@ -74,14 +73,16 @@ def versions() -> Finding:
 
 
 def devices() -> Finding:
-    """Which devices JAX has, and whether each computes."""
+    """Check that JAX uses the accelerators, and that each device computes correctly."""
     kinds = Counter(device.device_kind for device in jax.local_devices())
     text = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     matrix = np.arange(64, dtype=np.float32).reshape(8, 8) % 5
     for device in jax.local_devices():
         product = np.asarray(jax.device_put(matrix, device) @ jax.device_put(matrix, device))
         if (product != matrix @ matrix).any():
-            return Finding("devices", False, text, f"{device} computes wrongly: do not use it")
+            return Finding(
+                "devices", False, text, f"{device} computes wrong results: do not use it"
+            )
     idle = [
         (path, wheel)
         for path, wheel in (("/dev/nvidia0", "jax[cuda13]"), ("/dev/accel0", "jax[tpu]"))
@@ -94,7 +95,7 @@ def devices() -> Finding:
 
 
 def decoder() -> Finding:
-    """Whether a video that is written here reads as it was, and how fast."""
+    """Check that a video written here decodes to its frames, and measure the speed."""
     frames = moving_pattern((32, 240, 320, 3), seed=0, index=0)
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "pattern.mp4")
@@ -105,18 +106,18 @@ def decoder() -> Finding:
     if read.shape != frames.shape:
         return Finding("decoder", False, f"{read.shape} of {frames.shape}", "reinstall av")
     error = float(np.abs(read.astype(float) - frames).mean())
-    # The colours of a lossy film; a picture of another time is off by 60.
+    # Lossy compression stays far below this bound; a frame of another time has an error of 60.
     return Finding(
         "decoder",
         error < 20,
-        f"H.264 through PyAV, {len(frames) / seconds:,.0f} frames of 320x240 a second on a thread, "
+        f"H.264 through PyAV, {len(frames) / seconds:,.0f} frames/s of 320x240 per thread, "
         f"mean error {error:.1f} of 255",
-        "" if error < 20 else "frames come out wrong: reinstall av",
+        "" if error < 20 else "frames are decoded wrongly: reinstall av",
     )
 
 
 def disk(folder: str) -> Finding:
-    """How much room `folder` has and how fast it is written to, over the network or not."""
+    """Check the free space of `folder`, and measure how fast it can be written."""
     name, kind = "disk", _file_system(folder)
     where = f"{folder} ({kind}{', a network' if kind.startswith(NETWORK) else ''})"
     block = np.random.default_rng(0).bytes(WRITTEN)
@@ -131,11 +132,11 @@ def disk(folder: str) -> Finding:
         return Finding(name, False, where, f"cannot write there: {error.strerror}")
     free = shutil.disk_usage(folder).free
     text = f"{where}: {size_text(free)} free, {size_text(WRITTEN / seconds)}/s written"
-    return Finding(name, free > FREE, text, "" if free > FREE else "make room for checkpoints")
+    return Finding(name, free > FREE, text, "" if free > FREE else "free space for checkpoints")
 
 
 def overfit() -> Finding:
-    """Whether the training step learns eight clips by heart, on one device."""
+    """Check that the training step overfits eight clips, on one device."""
     began = time.perf_counter()
     shape, steps = (4, 16, 16, 3), OVERFIT_STEPS
     keys = dict(
@@ -148,32 +149,39 @@ def overfit() -> Finding:
     config.update(keys)
     task = pretrain.build_task(config.lock())
     mesh = make_mesh(dict(data=1, fsdp=1, tensor=1, slices=1), jax.local_devices()[:1])
-    plan = Schedule(steps=steps, warmup_steps=10, steps_per_epoch=1, peak_lr=3e-3, final_lr=1e-4)
+    schedule = Schedule(
+        steps=steps, warmup_steps=10, steps_per_epoch=1, peak_lr=3e-3, final_lr=1e-4
+    )
     losses = []
     with jax.set_mesh(mesh):
         functions = jit_steps(
-            task, make_optimizer(config), warmup_cosine(plan), mesh, seed=0, accumulation=1
+            task,
+            make_optimizer(config, task),
+            warmup_cosine(schedule),
+            mesh,
+            seed=0,
+            accumulation=1,
         )
         state = functions.init()
         batches = synthetic_batches(shape=shape, batch_size=8, seed=0, num_steps=1)
-        with DevicePrefetcher(batches, sharding=batch_sharding(mesh)) as feed:
-            batch = next(feed)
+        with DevicePrefetcher(batches, sharding=batch_sharding(mesh)) as prefetcher:
+            batch = next(prefetcher)
         for _ in range(steps):
             state, metrics = functions.train(state, batch)
             losses.append(metrics["loss"])
     first, last = float(losses[0]), float(np.mean([float(loss) for loss in losses[-10:]]))
-    fine = last < OVERFIT_SHARE * first
+    fine = last < OVERFIT_RATIO * first
     text = (
         f"eight clips, {steps} steps, loss {first:.3f} -> {last:.3f} (below "
-        f"{OVERFIT_SHARE:g} of the first), {time.perf_counter() - began:.0f} s"
+        f"{OVERFIT_RATIO:g} of the first), {time.perf_counter() - began:.0f} s"
     )
     return Finding("overfit", fine, text, "" if fine else "the step does not learn: report a bug")
 
 
 def examine_run(workdir: str) -> list[Finding]:
-    """Look at what happened in a work directory. Raises UserError where there is no run."""
+    """Check the run of a work directory. Raises UserError if there is none."""
     folder = Path(workdir)
-    if not (folder / "metrics.jsonl").is_file():
+    if not (folder / METRICS).is_file():
         raise UserError(f"no run in {workdir!r}: give the --workdir of `videomae train`")
     rows = read_metrics(workdir)
     steps = [row for row in rows if "loss" in row]
@@ -181,12 +189,12 @@ def examine_run(workdir: str) -> list[Finding]:
 
 
 def history(folder: Path, steps: list[dict]) -> Finding:
-    """How far a run came, and through how many restarts."""
-    saved = [int(p.name) for p in (folder / FOLDER).glob("*") if p.name.isdigit()]
+    """Report the steps, the newest checkpoint and the restarts of a run."""
+    saved = [int(p.name) for p in (folder / CHECKPOINTS).glob("*") if p.name.isdigit()]
     latest = f"newest checkpoint at step {max(saved):,}" if saved else "no checkpoint yet"
     text = f"{steps[-1]['step']:,} steps logged, {latest}" if steps else f"no step yet, {latest}"
     if steps and "restarts" in steps[-1]:
-        # The newest start may not have logged a line yet.
+        # Read the account: the newest start may not have logged a line yet.
         account = Goodput(str(folder)).metrics()
         text += (
             f", {account['restarts']:g} restarts that lost {account['lost_steps']:g} steps; "
@@ -196,8 +204,8 @@ def history(folder: Path, steps: list[dict]) -> Finding:
 
 
 def bad_videos(folder: Path) -> Finding:
-    """How many videos could not be read, and why."""
-    file = folder / "bad_videos.csv"
+    """Check that all videos could be read, and count the reasons."""
+    file = folder / BAD_VIDEOS
     reasons: Counter = Counter()
     if file.exists():
         with open(file, newline="", encoding="utf-8", errors="surrogateescape") as lines:
@@ -214,7 +222,7 @@ def bad_videos(folder: Path) -> Finding:
 
 
 def learning(rows: list[dict], steps: list[dict]) -> Finding:
-    """Whether the loss is finite, falls, and is below that of predicting zero."""
+    """Check that the loss is finite, falls, and is below that of predicting zero."""
     if not steps:
         return Finding("loss", False, "no finite step yet", "look at the first lines of the log")
     losses = [row["loss"] for row in steps]
@@ -231,14 +239,14 @@ def learning(rows: list[dict], steps: list[dict]) -> Finding:
                 )
                 return Finding("loss", False, text, advice)
             break
-    # Early on nothing can be told: the rate is still warming up.
+    # Too early to judge with fewer values: the learning rate is still warming up.
     fine = len(losses) < 3 or min(losses[1:]) < losses[0]
     advice = "" if fine else "it never fell below its first value: lower the learning rate"
     return Finding("loss", fine, text, advice)
 
 
 def feeding(steps: list[dict]) -> Finding:
-    """Whether the devices wait for data, of late."""
+    """Check whether the devices waited for data in the last steps."""
     recent = steps[-10:]
     if not recent:
         return Finding("data", False, "no step yet", "look at the first lines of the log")
@@ -257,7 +265,7 @@ def feeding(steps: list[dict]) -> Finding:
 
 
 def _file_system(folder: str) -> str:
-    """The kind of file system of a folder; "unknown" where the system does not tell."""
+    """Return the type of the file system of a folder, "unknown" without /proc/mounts."""
     path, best, kind = os.path.realpath(folder), "", "unknown"
     if os.path.exists("/proc/mounts"):
         for line in Path("/proc/mounts").read_text().splitlines():

@@ -1,14 +1,13 @@
-"""How fast clips come to the step of a config: each stage alone, all together, and the need."""
+"""Measure the input pipeline of a config, stage by stage, against the rate of its training step."""
 
 import itertools
 import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from dataclasses import replace
-from types import ModuleType
 from typing import NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from ml_collections import ConfigDict
 
 from videomae_jax.data.decode import UnreadableVideo
 from videomae_jax.data.pipeline import clip_batches, decode_clips
+from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.storage import is_remote, read_bytes
 from videomae_jax.data.synthetic import SyntheticSampler
 from videomae_jax.data.unreadable import BadVideos
@@ -25,27 +25,27 @@ from videomae_jax.data.videos import Videos, thin_videos
 from videomae_jax.devices.prefetch import DevicePrefetcher
 from videomae_jax.devices.sharding import batch_devices, batch_sharding, check_batch, make_mesh
 from videomae_jax.diagnostics.stage_time import time_feed
-from videomae_jax.diagnostics.step_time import PLAN
+from videomae_jax.diagnostics.step_time import SCHEDULE
 from videomae_jax.errors import UserError
 from videomae_jax.host import count_cores
 from videomae_jax.tasks.build import open_videos
-from videomae_jax.tasks.task import Task
+from videomae_jax.tasks.task import Task, TaskModule
 from videomae_jax.training.optim import make_optimizer, warmup_cosine
 from videomae_jax.training.step import jit_steps
 
-# Clips of a measured step for each device, at most: a CPU takes seconds for one.
+# The most clips per device of the measured step: a CPU takes seconds for one.
 CPU_CLIPS, ACCELERATOR_CLIPS = 2, 16
 WARM_UP, STEPS = 2, 5
 STAGES = ("read", "decode", "augment", "transfer", "together")
-# Less than this above the need is fed only just: a run differs from a measurement by as much.
+# Below this ratio to the need the verdict is "only just": runs vary by as much.
 MARGIN = 1.1
-UNREAD = 16  # videos in a row that end the measurement
+UNREADABLE = 16  # the most unreadable videos in a row
 
 
 class Rate(NamedTuple):
-    """Of one stage, per second: clips, clips of one core alone, and bytes of what it gives.
+    """Rates of one stage per second: clips, clips per core, and bytes of its output.
 
-    `core` is None for the transfer, which is not the work of cores.
+    `core` is None for the transfer, which does not run on cores.
     """
 
     clips: float
@@ -54,10 +54,10 @@ class Rate(NamedTuple):
 
 
 class Feeding(NamedTuple):
-    """What was measured: the rates of the stages, and the clips/s that the step takes.
+    """The rates of the stages, and the clips per second that the step needs.
 
-    step_clips: of the measured step. packed: the format of packed records, else None.
-    memory_share: of the videos, what `data.memory_gb` holds; None without it.
+    step_clips: clips of the measured step. packed: the format of packed records, or None.
+    memory_share: the fraction of the videos that `data.memory_gb` holds, None if it is not set.
     """
 
     rates: dict[str, Rate]
@@ -69,22 +69,22 @@ class Feeding(NamedTuple):
     memory_share: float | None
 
 
-def measure(config: ConfigDict, kind: ModuleType, *, seconds: float) -> Feeding:
+def measure(config: ConfigDict, task_module: TaskModule, *, seconds: float) -> Feeding:
     """Time the stages and the step of a config on this machine, about `seconds` for each.
 
-    kind: the module of the task, see `tasks.task`. Videos that cannot be read are passed over.
-    Reading goes to the disk, past what the system keeps in memory; all else finds the files
-    there. Together is everything but the step, in batches of the size of the measured step.
+    Unreadable videos are skipped. The stage "read"
+    bypasses the page cache of the system; the other stages read from it. "together" is everything
+    but the step, in batches of the size of the measured step.
     """
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
-    config, videos, _ = kind.prepare(config, *open_videos(config))
+    config, videos, _ = task_module.prepare(config, *open_videos(config))
     cores = count_cores()
     threads = config.data.threads or cores
     clips = _step_clips(config, batch_devices(mesh))
     rates = {}
     with jax.set_mesh(mesh):
-        task = kind.build_task(config)
+        task = task_module.build_task(config)
         task.check_clips(clips // batch_devices(mesh))
         sampler = task.samplers()[0]
         if config.data.train == "synthetic":
@@ -108,7 +108,7 @@ def measure(config: ConfigDict, kind: ModuleType, *, seconds: float) -> Feeding:
         )
         sharding = batch_sharding(mesh)
         with DevicePrefetcher(batches, sharding=sharding) as feed:
-            # Once over the videos to warm up, and to fill the memory where there is one.
+            # One pass over the videos to warm up and to fill the cache of `data.memory_gb`.
             for batch in itertools.islice(feed, steps):
                 jax.block_until_ready(batch)
             rates["together"] = _timed((clips, _nbytes(jax.block_until_ready(b))) for b in feed)
@@ -140,9 +140,9 @@ def verdict(config: ConfigDict, feeding: Feeding) -> str:
 
 
 def _advice(config: ConfigDict, feeding: Feeding) -> str:
-    """What to change, by the stage that is slowest."""
+    """Return what to change, by the slowest stage."""
     alone = {name: rate.clips for name, rate in feeding.rates.items() if name != "together"}
-    slowest = min(alone, key=alone.get)
+    slowest = min(alone, key=lambda name: alone[name])
     lacking = MARGIN * feeding.needed / feeding.rates["together"].clips
     cores = f"{math.ceil(feeding.cores * lacking)} cores instead of {feeding.cores}"
     if feeding.threads < feeding.cores:
@@ -163,9 +163,9 @@ def _advice(config: ConfigDict, feeding: Feeding) -> str:
 
 
 def _step_clips(config: ConfigDict, devices: int) -> int:
-    """Clips of the measured step: as many as the config's, or as are soon read and computed.
+    """Return the clips of the measured step: those of the config, or fewer to save time.
 
-    Whole videos of `repeats` clips, and an even number a device.
+    A multiple of `repeats`, and an even number per device.
     """
     most = CPU_CLIPS if jax.default_backend() == "cpu" else ACCELERATOR_CLIPS
     unit = math.lcm(2 * devices, config.repeats)
@@ -173,9 +173,9 @@ def _step_clips(config: ConfigDict, devices: int) -> int:
 
 
 def _host_rates(
-    config: ConfigDict, videos: Videos, sampler: Callable, *, threads: int, seconds: float
+    config: ConfigDict, videos: Videos, sampler: ClipSampler, *, threads: int, seconds: float
 ) -> dict[str, Rate]:
-    """Time reading, decoding and cutting, each in all threads."""
+    """Time reading, decoding and cropping, each in all threads."""
     videos, repeats = replace(videos, memory=None), config.repeats
     order = np.random.default_rng(config.seed).permutation(len(videos)).tolist()
     decoded: deque = deque(maxlen=2 * threads)
@@ -196,12 +196,12 @@ def _host_rates(
         decoded.append(decode_clips(videos, index, sampler=sampler, rngs=rngs(index)))
         return repeats, decoded[-1][0].nbytes
 
-    def augment(place):
-        return repeats, sampler.crop(*decoded[place % len(decoded)])[0].nbytes
+    def augment(position):
+        return repeats, sampler.crop(*decoded[position % len(decoded)])[0].nbytes
 
     with ThreadPoolExecutor(threads) as pool:
         rates = {"read": _timed(_answers(read, order, pool, prefetch=2 * threads), most=seconds)}
-        # What is done once only, as tracing functions, is done before the clock starts.
+        # Do one-time work, such as tracing functions, before the clock starts.
         for _ in _answers(decode, order[: 2 * threads], pool, prefetch=threads):
             pass
         answers = _answers(decode, itertools.cycle(order), pool, prefetch=2 * threads)
@@ -211,33 +211,33 @@ def _host_rates(
     return rates
 
 
-def _answers(work: Callable, items: Iterable, pool: Executor, *, prefetch: int) -> Iterator:
-    """Answers of `work` in order, without those of unreadable videos; `prefetch` are under way."""
-    items, unread = iter(items), 0
+def _answers(work: Callable, items: Iterable, pool: Executor, *, prefetch: int) -> Generator:
+    """Yield results of `work` in order, skipping unreadable videos; `prefetch` run ahead."""
+    items, unreadable = iter(items), 0
     running = deque(pool.submit(work, item) for item in itertools.islice(items, prefetch))
     try:
         while running:
             first = running.popleft()
             try:
                 yield first.result()
-                unread = 0
+                unreadable = 0
             except UnreadableVideo as error:
-                unread += 1
-                if unread > UNREAD:
+                unreadable += 1
+                if unreadable > UNREADABLE:
                     raise UserError(
-                        f"{unread} videos in a row cannot be read, the last: {error}; see "
+                        f"{unreadable} videos in a row cannot be read, the last: {error}; see "
                         "videomae data check"
                     ) from error
             running.extend(pool.submit(work, item) for item in itertools.islice(items, 1))
     finally:
-        # Those left must not run into the time of the next stage.
+        # Tasks that are still running must not disturb the timing of the next stage.
         for future in running:
             future.cancel()
         wait(running)
 
 
-def _timed(answers: Iterator[tuple[int, int]], *, most: float = math.inf) -> Rate:
-    """The rate of answers (clips, bytes), which are taken for `most` seconds."""
+def _timed(answers: Generator[tuple[int, int]], *, most: float = math.inf) -> Rate:
+    """Return the rate of answers (clips, bytes), taken for `most` seconds."""
     clips = size = 0
     began, began_cpu = time.perf_counter(), time.process_time()
     for some, nbytes in answers:
@@ -253,13 +253,13 @@ def _timed(answers: Iterator[tuple[int, int]], *, most: float = math.inf) -> Rat
 
 
 def _forget(path: str, offset: int, length: int) -> None:
-    """Ask the system to drop its copy of a part of a file, so that reading reads the disk."""
+    """Drop a part of a file from the page cache, so that reading it reads the disk."""
     if is_remote(path) or not hasattr(os, "posix_fadvise"):
         return
     try:
         file = os.open(path, os.O_RDONLY)
     except OSError:
-        return  # reading tells why
+        return  # reading reports the reason
     try:
         os.posix_fadvise(file, offset, max(length, 0), os.POSIX_FADV_DONTNEED)
     finally:
@@ -271,11 +271,11 @@ def _nbytes(batch: dict) -> int:
 
 
 def _step_rate(config: ConfigDict, task: Task, mesh: Mesh, batch: dict[str, jax.Array]) -> float:
-    """Clips/s of training steps on one batch that lies on the devices."""
+    """Return the clips per second of training steps on one batch that is on the devices."""
     steps = jit_steps(
         task,
-        make_optimizer(config),
-        warmup_cosine(PLAN),
+        make_optimizer(config, task),
+        warmup_cosine(SCHEDULE),
         mesh,
         seed=config.seed,
         accumulation=1,

@@ -1,9 +1,9 @@
-"""The same step in PyTorch, with the model of transformers; run by path, under a Python of its own.
+"""The same step in PyTorch, with the model of transformers; run by path, under another Python.
 
     PYTHON peer_torch.py FOLDER TASK DEVICE DTYPE COMPILE
 
-It answers lines as `child.serve` does. What it is given is of its advantage where the two could
-differ: pixels normalized and masks drawn before the clock starts, the fused optimizer.
+It answers lines as `subprocesses.serve` does. Where the two could differ, the peer gets the
+advantage: pixels are normalized and masks drawn before the clock starts, the optimizer is fused.
 """
 
 import json
@@ -17,19 +17,19 @@ import numpy as np
 import torch
 import transformers
 
-EPSILON = 1e-6  # transformers fixes 1e-5 in two norms, whatever its config says
+EPSILON = 1e-6  # transformers uses 1e-5 in two norms and ignores its config there
 
 
 def build(folder, task, device, dtype, compiled):
-    """Return a function that takes one step and returns the loss as a tensor."""
+    """Return a function that runs one step and returns the loss as a tensor."""
     data = np.load(folder / "inputs.npz")
     kinds = {"finetune": transformers.VideoMAEForVideoClassification}
     kind = kinds.get(task, transformers.VideoMAEForPreTraining)
     model, info = kind.from_pretrained(
         folder / "model", attn_implementation="sdpa", output_loading_info=True
     )
-    # Some releases (5.17) have biases on keys, which start at zero and move no softmax, and do not
-    # know the older of the two names that the file has for the others.
+    # Some releases (5.17) have biases on keys, which start at zero and do not change the softmax,
+    # and do not know the older of the two names in the file for the other biases.
     spare = {"missing_keys": ("key.bias",), "unexpected_keys": ("q_bias", "v_bias")}
     for what, keys in info.items():
         wrong = [key for key in keys if not key.endswith(spare.get(what, ()))]
@@ -79,18 +79,18 @@ def peak_memory(device):
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    if status.is_file():  # ru_maxrss would begin with that of the parent
+    if status.is_file():  # a process inherits ru_maxrss from its parent
         line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
         return 1024 * int(line.split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def count_cores():
-    # As host.count_cores, which this file, run by another Python, cannot import.
+    # A copy of host.count_cores, which this file cannot import: it runs under another Python.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def main(folder, task, device, dtype, compiled):
+def main(folder, task, device, dtype, mode):
     replies, sys.stdout = sys.stdout, sys.stderr
 
     def answer(**values):
@@ -99,7 +99,7 @@ def main(folder, task, device, dtype, compiled):
     for line in map(str.strip, sys.stdin):
         if line == "start":
             torch.set_num_threads(count_cores())
-            step = build(folder, task, device, dtype, compiled)
+            step = build(folder, task, device, dtype, mode == "compile")
             answer(torch=torch.__version__, transformers=transformers.__version__)
         elif line == "step":
             began = time.perf_counter()
@@ -113,4 +113,4 @@ def main(folder, task, device, dtype, compiled):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:5], sys.argv[5] == "compile")
+    main(Path(sys.argv[1]), *sys.argv[2:])

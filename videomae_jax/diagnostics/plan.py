@@ -1,57 +1,54 @@
-"""What a step needs and how long it takes, told by compiling it for devices that may not be there.
+"""Memory, communication and time of a training step, by ahead-of-time compilation.
 
-Bytes and collectives are the compiler's; FLOPs are the closed form's. The times are floors from
-data sheets (`chips.py`), and an estimate that assumes a share of the peak.
+Bytes and collectives are read from the compiled program; FLOPs are in closed form. The times are
+lower bounds from data sheets (`chips.py`), and an estimate that assumes a fraction of the peak.
 """
 
-import math
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from videomae_jax.data.synthetic import synthetic_videos
 from videomae_jax.data.videos import Videos
 from videomae_jax.devices.chips import Chip, find_chip
-from videomae_jax.devices.host_memory import device_bytes, size_text
-from videomae_jax.devices.sharding import batch_sharding, check_batch, make_mesh
+from videomae_jax.devices.host_memory import device_bytes
+from videomae_jax.devices.sharding import check_batch, make_mesh
 from videomae_jax.diagnostics.collectives import Collective, read_collectives
-from videomae_jax.progress import clock
 from videomae_jax.tasks.build import open_videos
-from videomae_jax.training import banner
+from videomae_jax.tasks.task import Task, TaskModule
 from videomae_jax.training.optim import make_optimizer, make_schedule, warmup_cosine
-from videomae_jax.training.step import jit_steps
+from videomae_jax.training.step import abstract_batch, jit_steps
 
-# Assumed of all devices; one H200 reached 0.25 with ViT-S, 0.35 B, 0.41 L, 0.42 H
+# Assumed for all devices; one H200 reached 0.25 with ViT-S, 0.35 B, 0.41 L, 0.42 H
 # (docs/performance.md).
 MFU = 0.4
-# Of a GPU's memory, what launch/env.sh lets JAX take. A TPU's compiler itself says what fits.
-GPU_SHARE = 0.92
-# FLOPs of a step under each `run.remat`, in those of its closed form: "full" computes every block
-# again, "dots" of its products only those of attention, which are few.
+# The fraction of a GPU's memory that launch/env.sh gives to JAX. On TPUs the compiler itself
+# reports what does not fit.
+GPU_FRACTION = 0.92
+# FLOPs of a step under each `run.remat`, relative to the closed form: "full" computes every block
+# twice; "dots" repeats only the matrix products of attention, which are few.
 RECOMPUTED = {"none": 1, "dots": 1, "full": 4 / 3}
 
 
 class StepPlan(NamedTuple):
-    """One optimizer step on a mesh: bytes and FLOPs are of one device, times in seconds.
+    """One optimizer step on a mesh: bytes and FLOPs per device, times in seconds.
 
-    needed: bytes in all. capacity: bytes there are, None where unknown. kernels: which of a
-    library or our own the program calls, and in how many places. The floors are None for devices
-    that `chips.py` does not know.
+    needed: bytes in total. capacity: bytes of the device, None if unknown. kernels: custom calls of
+    the program, with the number of call sites. The floors, lower bounds of the time, are None for
+    devices that `chips.py` does not know.
     """
 
-    clips: int  # of a step, over all devices
+    clips: int  # per step, over all devices
     mesh: dict[str, int]
     device: str
     flops: float
-    arguments: int | None  # state and batch; None where the compiler ran out of memory
+    arguments: int | None  # state and batch; None if the compiler ran out of memory
     temporaries: int | None
     needed: int
     capacity: int | None
@@ -63,117 +60,126 @@ class StepPlan(NamedTuple):
     network_floor: float | None
 
     def step_seconds(self, mfu: float) -> float | None:
-        """The longer of computing at a share of the peak and moving memory, then the network."""
-        if self.compute_floor is None or self.memory_floor is None:
+        """Return the longer of computing at `mfu` and moving memory, plus the network."""
+        compute, memory, network = self.compute_floor, self.memory_floor, self.network_floor
+        if compute is None or memory is None or network is None:
             return None
-        return max(self.compute_floor / mfu, self.memory_floor) + self.network_floor
+        return max(compute / mfu, memory) + network
 
 
 def prepare_config(
-    config: ConfigDict, kind: ModuleType, *, examples: int | None
+    config: ConfigDict, task_module: TaskModule, *, examples: int | None
 ) -> tuple[ConfigDict, Videos]:
-    """Complete a config by its videos, or by `examples` that are not there.
-
-    kind: the module of the task, see `tasks.task`.
-    """
+    """Complete a config from its videos, or from `examples` videos that need not exist."""
     if config.data.train and not examples:
-        config, videos, _ = kind.prepare(config, *open_videos(config))
+        config, videos, _ = task_module.prepare(config, *open_videos(config))
     else:
         count = max(examples or 0, config.batch_size)
-        config, videos, _ = kind.prepare(config, synthetic_videos(count), None)
+        config, videos, _ = task_module.prepare(config, synthetic_videos(count), None)
     return config, videos
 
 
 def plan_step(
     config: ConfigDict,
-    kind: ModuleType,
+    task_module: TaskModule,
     *,
     devices: list[jax.Device],
-    places: dict[jax.Device, int],
+    hosts: list[int],
     examples: int,
 ) -> StepPlan:
-    """Compile the step of a prepared config for `devices`, which need not be there.
+    """Compile the step of a prepared config for `devices`, which need not exist.
 
-    places: the slice or host of each. Raises UserError for a mesh or a batch that the devices
-    cannot have.
+    hosts: the slice or host of each device. Raises UserError if the devices do not fit the mesh or
+    the batch.
     """
     mesh = make_mesh(config.mesh, devices)
     check_batch(config, mesh)
-    device = devices[0]
+    device, clips = devices[0], config.batch_size * config.repeats
     chip = find_chip(device.device_kind)
-    capacity = _capacity(device, chip)
-    clips = config.batch_size * config.repeats
-    # The model asks the mesh in use what it is to run on.
+    # The model chooses its kernels by the mesh in use.
     with jax.set_mesh(mesh):
-        task = kind.build_task(config)
+        task = task_module.build_task(config)
         task.check_clips(clips // (mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulation))
-        steps = jit_steps(
-            task,
-            make_optimizer(config),
-            warmup_cosine(make_schedule(config, examples=examples)),
-            mesh,
-            seed=config.seed,
-            accumulation=config.accumulation,
-            ema_decay=config.ema_decay,
-        )
-        batch = abstract_batch(task.samplers()[0], clips, mesh)
-        traced = steps.train.trace(steps.abstract_state, batch)
-        lowered = traced.lower(lowering_platforms=(_platform(device),))
-        try:
-            compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            needed = _out_of_memory(str(error))
-            if needed is None:
-                raise
-            compiled = None
+        lowered = _lower(config, task, mesh, clips=clips, examples=examples)
+        compiled, needed = _compile(lowered)
     flops = task.train_flops * clips / mesh.size
-    common = dict(clips=clips, mesh=dict(mesh.shape), device=device.device_kind, flops=flops)
-    compute = RECOMPUTED[config.run.remat] * flops / chip.flops if chip else None
-    if compiled is None:
-        return StepPlan(
-            **common,
-            arguments=None,
-            temporaries=None,
-            needed=needed,
-            capacity=capacity,
-            fits=False,
-            collectives=[],
-            kernels={},
-            compute_floor=compute,
-            memory_floor=None,
-            network_floor=None,
-        )
-    stats = compiled.memory_analysis()
-    arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
-    needed = device_bytes(stats)
-    program = compiled.as_text()
-    collectives = read_collectives(program, places=[places[device] for device in mesh.devices.flat])
-    # What is read or written at least once: arguments, results, and, both, what is kept between.
-    moved = arguments + stats.output_size_in_bytes + 2 * temporaries
-    network = [c.bytes / (chip.network if c.remote else chip.link) for c in collectives if chip]
-    share = GPU_SHARE if device.platform == "gpu" else 1
-    return StepPlan(
-        **common,
-        arguments=arguments,
-        temporaries=temporaries,
+    step = StepPlan(
+        clips=clips,
+        mesh=dict(mesh.shape),
+        device=device.device_kind,
+        flops=flops,
+        arguments=None,
+        temporaries=None,
         needed=needed,
-        capacity=capacity,
-        fits=capacity is None or needed <= share * capacity,
+        capacity=_capacity(device, chip),
+        fits=False,
+        collectives=[],
+        kernels={},
+        compute_floor=RECOMPUTED[config.run.remat] * flops / chip.flops if chip else None,
+        memory_floor=None,
+        network_floor=None,
+    )
+    if compiled is None:
+        return step
+    stats: Any = compiled.memory_analysis()
+    program = compiled.as_text() or ""
+    host_of = dict(zip(devices, hosts, strict=True))
+    collectives = read_collectives(program, hosts=[host_of[d] for d in mesh.devices.flat])
+    usable = GPU_FRACTION if device.platform == "gpu" else 1
+    step = step._replace(
+        arguments=stats.argument_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        fits=step.capacity is None or needed <= usable * step.capacity,
         collectives=collectives,
         kernels=dict(Counter(re.findall(r'custom_call_target="([^"]+)"', program)).most_common()),
-        compute_floor=compute,
-        memory_floor=moved / chip.bandwidth if chip else None,
-        network_floor=sum(network) if chip else None,
     )
+    if chip is None:
+        return step
+    # What is read or written at least once: arguments, results, and temporaries, which are both.
+    moved = stats.argument_size_in_bytes + stats.output_size_in_bytes + 2 * stats.temp_size_in_bytes
+    return step._replace(
+        memory_floor=moved / chip.bandwidth,
+        network_floor=sum(c.bytes / (chip.network if c.remote else chip.link) for c in collectives),
+    )
+
+
+def _lower(
+    config: ConfigDict, task: Task, mesh: Mesh, *, clips: int, examples: int
+) -> jax.stages.Lowered:
+    """Lower the training step for the platform of the mesh."""
+    steps = jit_steps(
+        task,
+        make_optimizer(config, task),
+        warmup_cosine(make_schedule(config, examples=examples)),
+        mesh,
+        seed=config.seed,
+        accumulation=config.accumulation,
+        ema_decay=config.ema_decay,
+    )
+    batch = abstract_batch(task.samplers()[0], clips, mesh, labelled=True)
+    traced = steps.train.trace(steps.abstract_state, batch)
+    return traced.lower(lowering_platforms=(_platform(mesh.devices.flat[0]),))
+
+
+def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:
+    """Return the program, None if the compiler runs out of memory, and the bytes it needs."""
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = _out_of_memory(str(error))
+        if needed is None:
+            raise
+        return None, needed
+    return compiled, device_bytes(compiled.memory_analysis())
 
 
 def find_fit(
     config: ConfigDict, devices: int, fits: Callable[[dict], bool]
 ) -> dict[str, int | str] | None:
-    """Return the change that costs least time and makes a config fit, None if there is none.
+    """Return the change of least cost in time that makes a config fit, or None.
 
-    fits: compiles a change such as {"accumulation": 2}, which takes minutes: the change of a
-    ladder that saves most is therefore tried before those between.
+    fits: compiles a change such as {"accumulation": 2}. That takes minutes: of each ladder, the
+    first and the last change are therefore tried before those between.
     """
     for ladder in savings(config, devices):
         if fits(ladder[0]):
@@ -184,18 +190,19 @@ def find_fit(
 
 
 def savings(config: ConfigDict, devices: int) -> Iterator[list[dict[str, int | str]]]:
-    """Yield ladders of config changes, each of which saves more memory and costs more time.
+    """Yield ladders of config changes; each change saves more memory and costs more time.
 
-    A ladder splits the state over twice the devices of the one before, which costs the network.
-    Where parameters are whole, more parts of a batch cost nothing but smaller products, and
-    recomputing up to a third of the FLOPs; where they are split, each part gathers them anew.
+    Each ladder shards the state over twice as many devices as the ladder before, which costs
+    network traffic. With replicated parameters, accumulation only makes the matrix products
+    smaller, while recomputing costs up to a third of the FLOPs; with sharded parameters, every
+    micro-batch gathers them again, so recomputing comes first.
     """
     parts = [config.accumulation]
     while config.batch_size * config.repeats % (devices * parts[-1] * 2) == 0:
         parts.append(parts[-1] * 2)
     remats = list(RECOMPUTED)[list(RECOMPUTED).index(config.run.remat) :]
     now = {"accumulation": parts[0], "run.remat": remats[0], "mesh.fsdp": config.mesh.fsdp}
-    splits = [config.mesh.fsdp]  # -1 is as many as there can be
+    splits = [config.mesh.fsdp]  # -1: all the devices that are left
     while splits[-1] > 0 and devices % (splits[-1] * 2) == 0:
         splits.append(splits[-1] * 2)
     for fsdp in splits:
@@ -210,22 +217,10 @@ def savings(config: ConfigDict, devices: int) -> Iterator[list[dict[str, int | s
 
 
 def change_config(config: ConfigDict, change: dict[str, int | str]) -> ConfigDict:
-    """Return a copy of `config` with other values under dotted names."""
+    """Return a copy of `config` with new values for dotted keys."""
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(change)
     return config.lock()
-
-
-def abstract_batch(sampler: Callable, clips: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of what the feed gives a step: video, id, row, label and, of some samples, size."""
-
-    def shapes(dtype, *shape):
-        return jax.ShapeDtypeStruct((clips, *shape), dtype, sharding=batch_sharding(mesh))
-
-    numbers = shapes(jnp.int32)
-    size = {"size": shapes(jnp.int32, 2)} if sampler.sized else {}
-    video = shapes(jnp.uint8, *sampler.shape)
-    return {"video": video, "id": numbers, "row": numbers, "label": numbers, **size}
 
 
 def _platform(device: jax.Device) -> str:
@@ -233,7 +228,7 @@ def _platform(device: jax.Device) -> str:
 
 
 def _capacity(device: jax.Device, chip: Chip | None) -> int | None:
-    """Bytes a device has: by its data sheet, or its part of this machine's memory."""
+    """Return the bytes of a device by its data sheet; of a CPU, its part of main memory."""
     if chip:
         return int(chip.memory)
     if device.platform != "cpu":
@@ -243,7 +238,7 @@ def _capacity(device: jax.Device, chip: Chip | None) -> int | None:
 
 
 def _out_of_memory(message: str) -> int | None:
-    """Bytes that a compiler would have needed at least, or None for another error of its."""
+    """Return the bytes in a compiler's out-of-memory error, None for another error."""
     match = re.search(
         r"(?:Used |temporaries \()([\d.]+)([KMGT]?)(?: of [\d.]+[KMGT]? hbm|\) exceeds)", message
     )
@@ -253,64 +248,5 @@ def _out_of_memory(message: str) -> int | None:
 
 
 def run_steps(config: ConfigDict, examples: int) -> int:
-    """Return how many steps a run over so many videos has."""
+    """Return the number of steps of a run over `examples` videos."""
     return make_schedule(config, examples=examples).steps
-
-
-def memory_line(step: StepPlan) -> str:
-    """What a device needs of what it has."""
-    size = size_text
-    of = f" of {size(step.capacity)}" if step.capacity else ""
-    verdict = "fits" if step.fits else "does not fit"
-    if step.arguments is None:
-        return f"{size(step.needed)}{of} per device: {verdict}"
-    return (
-        f"{size(step.needed)}{of} per device: {verdict} (state and batch "
-        f"{size(step.arguments)}, temporaries {size(step.temporaries)})"
-    )
-
-
-def text(title: str, config: ConfigDict, step: StepPlan, *, steps: int | None, mfu: float) -> str:
-    """Write a plan for people. steps: of the run, None where its length is not known."""
-    size, count = size_text, math.prod(step.mesh.values())
-    shape = ", ".join(f"{name}={value}" for name, value in step.mesh.items())
-    run = config.run
-    rows = {
-        "devices": f"{count} x {step.device} ({shape})",
-        "batch": f"{step.clips} clips a step, {config.accumulation} accumulated; remat {run.remat}",
-        "memory": memory_line(step),
-        "FLOPs": f"{step.flops * count / 1e12:,.4g} T a step, {step.flops / 1e12:,.4g} T per "
-        "device (closed form)",
-    }
-    for row in step.collectives:
-        where = " between slices or hosts" * row.remote
-        rows[row.kind + where] = f"{size(row.bytes)} sent per device and step, {row.calls} calls"
-    if step.kernels:
-        rows["kernels"] = ", ".join(f"{name} in {n} places" for name, n in step.kernels.items())
-    if step.compute_floor is None:
-        rows["time"] = f"no data sheet of {step.device} here: run a step and see"
-    elif (seconds := step.step_seconds(mfu)) is not None:
-        rows["floors"] = (
-            f"compute {_milliseconds(step.compute_floor)}, memory "
-            f"{_milliseconds(step.memory_floor)}, network {_milliseconds(step.network_floor)}"
-        )
-        rows["step"] = (
-            f"{_milliseconds(seconds)}, {step.clips / seconds:,.4g} clips/s: an estimate that "
-            f"assumes {mfu:.0%} of the peak, nothing overlapped, data always ready"
-        )
-        rows["run"] = (
-            "give --examples or --config.data.train to tell its length"
-            if steps is None
-            else f"{steps:,} steps, {clock(steps * seconds)} (h:mm:ss)"
-        )
-    return banner.text(title, rows)
-
-
-def as_json(step: StepPlan, *, mfu: float) -> dict:
-    """Return a plan as JSON's types."""
-    rows = [row._asdict() for row in step.collectives]
-    return {**step._asdict(), "collectives": rows, "step_seconds": step.step_seconds(mfu)}
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g} ms"

@@ -1,9 +1,11 @@
-"""Parts of a step by themselves: attention, the feed, and both together with the step."""
+"""Time attention, transfer and resizing alone, and steps that are fed from the host."""
 
 import functools
 import itertools
 import statistics
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +13,19 @@ import numpy as np
 
 from videomae_jax.augment.resize import resize_clip
 from videomae_jax.devices.prefetch import DevicePrefetcher
-from videomae_jax.diagnostics.step_time import Bench
+from videomae_jax.devices.sharding import batch_sharding, make_mesh
+from videomae_jax.diagnostics.step_time import Bench, Job, job_config, random_batch
 from videomae_jax.errors import UserError
 from videomae_jax.models.attention import IMPLEMENTATIONS, attend, choose_implementation
 
 COUNTS = (160, 1568, 3136)  # tokens: visible, of 16 frames, of 32 frames
 HEAD_WIDTHS = (64, 80)
 HEADS = 6
-HOST_BATCHES = 4  # different ones, given again and again
+HOST_BATCHES = 4  # different batches, repeated in turn
 
 
-def time_attention(*, batch: int, repeats: int, dtype: str) -> list[dict]:
-    """Time every back end that runs here, in turns: milliseconds, medians, one row each."""
+def time_attention(*, batch: int, repeats: int, dtype: str) -> list[dict[str, Any]]:
+    """Return one row per back end that runs here: median milliseconds, timed in turns."""
     platform = jax.default_backend()
     names = [name for name in IMPLEMENTATIONS[1:] if _fits(name, platform, dtype)]
     rows = []
@@ -35,7 +38,7 @@ def time_attention(*, batch: int, repeats: int, dtype: str) -> list[dict]:
             for name in names
             for kind, make in (("forward_ms", _forward), ("both_ms", _both))
         }
-        seconds = {key: [] for key in functions}
+        seconds: dict[tuple[str, str], list[float]] = {key: [] for key in functions}
         for _ in range(1 + repeats):
             for key, function in functions.items():
                 began = time.perf_counter()
@@ -65,7 +68,7 @@ def _both(name, q, k, v, grad):
 
 def _fits(name: str, platform: str, dtype: str) -> bool:
     try:
-        choose_implementation(name, platform=platform, dtype=dtype)
+        choose_implementation(name, platform=platform, dtype=jnp.dtype(dtype))
     except UserError:
         return False
     return True
@@ -74,7 +77,7 @@ def _fits(name: str, platform: str, dtype: str) -> bool:
 def time_feed(
     host_batch: dict[str, np.ndarray], sharding: jax.sharding.NamedSharding, *, repeats: int
 ) -> float:
-    """Return clips/s that reach the devices from batches that lie ready on the host."""
+    """Return the clips per second that reach the devices from batches in host memory."""
     clips = len(host_batch["video"])
     with DevicePrefetcher(_batches(host_batch, 1 + repeats), sharding=sharding) as feed:
         jax.block_until_ready(next(feed))
@@ -84,20 +87,32 @@ def time_feed(
         return clips * repeats / (time.perf_counter() - began)
 
 
+def time_job_feed(job: Job, *, repeats: int) -> dict[str, Any]:
+    """Time the transfer of the batches of a job to the devices of this machine."""
+    config = job_config(job)
+    batch, mesh = random_batch(job, config), make_mesh(config.mesh)
+    rate = time_feed(batch, batch_sharding(mesh), repeats=repeats)
+    return {
+        "clips_per_second": rate,
+        "bytes_per_second": rate * batch["video"][0].nbytes,
+        "environment": {"device": f"{mesh.size} x {jax.devices()[0].device_kind}"},
+    }
+
+
 def time_resize(clips: np.ndarray, *, height: int, width: int, repeats: int) -> dict[str, float]:
     """Time the resizing of uint8 [B, F, H, W, C] on the host, in one thread, and on a device.
 
-    Milliseconds a clip, medians: "host_ms", "device_ms", and of all threads together
-    "host_cpu_ms", "device_cpu_ms". equal: the share of the values that are; most: the largest
-    difference.
+    Returns median milliseconds per clip, "host_ms" and "device_ms", and the same in CPU time of all
+    threads, "host_cpu_ms" and "device_cpu_ms"; "equal", the fraction of equal values; "most", the
+    largest difference.
     """
-    # Brings Pillow and PyAV, which all else here does without.
+    # Imports Pillow and PyAV, which nothing else here needs.
     from videomae_jax.data.samplers import resize_crop
 
     size = clips.shape[2:4]
     sizes, here = jnp.asarray([size] * len(clips)), jnp.asarray(clips)
-    resize = jax.jit(jax.vmap(functools.partial(resize_clip, height=height, width=width)))
-    resize = resize.lower(here, sizes).compile()
+    resize_batch = jax.vmap(functools.partial(resize_clip, height=height, width=width))
+    resize = jax.jit(resize_batch).lower(here, sizes).compile()
     box = (0, 0, size[1], size[0])
 
     def on_host():
@@ -120,8 +135,22 @@ def time_resize(clips: np.ndarray, *, height: int, width: int, repeats: int) -> 
     return {**result, "equal": float((difference == 0).mean()), "most": int(difference.max())}
 
 
+def time_job_resize(job: Job, *, repeats: int) -> dict[str, Any]:
+    """Time the resizing of noise from the source size of a job's config to its clip size.
+
+    Returns the times of `time_resize` and "source", the height and the width of the noise.
+    """
+    config = job_config(job)
+    clip = config.clip
+    source = (clip.source_height, clip.source_width)
+    shape = (job.batch, clip.frames, *source, len(config.model.mean))
+    clips = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    times = time_resize(clips, height=clip.height, width=clip.width, repeats=repeats)
+    return {**times, "source": source}
+
+
 def time_end_to_end(bench: Bench, *, repeats: int) -> dict[str, float]:
-    """Return clips/s of steps on fed batches, and the share of the time they waited for one."""
+    """Return the clips per second of steps on fed batches, and the fraction of time they waited."""
     clips = len(bench.host_batch["video"])
     with DevicePrefetcher(_batches(bench.host_batch, 2 + repeats), sharding=bench.sharding) as feed:
         for _ in range(2):  # to warm up
@@ -136,8 +165,8 @@ def time_end_to_end(bench: Bench, *, repeats: int) -> dict[str, float]:
         }
 
 
-def _batches(host_batch: dict[str, np.ndarray], count: int):
-    """Yield `count` batches that differ in the order of their pixels' rows."""
+def _batches(host_batch: dict[str, np.ndarray], count: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yield `count` batches that differ in the order of their pixel rows."""
     made = [
         {**host_batch, "video": np.roll(host_batch["video"], shift, axis=2)}
         for shift in range(HOST_BATCHES)

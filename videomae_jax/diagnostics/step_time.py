@@ -1,14 +1,15 @@
-"""One optimizer step, or one pass of the encoder, timed again and again.
+"""Time one optimizer step, or one pass of the encoder.
 
-The step is the one `videomae train` runs, optimizer included. Clips have their size already, and
-fine-tuning goes without augmentation, drop path and label smoothing, so that a peer can do the
-same work.
+The step is the one that `videomae train` runs, optimizer included. Clips already have the size of
+the model; fine-tuning runs without augmentation, drop path and label smoothing, so that a peer can
+do the same work.
 """
 
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,21 +25,21 @@ from videomae_jax.inference.network import build_network, outputs
 from videomae_jax.models import flops
 from videomae_jax.models.masking import draw_mask, mask_to_bool
 from videomae_jax.models.tokens import patch_grid
-from videomae_jax.tasks import classify, pretrain
+from videomae_jax.tasks import TASKS, pretrain
 from videomae_jax.tasks.build import make_execution
-from videomae_jax.tasks.task import Task
+from videomae_jax.tasks.task import Params, Task
 from videomae_jax.training.optim import Schedule, make_optimizer, warmup_cosine
 from videomae_jax.training.step import INIT, STEP, jit_steps
 
-TASKS = ("pretrain", "finetune", "encode")
 CLASSES = 400
 SEED = 0
-# The rate does not matter to the time; the first steps are warm-up as in training.
-PLAN = Schedule(1000, 100, 100, 1e-4, 1e-6)
+WARM_UP = 2  # steps before those that are timed
+# The learning rate does not change the time of a step.
+SCHEDULE = Schedule(1000, 100, 100, 1e-4, 1e-6)
 
 
 class Job(NamedTuple):
-    """What is timed; overrides are those of the command line, --config.KEY=VALUE."""
+    """What to time. overrides: those of the command line, --config.KEY=VALUE."""
 
     model: str
     task: str
@@ -49,27 +50,28 @@ class Job(NamedTuple):
 class Bench(NamedTuple):
     """A compiled step with its state and its batch on the devices.
 
-    step: takes a batch or None for the one at hand, and returns seconds and the loss; of
-    "encode" the mean square of the features. facts: what was known before the first step.
-    after: what is known after the last. host_batch: numpy, as a reader would give it.
+    step: runs on a batch, or on the one already on the devices for None, and returns the seconds
+    and the loss ("encode": the mean square of the features). facts: what is known before the first
+    step. after: returns what is known after the last one. host_batch: in numpy, as a reader
+    returns it.
     """
 
     step: Callable[[dict | None], tuple[float, float]]
-    facts: dict
-    after: Callable[[], dict]
+    facts: dict[str, Any]
+    after: Callable[[], dict[str, Any]]
     host_batch: dict[str, np.ndarray]
     sharding: jax.sharding.NamedSharding
 
 
 def job_config(job: Job) -> ConfigDict:
-    """Return the config of the recipe a job runs."""
+    """Return the config of the recipe that a job runs."""
     recipe = "finetune" if job.task == "finetune" else "pretrain"
     classes = [f"--config.model.classes={CLASSES}"] if job.task == "finetune" else []
     return load_recipe(recipe, f"{job.model},k400", [*classes, *job.overrides])
 
 
 def random_batch(job: Job, config: ConfigDict) -> dict[str, np.ndarray]:
-    """Make a batch of noise with the keys and types of a reader's."""
+    """Return a batch of noise with the keys and dtypes of the data pipeline."""
     clip, rows = config.clip, np.arange(job.batch, dtype=np.int32)
     shape = (job.batch, clip.frames, clip.height, clip.width, len(config.model.mean))
     video = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -77,7 +79,7 @@ def random_batch(job: Job, config: ConfigDict) -> dict[str, np.ndarray]:
 
 
 def build_bench(job: Job) -> Bench:
-    """Compile the step of a job for the devices of this machine, and put its data there."""
+    """Compile the step of a job for the devices of this machine, and put its data on them."""
     config = job_config(job)
     mesh = make_mesh(config.mesh)
     devices = batch_devices(mesh)
@@ -87,37 +89,41 @@ def build_bench(job: Job) -> Bench:
     with jax.set_mesh(mesh):
         task = _task(config)
         here = jax.device_put(batch, batch_sharding(mesh))
+        state: Any
+        run: Any
         if job.task == "encode":
             run, state = _encoder(config, task)
         else:
-            optimizer, schedule = make_optimizer(config), warmup_cosine(PLAN)
+            optimizer, schedule = make_optimizer(config, task), warmup_cosine(SCHEDULE)
             steps = jit_steps(task, optimizer, schedule, mesh, seed=SEED, accumulation=1)
             run, state = steps.train, steps.init()
         began = time.perf_counter()
         compiled = run.lower(state, here).compile()
         compile_seconds = time.perf_counter() - began
     trim_host_memory()
+    stats: Any = compiled.memory_analysis()
 
-    held = {"state": state, "finite": True}
+    finite = True
 
     def step(other=None):
+        nonlocal state, finite
         began = time.perf_counter()
-        held["state"], metrics = jax.block_until_ready(compiled(held["state"], other or here))
+        state, metrics = jax.block_until_ready(compiled(state, other or here))
         seconds = time.perf_counter() - began
         watched = [float(metrics[key]) for key in ("loss", "grad_norm") if key in metrics]
-        held["finite"] &= bool(np.isfinite(watched).all())
+        finite = finite and bool(np.isfinite(watched).all())
         return seconds, watched[0]
 
     device = jax.devices()[0]
 
     def after():
-        stats = device.memory_stats() or {}
-        peak = stats["peak_bytes_in_use"] if "peak_bytes_in_use" in stats else peak_memory()
-        return {"finite": held["finite"], "peak_memory_bytes": peak}
+        memory = device.memory_stats() or {}
+        peak = memory["peak_bytes_in_use"] if "peak_bytes_in_use" in memory else peak_memory()
+        return {"finite": finite, "peak_memory_bytes": peak}
 
     known = peak_flops(device.device_kind)
     facts = {
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "temporary_bytes": stats.temp_size_in_bytes,
         "compile_seconds": compile_seconds,
         "clip_flops": _clip_flops(job, config, task),
         "peak_flops": known and known * mesh.size,
@@ -130,11 +136,46 @@ def build_bench(job: Job) -> Bench:
     return Bench(step, facts, after, batch, batch_sharding(mesh))
 
 
-def write_inputs(job: Job, folder: Path) -> None:
-    """Write what a peer starts from: the first weights, the batch and the first step's mask.
+def time_steps(job: Job, *, repeats: int) -> dict[str, Any]:
+    """Time `repeats` steps of a job, after WARM_UP that do not count."""
+    bench = build_bench(job)
+    timed = [bench.step(None) for _ in range(WARM_UP + repeats)]
+    return summarize_steps(job, bench.facts, bench.after(), timed)
 
-    "model", a folder of transformers, and inputs.npz with "video" uint8, "label" and, in
-    pre-training, "hidden" bool [B, N].
+
+def summarize_steps(
+    job: Job,
+    facts: dict[str, Any],
+    after: dict[str, Any],
+    timed: list[tuple[float, float]],
+) -> dict[str, Any]:
+    """Return the figures of timed steps as JSON types.
+
+    facts, after: those of a Bench. timed: (seconds, loss) of each step, the first WARM_UP of which
+    do not count.
+    """
+    seconds = [seconds for seconds, _ in timed[WARM_UP:]]
+    median = statistics.median(seconds)
+    rate, peak = job.batch / median, facts["peak_flops"]
+    return {
+        "clips_per_second": rate,
+        "ms_per_step": 1e3 * median,
+        "ms_of_each_step": [1e3 * x for x in seconds],
+        "mfu": rate * facts["clip_flops"] / peak if peak else None,
+        "temporary_bytes": facts["temporary_bytes"],
+        "compile_seconds": facts["compile_seconds"],
+        "loss": None if job.task == "encode" else timed[-1][1],
+        "run": facts["run"],
+        **after,
+        "environment": {"device": facts["device"]},
+    }
+
+
+def write_inputs(job: Job, folder: Path) -> None:
+    """Write the inputs of a peer: the initial weights, the batch and the mask of the first step.
+
+    The folder "model" is in the format of transformers. inputs.npz has "video" uint8
+    [B, F, H, W, C], "label" int32 [B] and, for pre-training, "hidden" bool [B, N].
     """
     from videomae_jax.interop.checkpoint_files import Checkpoint, save_checkpoint
 
@@ -152,14 +193,14 @@ def write_inputs(job: Job, folder: Path) -> None:
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["id"])
         mask = draw_mask(keys, kind, grid=grid, ratio=ratio)
         arrays["hidden"] = np.asarray(mask_to_bool(mask, count=grid[0] * grid[1] * grid[2]))
-    np.savez(folder / "inputs.npz", **arrays)
+    np.savez(folder / "inputs.npz", allow_pickle=False, **arrays)
 
 
 def peak_memory() -> int:
-    """Bytes of main memory this process has had at most."""
+    """Return the peak bytes of main memory of this process."""
     status = Path("/proc/self/status")
     if status.is_file():
-        # Not ru_maxrss: on Linux a process begins with its parent's.
+        # Not ru_maxrss: on Linux a process inherits the value of its parent.
         line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
         return 1024 * int(line.split()[1])
     import resource
@@ -168,9 +209,9 @@ def peak_memory() -> int:
 
 
 def _task(config: ConfigDict) -> Task:
+    task = TASKS[config.task].build_task(config)
     if config.task == "pretrain":
-        return pretrain.build_task(config)
-    task = classify.build_task(config)
+        return task
 
     def train_sums(params, batch, key):
         return jax.tree.map(jnp.sum, task.eval_sums(params, batch))
@@ -178,8 +219,8 @@ def _task(config: ConfigDict) -> Task:
     return task._replace(train_sums=train_sums)
 
 
-def _encoder(config: ConfigDict, task: Task) -> tuple[Callable, dict]:
-    """The jitted encoder in the form of a step, and its weights: no optimizer's state beside."""
+def _encoder(config: ConfigDict, task: Task) -> tuple[jax.stages.Wrapped, Params]:
+    """Return the jitted encoder with the signature of a step, and its weights."""
     network = build_network(config)
 
     def encode(params, batch):

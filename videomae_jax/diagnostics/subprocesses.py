@@ -1,7 +1,7 @@
-"""Two programs timed in turns: each a process that computes only when it is told to.
+"""Processes that compute one step per request, so that two programs can be timed in turns.
 
-The parent writes a line, the child answers with one JSON object. In one process the two
-libraries' thread pools would disturb each other, and their memory could not be told apart.
+The parent writes a line and the child answers with one JSON object. In a single process the thread
+pools of the two libraries would disturb each other, and their memory could not be told apart.
 """
 
 import json
@@ -16,7 +16,10 @@ from videomae_jax.errors import UserError
 
 
 class Child:
-    """A process that answers "start", then any number of "step", then "end"; use it in a `with`."""
+    """A process that answers "start", then "step" any number of times, then "end".
+
+    Use it in a `with` block, which ends the process.
+    """
 
     def __init__(self, name: str, command: list[str], *, env: dict[str, str]):
         self.name = name
@@ -34,19 +37,21 @@ class Child:
             raise UserError(f"{name} does not start: {command[0]}: {problem.strerror}") from None
 
     def ask(self, line: str) -> dict:
-        """Return the answer to a line; UserError with the child's own reason where it has none."""
+        """Return the answer to a line. Raises UserError with its last error if it ended."""
+        requests, answers = self._process.stdin, self._process.stdout
+        assert requests and answers  # both are pipes
         try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
+            requests.write(line + "\n")
+            requests.flush()
         except BrokenPipeError:
-            pass  # it has ended: the empty answer below says so, with its reason
-        answer = self._process.stdout.readline()
-        if not answer:
+            pass  # it has ended: the empty answer below is handled with its reason
+        reply = answers.readline()
+        if not reply:
             self._process.wait()
             self._errors.seek(0)
             lines = [text for text in self._errors.read().splitlines() if text.strip()]
             raise UserError(f"{self.name} ended: {lines[-1] if lines else 'without a word'}")
-        answer = json.loads(answer)
+        answer = json.loads(reply)
         if "error" in answer:
             raise UserError(answer["error"])
         return answer
@@ -61,8 +66,8 @@ class Child:
 
 
 def serve(folder: Path) -> None:
-    """Be our side of a comparison: time the job of a folder, one step a line."""
-    replies, sys.stdout = sys.stdout, sys.stderr  # whatever prints must not look like an answer
+    """Run our side of a comparison: time the job of a folder, one step per line of stdin."""
+    replies, sys.stdout = sys.stdout, sys.stderr  # keep prints of libraries out of the answers
 
     def answer(**values):
         print(json.dumps(values), file=replies, flush=True)
@@ -90,10 +95,12 @@ def serve(folder: Path) -> None:
 
 
 def write_job(folder: Path, job: step_time.Job) -> None:
+    """Write a job for `read_job`."""
     (folder / "job.json").write_text(json.dumps(job._asdict()))
 
 
 def read_job(folder: Path) -> step_time.Job:
+    """Read the job that `write_job` wrote."""
     return step_time.Job(**json.loads((folder / "job.json").read_text()))
 
 

@@ -1,21 +1,21 @@
-"""Devices that are not there: the chips of a named pod, for compiling ahead of time.
+"""The devices of a named topology, for ahead-of-time compilation without the devices.
 
-NAME-COUNT[xCOPIES]. For a TPU the count is that of its accelerator type, TensorCores for v4, v5p
-and tpu7x, chips for v5e and v6e; copies are slices. For GPUs, GPUs per host x hosts.
+A name is NAME-COUNT[xCOPIES]. For TPUs, COUNT is that of the accelerator type, TensorCores for v4,
+v5p and tpu7x, chips for v5e and v6e, and COPIES are slices. For GPUs, GPUs per host x hosts.
 """
 
 import importlib.util
 import math
 import os
 import re
+from typing import Any
 
 import jax
 
 from videomae_jax.devices.chips import find_chip
 from videomae_jax.errors import UserError
 
-# Counted cores per chip, and the shape of a slice of each number of chips, where its maker
-# offers several the most cubic one.
+# For each number of chips the shape of the slice; if several are offered, the most cubic one.
 _FLAT = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _CUBIC = {
     4: "2x2x1",
@@ -30,6 +30,7 @@ _CUBIC = {
     2048: "8x16x16",
     4096: "16x16x16",
 }
+# The cores per chip that a name counts, and the shapes.
 TPUS = {
     "v4": (2, _CUBIC),
     "v5e": (1, _FLAT),
@@ -37,7 +38,7 @@ TPUS = {
     "v6e": (1, _FLAT),
     "tpu7x": (2, _CUBIC),
 }
-# What XLA wants to know of a GPU that is not there, as the driver of a real one tells it.
+# The GPU description that XLA needs without a GPU, as the driver of a real one reports it.
 _GPU_TEXT = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
@@ -57,21 +58,21 @@ GPUS = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
 
 
 def prepare_environment(topology: str) -> None:
-    """Set what compiling for devices that are not there needs; before JAX starts."""
+    """Set the environment for compiling without the devices; call it before JAX is imported."""
     if topology != "here":
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # no metadata server to ask which TPU this is
-        # libtpu then wants to be told; any will do, it compiles for the topology it is given.
+        # libtpu then requires these; any value works, as the topology is passed explicitly.
         os.environ["TPU_ACCELERATOR_TYPE"], os.environ["TPU_WORKER_HOSTNAMES"] = "v4-8", "localhost"
         os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
         os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # there is no driver to ask
 
 
 def find_devices(topology: str) -> tuple[list[jax.Device], list[int]]:
-    """Return the devices of a topology, and for each the number of its slice or host.
+    """Return the devices of a topology, and the slice or host of each.
 
-    "here" is the devices at hand. Raises UserError for a name that is none, and where what
-    compiles for it is not installed.
+    "here" is the local devices. Raises UserError for an unknown name, and if the compiler for it is
+    not installed.
     """
     if topology == "here":
         devices = jax.devices()
@@ -83,13 +84,12 @@ def find_devices(topology: str) -> tuple[list[jax.Device], list[int]]:
 def parse_topology(topology: str) -> tuple[str, int, int]:
     """Read "v5p-128" as ("v5p", 128, 1) and "h100-8x2" as ("h100", 8, 2)."""
     match = re.fullmatch(r"([a-z0-9]+)-([1-9]\d*)(?:x([1-9]\d*))?", topology)
-    name = match and match[1]
-    if name not in (*TPUS, *GPUS):
+    if match is None or match[1] not in (*TPUS, *GPUS):
         raise UserError(
             f"topology {topology!r} is unknown: use here or NAME-COUNT[xCOPIES] with NAME one of "
             f"{', '.join((*TPUS, *GPUS))}, such as v5e-64, v5p-128x2 (slices), h100-8x2 (hosts)"
         )
-    count, copies = int(match[2]), int(match[3] or 1)
+    name, count, copies = match[1], int(match[2]), int(match[3] or 1)
     if name in TPUS:
         cores, shapes = TPUS[name]
         if count % cores or count // cores not in shapes:
@@ -108,28 +108,28 @@ def parse_topology(topology: str) -> tuple[str, int, int]:
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of a package that it would be in
+    except ModuleNotFoundError:  # the parent package
         return False
 
 
-def _tpus(name, count, copies):
+def _tpus(name: str, count: int, copies: int) -> tuple[list[jax.Device], list[int]]:
     if not _installed("libtpu"):
         raise UserError('compiling for a TPU needs libtpu: pip install "jax[tpu]"')
     from jax.experimental import topologies
 
     cores, shapes = TPUS[name]
-    options = {"num_slices": copies} if copies > 1 else {}
+    options: dict[str, Any] = {"num_slices": copies} if copies > 1 else {}
     if name == "v4":
-        options["chip_config_name"] = "megacore"  # one device a chip, as on a real one
-    devices = topologies.get_topology_desc(
+        options["chip_config_name"] = "megacore"  # one device per chip, as on a real one
+    devices: Any = topologies.get_topology_desc(
         platform="tpu", topology_name=f"{name}:{shapes[count // cores]}", **options
     ).devices
     slices = [device.slice_index if copies > 1 else 0 for device in devices]
     return list(devices), slices
 
 
-def _gpus(name, count, copies):
-    # cuDNN compiles the attention. The plugin of either CUDA will do.
+def _gpus(name: str, count: int, copies: int) -> tuple[list[jax.Device], list[int]]:
+    # cuDNN compiles the attention. The plugin of either CUDA version works.
     for package, modules in (
         ("the CUDA plugin", ("jax_cuda13_plugin", "jax_cuda12_plugin")),
         ("cuDNN", ("nvidia.cudnn",)),
@@ -142,8 +142,11 @@ def _gpus(name, count, copies):
     from jax.experimental import topologies
 
     chip = find_chip(GPUS[name])
-    told = dict(bandwidth=int(chip.bandwidth), memory=int(chip.memory), kind=GPUS[name])
-    devices = topologies.get_topology_desc(
-        platform="cuda", topology=f"1x{copies}x{count}", target_config=_GPU_TEXT.format(**told)
+    assert chip is not None  # `chips` knows every GPU of GPUS
+    target = _GPU_TEXT.format(
+        bandwidth=int(chip.bandwidth), memory=int(chip.memory), kind=GPUS[name]
+    )
+    devices: Any = topologies.get_topology_desc(
+        platform="cuda", topology=f"1x{copies}x{count}", target_config=target
     ).devices
     return list(devices), [device.process_index for device in devices]

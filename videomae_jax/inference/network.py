@@ -1,16 +1,17 @@
-"""What a trained model is used for. The mask is an input, so nothing random happens here."""
+"""Inference with a trained model. The mask is an input, so nothing is random."""
 
 from collections.abc import Callable
-from types import ModuleType
+from typing import cast
 
 import jax
 from ml_collections import ConfigDict
 
+from videomae_jax.errors import UserError
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import Encoder, VideoMAE, reconstruction_sums
 from videomae_jax.models.masking import mask_from_bool
 from videomae_jax.models.tokens import Triple, normalize_pixels, patch_grid, patchify, positions
-from videomae_jax.tasks import classify, pretrain
+from videomae_jax.tasks import TASKS
 from videomae_jax.tasks.task import Params
 
 Network = VideoMAE | VideoClassifier
@@ -24,30 +25,41 @@ def build_network(config: ConfigDict, *, dtype: str = "auto", attention: str = "
     """
     config = config.copy_and_resolve_references()
     config.run.update(dtype=dtype, attention=attention, remat="none")
-    return _task(config).build_model(config)
+    return TASKS[config.task].build_model(config)
+
+
+def check_classifier(config: ConfigDict, source: str) -> None:
+    """Raise UserError for a model without classes; `source` is its name in the message."""
+    if config.task != "classify":
+        raise UserError(f"{source} was trained to {config.task}, it knows no classes: fine-tune it")
+
+
+def class_names(config: ConfigDict) -> tuple[str, ...]:
+    """Return the names of the classes of a classifier, "0", "1", ... if it has none."""
+    return tuple(config.data.class_names) or tuple(map(str, range(config.model.classes)))
 
 
 def untrained_params(config: ConfigDict) -> Params:
     """Return random weights such as a run of a checkpoint's config begins with, to compare."""
     config = config.copy_and_resolve_references()
     config.run.update(dtype="auto", attention="auto")
-    return _task(config).build_task(config).init(jax.random.key(config.seed))
+    return TASKS[config.task].build_task(config).init(jax.random.key(config.seed))
 
 
 def clip_sampler(config: ConfigDict) -> Callable:
     """Return the sampler of the one clip of a video that evaluation in training looks at."""
-    return _task(config).eval_sampler(config)
+    return TASKS[config.task].eval_sampler(config)
 
 
 def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax.Array]:
-    """Return what a model makes of uint8 [B, F, H, W, C], all float32.
+    """Return the tokens, features and logits of uint8 [B, F, H, W, C], all float32.
 
-    "tokens" [B, N, D], all patches visible: after the encoder's final norm, where it has one.
+    "tokens" [B, N, D], no patch masked: after the encoder's final norm, if it has one.
     "steps" [B, T, D]: the mean token of each time step.
     "features" [B, D]: the mean token, of a classifier normed as its head sees it. "logits"
     [B, classes]: of a classifier only. Under `jit`, what is not used is not computed.
     """
-    grid = patch_grid(tuple(video.shape[1:4]), network.patch)
+    grid = patch_grid(clip_size(video), network.patch)
     patches = patchify(video, network.patch)
     if isinstance(network, VideoClassifier):
 
@@ -61,15 +73,23 @@ def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax
                 "logits": classifier.head(features),
             }
 
-        return network.apply({"params": params}, method=classify_tokens)
+        found = network.apply({"params": params}, method=classify_tokens)
+        return cast(dict[str, jax.Array], found)
 
     # A transformers model made to be pooled has no final norm.
     encoder = Encoder(network.encoder, network.run, final_norm="norm" in params["encoder"])
     pixels = normalize_pixels(patches, network.mean, network.std)
     places = positions(grid, network.encoder.width, source=network.position_grid)[None]
-    tokens = encoder.apply({"params": params["encoder"]}, pixels, places).astype("float32")
+    tokens = cast(jax.Array, encoder.apply({"params": params["encoder"]}, pixels, places))
+    tokens = tokens.astype("float32")
     steps = step_means(tokens, grid)
     return {"tokens": tokens, "steps": steps, "features": tokens.mean(axis=1)}
+
+
+def clip_size(video: jax.Array) -> Triple:
+    """Return (F, H, W) of a video [B, F, H, W, C]."""
+    _, frames, height, width, _ = video.shape
+    return frames, height, width
 
 
 def step_means(tokens: jax.Array, grid: Triple) -> jax.Array:
@@ -91,16 +111,12 @@ def predict(
     masked: how many each row of `hidden` hides, M. normalized: the targets are, per patch.
     Returns the prediction, float32 [B, T, M, P], and the loss, a float32 scalar.
     """
-    grid = patch_grid(tuple(video.shape[1:4]), network.patch)
+    grid = patch_grid(clip_size(video), network.patch)
     patches = patchify(video, network.patch)
     mask = mask_from_bool(hidden, masked=masked)
-    prediction = network.apply({"params": params}, patches, mask, grid)
+    prediction = cast(jax.Array, network.apply({"params": params}, patches, mask, grid))
     sums = reconstruction_sums(
         prediction, patches, mask, channels=len(network.mean), normalized=normalized
     )
     loss = sums["error"].sum() / sums["count"].sum()
     return prediction.reshape(video.shape[0], grid[0], masked, -1), loss
-
-
-def _task(config: ConfigDict) -> ModuleType:
-    return classify if config.task == "classify" else pretrain

@@ -1,148 +1,149 @@
-"""What a model makes of every video of a list, each once, whatever the devices."""
+"""Name the actions in videos, window by window."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Generator
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
-from videomae_jax.data.pipeline import eval_batches
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos
-from videomae_jax.devices.prefetch import DevicePrefetcher
-from videomae_jax.devices.sharding import (
-    batch_devices,
-    batch_sharding,
-    batch_share,
-    state_sharding,
-)
 from videomae_jax.errors import UserError
+from videomae_jax.host import count_cores
+from videomae_jax.inference.engine import data_mesh, predict_windows
+from videomae_jax.inference.network import build_network, check_classifier, class_names
+from videomae_jax.inference.windows import Window, WindowSampler, read_windows
+from videomae_jax.progress import Progress
 from videomae_jax.tasks.task import Params
 
+WINDOWS = 4  # in a batch, on each device
 
-class Predictions(NamedTuple):
-    """What a model says of the videos that could be read, in the order of their ids.
 
-    ids: int64 [n], each once. values: arrays [n, ...], in the tree that the model returns.
+class Likely(NamedTuple):
+    """A class and its probability, 0 to 1."""
+
+    name: str
+    probability: float
+
+
+class WindowClasses(NamedTuple):
+    """The most likely classes of one window: frame numbers, seconds, classes."""
+
+    first_frame: int
+    last_frame: int
+    start: float
+    end: float
+    top: list[Likely]
+
+
+class VideoClasses(NamedTuple):
+    """The most likely classes of a video, by the mean of the probabilities of its windows.
+
+    error: why the video cannot be read; `top` and `windows` are then empty.
     """
 
-    ids: np.ndarray
-    values: Any
+    video: str
+    top: list[Likely]
+    windows: list[WindowClasses]
+    error: str | None = None
 
 
-def predict_views(
-    predict: Callable[[Params, jax.Array], Any], params: Params, videos: Videos, **options: Any
-) -> Predictions:
-    """Show every video once to a model; see `predict_batches`."""
-    return join_views(predict_batches(predict, params, videos, **options))
-
-
-def predict_batches(
-    predict: Callable[[Params, jax.Array], Any],
+def predict(
     params: Params,
+    config: ConfigDict,
     videos: Videos,
     *,
-    sampler: Callable,
-    batch_size: int,
-    mesh: Mesh,
-    threads: int | None,
-    bad: BadVideos,
-    start_batch: int = 0,
-) -> Iterator[Predictions]:
-    """Show every video once to a model, batch by batch; see `jit_views` and `view_batches`."""
-    with jax.set_mesh(mesh):
-        sharding = state_sharding(params, mesh)
-        params = jax.tree.map(lambda x, s: jax.device_put(np.asarray(x), s), params, sharding)
-        yield from view_batches(
-            jit_views(predict, params, mesh),
-            params,
-            videos,
-            sampler=sampler,
-            batch_size=batch_size,
-            mesh=mesh,
-            threads=threads,
-            bad=bad,
-            start_batch=start_batch,
-        )
+    source: str,
+    top: int | None = None,
+    batch_size: int | None = None,
+    threads: int | None = None,
+) -> Generator[VideoClasses, None, None]:
+    """Yield the classes of every video as soon as it is finished, unreadable videos last.
 
-
-def jit_views(
-    predict: Callable[[Params, jax.Array], Any], params: Params, mesh: Mesh
-) -> Callable[[Params, dict[str, jax.Array]], tuple]:
-    """Return a jitted (parameters, batch) -> (ids, whether they were read, what is predicted).
-
-    predict: (parameters, video uint8 [B, ...]) -> arrays [B, ...]. params: in the layout of
-    `state_sharding`, or their shapes. What comes back is whole on every process.
+    source: the name of the model in messages. top: how many classes to keep, None for up to 5.
+    batch_size: windows on all devices of this process, None for 4 on each. threads: decoders,
+    None for one per core. Raises UserError for a model without classes, and for a `top` or a
+    batch size that cannot be.
     """
-
-    def step(params, batch):
-        return batch["id"], batch["valid"], predict(params, batch["video"])
-
-    return jax.jit(
-        step,
-        in_shardings=(state_sharding(params, mesh), batch_sharding(mesh)),
-        out_shardings=NamedSharding(mesh, P()),
+    check_classifier(config, source)
+    classes, clip = config.model.classes, config.clip
+    top = min(5, classes) if top is None else top
+    if not 1 <= top <= classes:
+        raise UserError(f"--top {top}: use 1 to {classes}, the number of classes")
+    stride = clip.stride if clip.sampling == "dense" else None  # else a clip spans the whole video
+    sampler = WindowSampler(
+        frames=clip.frames,
+        stride=stride,
+        hop=clip.frames * (stride or 1),
+        height=clip.height,
+        width=clip.width,
+        channels=len(config.model.mean),
     )
-
-
-def view_batches(
-    step: Callable[[Params, dict[str, jax.Array]], tuple],
-    params: Params,
-    videos: Videos,
-    *,
-    sampler: Callable,
-    batch_size: int,
-    mesh: Mesh,
-    threads: int | None,
-    bad: BadVideos,
-    start_batch: int = 0,
-) -> Iterator[Predictions]:
-    """Run a step of `jit_views` over every video once, all its views together.
-
-    sampler: (path, rng) -> uint8 of `sampler.shape`, all views or one clip. batch_size: videos,
-    on all devices. Unreadable videos go to `bad`, none takes their place. start_batch: the
-    first to compute; those after it are the same whatever it is.
-    """
-    if batch_size < 1 or batch_size % batch_devices(mesh):
-        unit = batch_devices(mesh)
-        legal = max(unit, batch_size // unit * unit)
-        raise UserError(f"batch {batch_size} is not divisible by {unit} devices: use {legal}")
-    index, count = batch_share(mesh)
-    batches = eval_batches(
+    names = class_names(config)
+    bad = BadVideos(videos, max_share=1.0)
+    mesh = data_mesh(jax.local_devices())
+    windows = read_windows(
         videos,
+        list(range(len(videos))),
         sampler=sampler,
-        batch_size=batch_size,
-        seed=0,  # of no use: test clips are not drawn
+        first=0,
         bad=bad,
-        process_index=index,
-        process_count=count,
-        threads=threads,
-        start_step=start_batch,
+        threads=threads or count_cores(),
     )
-    with DevicePrefetcher(batches, sharding=batch_sharding(mesh)) as feed:
-        for batch in feed:
-            # By the id that travels with the clip: names may repeat, batches may be partial.
-            numbers, valid, values = jax.device_get(
-                step(params, {key: batch[key] for key in ("video", "id", "valid")})
+    batches = predict_windows(
+        build_network(config),
+        params,
+        windows,
+        name="logits",
+        batch_size=batch_size or WINDOWS * mesh.size,
+        mesh=mesh,
+    )
+    found: dict[int, list[tuple[Window, np.ndarray]]] = {}
+    progress, done = Progress(len(videos)), 0
+    with closing(batches):
+        for rows, logits in batches:
+            for (number, window), row in zip(rows, jax.nn.softmax(logits), strict=True):
+                found.setdefault(number, []).append((window, np.asarray(row)))
+                done += 1
+                if window.number + 1 == window.total:
+                    progress.close()
+                    yield _classify(videos.paths[number], found.pop(number), names, top=top)
+            progress.show(
+                number + (window.number + 1) / window.total,
+                count=done,
+                unit="windows",
+                of=f"video {number + 1:,} of {len(videos):,}",
             )
-            values = jax.tree.map(lambda value: value[valid], values)  # noqa: B023
-            yield Predictions(numbers[valid].astype(np.int64), values)
+    progress.close()
+    for path in videos.paths:
+        if path in bad.reasons:
+            yield VideoClasses(path, [], [], bad.reasons[path])
 
 
-def collect_views(*arguments: Any, stopped: Callable[[], bool], **options: Any) -> Predictions:
-    """Join the batches of `view_batches`; ends early, with what it has, where `stopped()`."""
-    found = []
-    with closing(view_batches(*arguments, **options)) as batches:
-        for predictions in batches:
-            found.append(predictions)
-            if stopped():
-                break
-    return join_views(found)
+def _classify(
+    path: str,
+    found: list[tuple[Window, np.ndarray]],
+    names: tuple[str, ...],
+    *,
+    top: int,
+) -> VideoClasses:
+    """Return the classes of a video from the probabilities of its windows."""
 
+    def best(probabilities: np.ndarray) -> list[Likely]:
+        order = (-probabilities).argsort(kind="stable")[:top]
+        return [Likely(names[index], float(probabilities[index])) for index in order]
 
-def join_views(batches: Iterable[Predictions]) -> Predictions:
-    """Put one batch or more together."""
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
+    windows = [
+        WindowClasses(
+            first_frame=int(window.frames[0]),
+            last_frame=int(window.frames[-1]),
+            start=window.seconds[0],
+            end=window.seconds[1],
+            top=best(probabilities),
+        )
+        for window, probabilities in found
+    ]
+    mean = np.mean([probabilities for _, probabilities in found], axis=0)
+    return VideoClasses(path, best(mean), windows)

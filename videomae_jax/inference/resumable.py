@@ -1,4 +1,4 @@
-"""Results on disk as they come, so that a command that was killed goes on where it stopped."""
+"""Save results as they are computed, so that a killed command can resume."""
 
 import hashlib
 import json
@@ -14,18 +14,18 @@ import numpy as np
 
 from videomae_jax.errors import UserError
 
-# What a kill may cost, and what may wait in memory until it is written.
+# Rows are written after this time or at this size: the most that a kill may lose.
 SECONDS, BYTES = 30.0, 256e6
 SETTINGS = "settings.json"
 
 
 class Parts:
-    """Rows that a long computation yields, in order, in the files of a folder.
+    """The rows of a long computation, in order, in the files of a folder.
 
-    settings: what decides the rows, by the name the user knows it by. Raises UserError for a
-    folder begun with others, and where nothing can be written. `position` says how far the
-    rows go, whatever that is to the caller, and is () at the start. A file appears only
-    whole, every SECONDS or BYTES.
+    settings: everything that decides the rows, by the names that the user knows. Raises
+    UserError for a folder that was begun with other settings, or that cannot be written.
+    `position` is what the caller gave with the last row, and () at the start. Files are
+    renamed into place, so that a partial one is never read.
     """
 
     def __init__(self, folder: str | os.PathLike, settings: Mapping[str, str | int | float]):
@@ -52,19 +52,20 @@ class Parts:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the rows that are still in memory."""
         if not self._waiting:
             return
         columns = {
             name: np.concatenate([part[name] for part in self._waiting])
             for name in self._waiting[0]
         }
+        columns["position"] = np.array(self.position)
         file = self.folder / f"{len(self._files()):06d}.npz"
-        self._write(file, lambda out: np.savez(out, position=np.array(self.position), **columns))
+        self._write(file, lambda out: np.savez(out, allow_pickle=False, **columns))
         self._waiting, self._written = [], time.monotonic()
 
     def read(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
-        """Yield some columns of the rows, file by file; flush before."""
+        """Yield some columns of the rows, file by file; call `flush` first."""
         for file in self._files():
             with np.load(file) as arrays:
                 yield {name: arrays[name] for name in names}
@@ -103,7 +104,7 @@ class Parts:
 
 
 def fingerprint(tree: Any) -> str:
-    """Return 16 hexadecimal digits of all arrays and texts of a tree: equal for equal ones."""
+    """Return a hash of all arrays and strings of a tree, 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, str):

@@ -1,6 +1,6 @@
-"""Rows in parts -> one file for others: .npz, or .parquet with pyarrow.
+"""Join rows into one .npz file, or a .parquet file with pyarrow.
 
-Neither is ever held in memory whole.
+The rows are never all in memory at once.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ ENDINGS = (".npz", ".parquet")
 
 
 def check_ending(path: str) -> None:
-    """Raise UserError for a kind of file that cannot be written here."""
+    """Raise UserError unless a file of this ending can be written here."""
     ending = Path(path).suffix
     if ending not in ENDINGS:
         raise UserError(f"{path} does not end in {' or '.join(ENDINGS)}")
@@ -36,12 +36,13 @@ def write_table(
     paths: Sequence[str],
     facts: Mapping[str, str | int | float],
 ) -> None:
-    """Join rows into one file, which appears only whole.
+    """Join rows into one file, which is renamed into place when it is complete.
 
-    read: `read(*columns)` yields these columns of all rows, at least of one, part by part; it
-    is called once for each column of an .npz. paths: of the videos that the column "video"
-    numbers; an .npz has them once, as "paths", a .parquet in every row, as "path". facts: what
-    the rows are of, JSON under "facts", in a .parquet in the metadata of its schema.
+    read: `read(*columns)` yields these columns of all rows, of which there is at least one,
+    part by part; it is called once for each column of an .npz. paths: of the videos that the
+    column "video" numbers. An .npz stores them once, as "paths", a .parquet in every row, as
+    "path". facts: the settings, stored as JSON under "facts", of a .parquet in the metadata of
+    its schema. Raises UserError for a file that cannot be written.
     """
     file = Path(path)
     draft = file.with_name(f".{file.name}")
@@ -80,7 +81,7 @@ def _write_parquet(
     from pyarrow import parquet
 
     def column(array):
-        # A list of lists of the shape of a row.
+        # Nested lists of the shape of a row.
         flat = pa.array(array.reshape(-1))
         for size in reversed(array.shape[1:]):
             flat = pa.FixedSizeListArray.from_arrays(flat, size)

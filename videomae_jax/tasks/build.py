@@ -1,7 +1,8 @@
-"""What the models of all tasks share: the encoder, its pixels, and how it is run."""
+"""Code that all tasks share: encoder fields, geometry, execution settings, banner lines."""
 
+import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from videomae_jax.data.synthetic import synthetic_videos
 from videomae_jax.data.videos import Videos, split_videos
 from videomae_jax.errors import UserError
 from videomae_jax.models.attention import choose_implementation
-from videomae_jax.models.tokens import Triple
+from videomae_jax.models.tokens import Triple, patch_grid
 from videomae_jax.models.vit import Execution, Size
 
 # Blocks up to which they run in a row by themselves.
@@ -41,6 +42,36 @@ def encoder_fields(config: ConfigDict) -> dict[str, Any]:
         position_grid=tuple(model.position_grid) or None,
         run=make_execution(config),
     )
+
+
+class Geometry(NamedTuple):
+    """The patches of one clip."""
+
+    grid: Triple  # (T, rows, columns)
+    tokens: int
+    values: int  # of one patch, over all channels
+
+
+def clip_geometry(clip: ConfigDict, model: Any) -> Geometry:
+    """Return how a model cuts the clips of `config.clip` into patches."""
+    grid = patch_grid((clip.frames, clip.height, clip.width), model.patch)
+    return Geometry(grid, math.prod(grid), math.prod(model.patch) * len(model.mean))
+
+
+def patches_text(geometry: Geometry, model: Any) -> str:
+    """Return channels, patch and tokens of a clip for the start banner."""
+    patch = " x ".join(map(str, model.patch))
+    return f"{len(model.mean)} channels; patch {patch}; {geometry.tokens} tokens"
+
+
+def compute_line(run: Execution) -> str:
+    """Return how a model is executed, for the start banner."""
+    return f"{run.dtype.name}, attention {run.attention}, remat {run.remat}"
+
+
+def flops_line(forward_flops: float, train_flops: float) -> str:
+    """Return the FLOPs of one clip for the start banner."""
+    return f"{forward_flops / 1e9:.4g} G forward, {train_flops / 1e9:.4g} G train a clip"
 
 
 def positions_line(grid: Triple, source: Triple | None) -> str:

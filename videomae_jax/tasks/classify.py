@@ -1,8 +1,8 @@
-"""The fine-tuning task: which class a clip is of."""
+"""The fine-tuning task: classify clips."""
 
 import functools
-import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,14 @@ from videomae_jax.errors import UserError
 from videomae_jax.models import flops
 from videomae_jax.models.classifier import VideoClassifier, init_classifier
 from videomae_jax.models.tokens import patch_grid, patchify
-from videomae_jax.tasks.build import encoder_fields, positions_line
+from videomae_jax.tasks.build import (
+    clip_geometry,
+    compute_line,
+    encoder_fields,
+    flops_line,
+    patches_text,
+    positions_line,
+)
 from videomae_jax.tasks.task import Params, Task
 
 # Named streams of randomness, folded into the step's key.
@@ -47,6 +54,7 @@ def prepare(
     """
     names = tuple(config.data.class_names) or train.class_names or ()
     train = number_labels(train, names)
+    assert train.labels is not None  # or `number_labels` had raised
     classes = config.model.classes or len(names) or int(train.labels.max()) + 1
     if train.labels.max() >= classes:
         raise UserError(
@@ -55,6 +63,7 @@ def prepare(
         )
     if held_out:
         held_out = number_labels(held_out, names)
+        assert held_out.labels is not None
         unseen = ~np.isin(held_out.labels, train.labels)
         if unseen.any():
             label = int(held_out.labels[unseen][0])
@@ -69,30 +78,24 @@ def prepare(
 
 
 def build_task(config: ConfigDict) -> Task:
-    """Assemble the fine-tuning task from a locked config.
+    """Return the fine-tuning task of a locked config.
 
-    Its batches have "label" int32 [B], and in training "row" int32 [B], the place of each clip
-    in the batch of all devices: ids would not do as keys, they come twice in a batch with
-    repeated augmentation.
+    Its batches have "label" int32 [B], and in training "row" int32 [B], the index of each clip
+    in the batch of all devices. Ids cannot be keys: with repeated augmentation a batch has
+    each of them several times.
     """
     model, clip, change = build_model(config), config.clip, config.augment
-    grid = patch_grid((clip.frames, clip.height, clip.width), model.patch)
     check_clip(clip)
-    tokens, values = math.prod(grid), math.prod(model.patch) * len(model.mean)
+    geometry = clip_geometry(clip, model)
+    grid = geometry.grid
     forward_flops, train_flops = flops.finetune_flops(
-        model.encoder, tokens=tokens, values=values, classes=model.classes
+        model.encoder, tokens=geometry.tokens, values=geometry.values, classes=model.classes
     )
-    augment_clip = functools.partial(
-        augment,
-        height=clip.height,
-        width=clip.width,
-        mean=model.mean,
-        std=model.std,
+    augment_clip = make_augment(
+        config,
         operations=change.operations,
         magnitude=change.magnitude,
         deviation=change.deviation,
-        min_area=change.min_area,
-        flip=change.flip,
         erase=change.erase,
     )
 
@@ -115,12 +118,12 @@ def build_task(config: ConfigDict) -> Task:
             switch=change.switch,
         )
         patches = patchify(video, model.patch)
-        logits = model.apply({"params": params}, patches, grid, row_keys(DROP))
+        logits: Any = model.apply({"params": params}, patches, grid, row_keys(DROP))
         return jax.tree.map(jnp.sum, class_sums(logits, targets, batch["label"]))
 
     def eval_sums(params, batch):
         patches = patchify(batch["video"], model.patch)
-        logits = model.apply({"params": params}, patches, grid)
+        logits: Any = model.apply({"params": params}, patches, grid)
         targets = smooth_targets(batch["label"], classes=model.classes, smoothing=0.0)
         return class_sums(logits, targets, batch["label"])
 
@@ -136,8 +139,7 @@ def build_task(config: ConfigDict) -> Task:
         train_flops=train_flops,
         summary={
             "clip": f"{clip.frames} frames, {frames}, {clip.height} x {clip.width}, "
-            f"{len(model.mean)} channels; patch {' x '.join(map(str, model.patch))}; "
-            f"{tokens} tokens; {model.classes} classes",
+            f"{patches_text(geometry, model)}; {model.classes} classes",
             "positions": positions_line(grid, model.position_grid),
             "augment": f"{change.operations} operations at magnitude {change.magnitude:g}, crops "
             f"from {change.min_area:g} of the picture, flip {'on' if change.flip else 'off'}, "
@@ -145,10 +147,28 @@ def build_task(config: ConfigDict) -> Task:
             "mix": f"mixup {change.mixup:g}, cutmix {change.cutmix:g}, in groups of "
             f"{change.group}; label smoothing {config.label_smoothing:g}",
             "drop": f"path {config.drop_path:g}, head {config.head_dropout:g}",
-            "compute": f"{model.run.dtype.name}, attention {model.run.attention}, "
-            f"remat {model.run.remat}",
-            "FLOPs": f"{forward_flops / 1e9:.4g} G forward, {train_flops / 1e9:.4g} G train a clip",
+            "compute": compute_line(model.run),
+            "FLOPs": flops_line(forward_flops, train_flops),
         },
+    )
+
+
+def make_augment(config: ConfigDict, **options: Any) -> Callable[..., jax.Array]:
+    """Return `augment.clip.augment` for the clips of a config: (key, video, size) -> video.
+
+    options: what `config.augment` does not decide for all tasks: operations, magnitude,
+    deviation and erase.
+    """
+    clip, model, change = config.clip, config.model, config.augment
+    return functools.partial(
+        augment,
+        height=clip.height,
+        width=clip.width,
+        mean=tuple(model.mean),
+        std=tuple(model.std),
+        min_area=change.min_area,
+        flip=change.flip,
+        **options,
     )
 
 
@@ -195,9 +215,11 @@ def view_sampler(config: ConfigDict, *, segments: int, crops: int):
 
 def view_probabilities(model: VideoClassifier, params: Params, video: jax.Array) -> jax.Array:
     """Return the mean over the views of softmax, float32 [B, classes], of [B, V, F, H, W, C]."""
-    grid = patch_grid(video.shape[2:5], model.patch)
+    frames, height, width = video.shape[2:5]
+    grid = patch_grid((frames, height, width), model.patch)
     patches = patchify(video.reshape(-1, *video.shape[2:]), model.patch)
-    probabilities = jax.nn.softmax(model.apply({"params": params}, patches, grid))
+    logits: Any = model.apply({"params": params}, patches, grid)
+    probabilities = jax.nn.softmax(logits)
     return probabilities.reshape(*video.shape[:2], -1).mean(axis=1)
 
 
@@ -239,7 +261,7 @@ def check_group(change: ConfigDict, *, clips: int) -> None:
 
 
 def class_sums(logits: jax.Array, targets: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    """Return what loss and accuracy are made of, per clip, float32 [B] each.
+    """Return the terms of loss and accuracy, per clip, float32 [B] each.
 
     "error": the cross-entropy with soft targets [B, classes]; "top1", "top5": whether the
     label is among the first 1 and 5 logits, equal ones in the order of the classes; "count".
@@ -257,7 +279,7 @@ def class_sums(logits: jax.Array, targets: jax.Array, labels: jax.Array) -> dict
 
 
 def summarize(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Divide scalar sums into the loss and the shares of clips classified correctly.
+    """Divide scalar sums into the loss and the fractions of clips classified correctly.
 
     In training the clips are mixed and the label is that of the first of two, so top1 and top5
     are far below what they are in evaluation.

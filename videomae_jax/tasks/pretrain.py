@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,19 @@ from videomae_jax.models import flops
 from videomae_jax.models.mae import VideoMAE, reconstruction_sums
 from videomae_jax.models.masking import Mask, draw_mask, mask_counts
 from videomae_jax.models.reconstruct import reconstruct
-from videomae_jax.models.tokens import patch_grid, patchify
+from videomae_jax.models.tokens import Triple, patchify
 from videomae_jax.models.vit import Size
-from videomae_jax.tasks.build import encoder_fields, platform_in_use, positions_line
-from videomae_jax.tasks.task import Task
+from videomae_jax.tasks.build import (
+    Geometry,
+    clip_geometry,
+    compute_line,
+    encoder_fields,
+    flops_line,
+    patches_text,
+    platform_in_use,
+    positions_line,
+)
+from videomae_jax.tasks.task import Batch, Params, Task
 
 PICTURES = 4  # clips shown at each evaluation
 
@@ -73,54 +83,35 @@ def prepare(
 
 
 def build_task(config: ConfigDict) -> Task:
-    """Assemble the pre-training task from a locked config."""
+    """Return the pre-training task of a locked config."""
     model, clip = build_model(config), config.clip
-    channels = len(model.mean)
-    grid = patch_grid((clip.frames, clip.height, clip.width), model.patch)
-    tokens, values = math.prod(grid), math.prod(model.patch) * channels
-    visible, masked = mask_counts(config.mask.kind, grid, ratio=config.mask.ratio)
-    visible_share = visible / (visible + masked)
-    dual = config.mask.decoder_ratio > 0
-    decoded = masked / (visible + masked)
-    if dual:
-        kept, _ = mask_counts("running_cell", grid, ratio=config.mask.decoder_ratio)
-        decoded = kept / tokens
+    geometry = clip_geometry(clip, model)
+    draw = make_draw(config.mask, geometry.grid)
+    visible, decoded = _token_counts(config.mask, geometry)
     forward_flops, train_flops = flops.pretrain_flops(
         model.encoder,
         model.decoder,
-        visible=round(visible_share * tokens),
-        decoded=round(decoded * tokens),
-        values=values,
+        visible=visible,
+        decoded=decoded,
+        values=geometry.values,
         cross=model.decoder_attention == "cross",
     )
 
-    def draw(key, ids) -> tuple[Mask, Mask | None]:
-        """Draw the masks of clips from their global ids: no rank or batch row matters."""
-
-        def clip_keys(stream):
-            stream_key = jax.random.fold_in(key, stream)
-            return jax.vmap(lambda i: jax.random.fold_in(stream_key, i))(ids)
-
-        mask = draw_mask(clip_keys(MASK), config.mask.kind, grid=grid, ratio=config.mask.ratio)
-        if not dual:
-            return mask, None
-        keys, ratio = clip_keys(DECODER_MASK), config.mask.decoder_ratio
-        return mask, draw_mask(keys, "running_cell", grid=grid, ratio=ratio)
-
     def init(key):
-        patches = jnp.zeros([1, tokens, values], jnp.uint8)
+        patches = jnp.zeros([1, geometry.tokens, geometry.values], jnp.uint8)
         mask, decoded = draw(jax.random.key(0), jnp.zeros([1], jnp.int32))
-        return model.init(key, patches, mask, grid, decoded)["params"]
+        return model.init(key, patches, mask, geometry.grid, decoded)["params"]
 
     def clip_sums(params, video, key, ids):
         patches = patchify(video, model.patch)
         mask, decoded = draw(key, ids)
+        prediction: Any = model.apply({"params": params}, patches, mask, geometry.grid, decoded)
         return reconstruction_sums(
-            model.apply({"params": params}, patches, mask, grid, decoded),
+            prediction,
             patches,
             mask,
             decoded=decoded,
-            channels=channels,
+            channels=len(model.mean),
             normalized=config.normalized_targets,
         )
 
@@ -129,25 +120,82 @@ def build_task(config: ConfigDict) -> Task:
         if "size" in batch:
             resize = functools.partial(resize_clip, height=clip.height, width=clip.width)
             video = jax.vmap(resize)(video, batch["size"])
-        if config.repeats > 1:  # clips of one video lie side by side, each with a mask of its own
+        if config.repeats > 1:  # clips of one video are adjacent, each with a mask of its own
             ids = ids * config.repeats + batch["row"] % config.repeats
         return jax.tree.map(jnp.sum, clip_sums(params, video, key, ids))
 
     def eval_sums(params, batch):
         return clip_sums(params, batch["video"], jax.random.key(EVAL_SEED), batch["id"])
 
-    # Whole on every process, whoever had read the clips.
+    return Task(
+        init=init,
+        train_sums=train_sums,
+        eval_sums=eval_sums,
+        summarize=summarize,
+        pictures=_make_pictures(model, draw, normalized=config.normalized_targets),
+        samplers=lambda: (train_sampler(config), eval_sampler(config)),
+        check_clips=lambda clips: None,
+        train_flops=train_flops,
+        knn=config.knn if config.knn.k else None,
+        summary={
+            "clip": f"{clip.frames} frames, stride {clip.stride}, {clip.height} x {clip.width}, "
+            f"{patches_text(geometry, model)}",
+            "positions": positions_line(geometry.grid, model.position_grid),
+            "mask": f"{config.mask.kind}, ratio {config.mask.ratio}: "
+            f"{visible} tokens visible, {decoded} predicted",
+            "decoder": f"{model.decoder.depth} blocks, {DECODERS[model.decoder_attention]}",
+            "loss": _loss_line(model, normalized=config.normalized_targets),
+            "compute": compute_line(model.run),
+            "FLOPs": flops_line(forward_flops, train_flops),
+        },
+    )
+
+
+Draw = Callable[[jax.Array, jax.Array], tuple[Mask, Mask | None]]
+
+
+def make_draw(mask: ConfigDict, grid: Triple) -> Draw:
+    """Return (key, ids int32 [B]) -> the mask, and which masked tokens to decode (None: all).
+
+    mask: `config.mask`. Only the global id of a clip counts, not its process or batch row.
+    """
+
+    def draw(key, ids):
+        def clip_keys(stream):
+            stream_key = jax.random.fold_in(key, stream)
+            return jax.vmap(lambda i: jax.random.fold_in(stream_key, i))(ids)
+
+        encoder_mask = draw_mask(clip_keys(MASK), mask.kind, grid=grid, ratio=mask.ratio)
+        if not mask.decoder_ratio > 0:
+            return encoder_mask, None
+        keys = clip_keys(DECODER_MASK)
+        return encoder_mask, draw_mask(keys, "running_cell", grid=grid, ratio=mask.decoder_ratio)
+
+    return draw
+
+
+def _token_counts(mask: ConfigDict, geometry: Geometry) -> tuple[int, int]:
+    """Return how many tokens of a clip are encoded and how many are predicted."""
+    tokens = geometry.tokens
+    visible, masked = mask_counts(mask.kind, geometry.grid, ratio=mask.ratio)
+    decoded = round(masked / (visible + masked) * tokens)
+    if mask.decoder_ratio > 0:
+        decoded, _ = mask_counts("running_cell", geometry.grid, ratio=mask.decoder_ratio)
+    return round(visible / (visible + masked) * tokens), decoded
+
+
+def _make_pictures(
+    model: VideoMAE, draw: Draw, *, normalized: bool
+) -> Callable[[Params, Batch], dict[str, np.ndarray]]:
+    """Return a function that draws the reconstructions of the first clips of a batch."""
+
+    # Replicated on every process, whichever read the clips.
     @functools.partial(jax.jit, out_shardings=P())
     def rebuild(params, batch):
         video, ids = batch["video"][:PICTURES], batch["id"][:PICTURES]
         mask, _ = draw(jax.random.key(EVAL_SEED), ids)
         return video, reconstruct(
-            model,
-            params,
-            video,
-            mask,
-            normalized=config.normalized_targets,
-            statistics="visible",
+            model, params, video, mask, normalized=normalized, statistics="visible"
         )
 
     def pictures(params, batch):
@@ -156,31 +204,16 @@ def build_task(config: ConfigDict) -> Task:
         video, rebuilt = rebuild(params, {key: batch[key] for key in ("video", "id")})
         return {"reconstruction": summary_image(np.asarray(video), rebuilt)}
 
+    return pictures
+
+
+def _loss_line(model: VideoMAE, *, normalized: bool) -> str:
+    if not normalized:
+        return "mean squared error of pixels"
     pixels = math.prod(model.patch)
-    zero = f" (a model that predicts zero: {pixels - 1}/{pixels})"
-    return Task(
-        init=init,
-        train_sums=train_sums,
-        eval_sums=eval_sums,
-        summarize=summarize,
-        pictures=pictures,
-        samplers=lambda: (train_sampler(config), eval_sampler(config)),
-        check_clips=lambda clips: None,
-        train_flops=train_flops,
-        knn=config.knn if config.knn.k else None,
-        summary={
-            "clip": f"{clip.frames} frames, stride {clip.stride}, {clip.height} x {clip.width}, "
-            f"{channels} channels; patch {' x '.join(map(str, model.patch))}; {tokens} tokens",
-            "positions": positions_line(grid, model.position_grid),
-            "mask": f"{config.mask.kind}, ratio {config.mask.ratio}: "
-            f"{round(visible_share * tokens)} tokens visible, {round(decoded * tokens)} predicted",
-            "decoder": f"{model.decoder.depth} blocks, {DECODERS[model.decoder_attention]}",
-            "loss": "mean squared error of "
-            + (f"pixels normalized per patch{zero}" if config.normalized_targets else "pixels"),
-            "compute": f"{model.run.dtype.name}, attention {model.run.attention}, "
-            f"remat {model.run.remat}",
-            "FLOPs": f"{forward_flops / 1e9:.4g} G forward, {train_flops / 1e9:.4g} G train a clip",
-        },
+    return (
+        "mean squared error of pixels normalized per patch "
+        f"(a model that predicts zero: {pixels - 1}/{pixels})"
     )
 
 

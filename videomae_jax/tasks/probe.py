@@ -1,24 +1,26 @@
-"""The probing task: which class a clip is of, told from the tokens of a frozen encoder.
+"""The probing task: classify clips from the tokens of a frozen encoder.
 
-One head per rate of `config.rates`, all trained at once: no choice of the rate decides what
-the features are worth. The heads meet the same clips and know nothing of each other.
+One head per rate of `config.rates`, all trained at once, so that the result does not depend on
+the choice of one rate. The heads get the same clips and do not affect each other.
 """
 
 import functools
-import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
-from videomae_jax.augment.clip import augment, smooth_targets
+from videomae_jax.augment.clip import smooth_targets
 from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
 from videomae_jax.models import flops
 from videomae_jax.models.probe import KINDS, Probe
-from videomae_jax.models.tokens import patch_grid, patchify
+from videomae_jax.models.tokens import patchify
 from videomae_jax.tasks import classify
-from videomae_jax.tasks.build import encoder_fields
+from videomae_jax.tasks.build import clip_geometry, encoder_fields, patches_text
+from videomae_jax.tasks.classify import eval_sampler, train_sampler
 from videomae_jax.tasks.task import Task
 
 
@@ -47,33 +49,25 @@ def prepare(
 
 
 def build_task(config: ConfigDict) -> Task:
-    """Assemble the probing task from a locked config; its batches are those of `classify`."""
+    """Return the probing task of a locked config; its batches are those of `classify`."""
     model, clip, change = build_model(config), config.clip, config.augment
-    grid = patch_grid((clip.frames, clip.height, clip.width), model.patch)
     classify.check_clip(clip)
-    tokens, values = math.prod(grid), math.prod(model.patch) * len(model.mean)
+    geometry = clip_geometry(clip, model)
+    grid = geometry.grid
     forward_flops, _ = flops.finetune_flops(
-        model.encoder, tokens=tokens, values=values, classes=model.classes
+        model.encoder, tokens=geometry.tokens, values=geometry.values, classes=model.classes
     )
-    augment_clip = functools.partial(
-        augment,
-        height=clip.height,
-        width=clip.width,
-        mean=model.mean,
-        std=model.std,
-        operations=0,
-        magnitude=0.0,
-        deviation=0.0,
-        min_area=change.min_area,
-        flip=change.flip,
-        erase=0.0,
+    augment_clip = classify.make_augment(
+        config, operations=0, magnitude=0.0, deviation=0.0, erase=0.0
     )
 
     def init(key):
-        return model.init(key, jnp.zeros([1, tokens, values], jnp.uint8), grid)["params"]
+        return model.init(key, jnp.zeros([1, geometry.tokens, geometry.values], jnp.uint8), grid)[
+            "params"
+        ]
 
     def clip_sums(params, batch, video):
-        logits = model.apply({"params": params}, patchify(video, model.patch), grid)
+        logits: Any = model.apply({"params": params}, patchify(video, model.patch), grid)
         targets = smooth_targets(batch["label"], classes=model.classes, smoothing=0.0)
         heads = jax.vmap(classify.class_sums, in_axes=(1, None, None))(
             logits, targets, batch["label"]
@@ -102,13 +96,13 @@ def build_task(config: ConfigDict) -> Task:
         eval_sums=eval_sums,
         summarize=functools.partial(summarize, rates=tuple(config.rates)),
         pictures=lambda params, batch: {},
-        samplers=lambda: (classify.train_sampler(config), classify.eval_sampler(config)),
+        samplers=lambda: (train_sampler(config), eval_sampler(config)),
         check_clips=lambda clips: None,
+        wrap_optimizer=functools.partial(heads_only, rates=tuple(config.rates)),
         train_flops=forward_flops,  # backward through the heads alone: next to nothing
         summary={
-            "clip": f"{clip.frames} frames, {clip.height} x {clip.width}, {len(model.mean)} "
-            f"channels; patch {' x '.join(map(str, model.patch))}; {tokens} tokens; "
-            f"{model.classes} classes",
+            "clip": f"{clip.frames} frames, {clip.height} x {clip.width}, "
+            f"{patches_text(geometry, model)}; {model.classes} classes",
             "augment": f"crops from {change.min_area:g} of the picture, "
             f"flip {'on' if change.flip else 'off'}",
             "heads": f"{model.heads} {model.head}, the encoder frozen; the rate x "
@@ -116,6 +110,24 @@ def build_task(config: ConfigDict) -> Task:
             "FLOPs": f"{forward_flops / 1e9:.4g} G forward a clip",
         },
     )
+
+
+def heads_only(
+    optimizer: optax.GradientTransformation, *, rates: tuple[float, ...]
+) -> optax.GradientTransformation:
+    """Return an optimizer of the heads alone, with one factor of the rate per head."""
+    parts = {"encoder": optax.set_to_zero(), "heads": optax.chain(optimizer, scale_by_head(rates))}
+    return optax.partition(parts, {name: name for name in parts})
+
+
+def scale_by_head(rates: tuple[float, ...]) -> optax.GradientTransformation:
+    """Multiply the updates of stacked heads, [R, ...] each, by one factor per head."""
+
+    def scale(updates, _):
+        factors = jnp.asarray(rates, jnp.float32)
+        return jax.tree.map(lambda u: u * factors.reshape(-1, *[1] * (u.ndim - 1)), updates)
+
+    return optax.stateless(scale)
 
 
 def summarize(sums: dict[str, jax.Array], *, rates: tuple[float, ...]) -> dict[str, jax.Array]:

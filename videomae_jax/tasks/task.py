@@ -1,15 +1,14 @@
-"""What the training loop knows of a task: a few functions and two samplers.
-
-The module of a task has two functions: `prepare(config, train, held_out)` completes the config
-with what the videos say, and `build_task(config)` returns the Task.
-"""
+"""The interface of a task: its module, and the functions that the training loop calls."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+import optax
 from ml_collections import ConfigDict
+
+from videomae_jax.data.videos import Videos
 
 Params = Any
 # "video" uint8 [B, F, H, W, C], "id" int32 [B], maybe "label"; in training "row" int32 [B] and,
@@ -35,3 +34,25 @@ class Task(NamedTuple):
     train_flops: float  # of one clip, forward and backward
     summary: dict[str, str]  # lines of the start banner
     knn: ConfigDict | None = None  # `config.knn`, if features are scored at each evaluation
+    # AdamW -> the optimizer of the task; None where all parameters are trained alike
+    wrap_optimizer: (
+        Callable[[optax.GradientTransformation], optax.GradientTransformation] | None
+    ) = None
+
+
+class TaskModule(Protocol):
+    """A module that defines a task, see `tasks.TASKS`."""
+
+    def prepare(
+        self, config: ConfigDict, train: Videos, held_out: Videos | None
+    ) -> tuple[ConfigDict, Videos, Videos | None]:
+        """Complete the config and the labels with what the videos say."""
+
+    def build_model(self, config: ConfigDict) -> Any:
+        """Return the Flax module of `config.model`."""
+
+    def build_task(self, config: ConfigDict) -> Task:
+        """Return the task of a prepared config."""
+
+    def eval_sampler(self, config: ConfigDict) -> Callable:
+        """Return the sampler of evaluation clips."""

@@ -1,15 +1,14 @@
 """Checkpoints on disk; the only module that knows orbax.
 
 A work directory holds checkpoints/STEP/ with its items: params, ema where the run averages
-them, rest (optimizer state and counters) and meta (the config and the digests as JSON). Apart,
-so that whoever wants the weights need not read three times as much.
+them, rest (optimizer state and counters) and meta (the config and the digests as JSON). They
+are separate items so that reading the weights alone reads a third of the bytes.
 """
 
 import errno
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +25,8 @@ from videomae_jax.devices.distributed import say
 from videomae_jax.devices.sharding import path_name
 from videomae_jax.errors import UserError
 from videomae_jax.training.step import TrainState
+from videomae_jax.training.workdir import CHECKPOINTS
 
-FOLDER = "checkpoints"
 SAVE, RESTORE = ocp.args.StandardSave, ocp.args.StandardRestore
 
 
@@ -48,7 +47,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str, *, keep: int):
-        self.folder = Path(workdir).absolute() / FOLDER
+        self.folder = Path(workdir).absolute() / CHECKPOINTS
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.LatestN(keep),
             save_decision_policy=save_decision_policy.FixedIntervalPolicy(1),
@@ -66,7 +65,7 @@ class Checkpoints:
         renamed STEP.damaged. None where there is no checkpoint at all; raises UserError where
         all are damaged, and leaves them as they are.
         """
-        damaged = {}
+        damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             restored, problem = None, ""
             try:
@@ -75,7 +74,7 @@ class Checkpoints:
                 raise
             except Exception as error:  # of many kinds, depending on what is damaged
                 problem = _first_line(error)
-            # What one process cannot read, none goes on from.
+            # Use a checkpoint only if all processes can read it.
             if all(_everyone(restored is not None)):
                 self._set_aside(damaged)
                 return restored
@@ -123,7 +122,7 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait, and stop saving."""
+        """Wait for the save in flight, and close."""
         self.wait()
         self._manager.close()
 
@@ -139,7 +138,7 @@ def load_params(path: str, *, item: str = "params") -> tuple[Any, ConfigDict]:
     if folder.name.isdigit() and (folder / "params").is_dir():
         folder, step = folder.parent, int(folder.name)
     else:
-        folder, step = folder / FOLDER, None
+        folder, step = folder / CHECKPOINTS, None
     if not folder.is_dir():
         raise UserError(f"no checkpoint in {path!r}: give the --workdir of a training run")
     with _open(folder, ocp.CheckpointManagerOptions(create=False)) as manager:
@@ -174,7 +173,7 @@ def save_params(path: str, params: Any, config: ConfigDict) -> None:
     """Write weights without a run: a new work directory `path` that `load_params` reads."""
     meta = {"config": json.loads(config.to_json()), "digests": digests({"params": params})}
     args = ocp.args.Composite(params=SAVE(params), meta=ocp.args.JsonSave(meta))
-    with _open(Path(path).absolute() / FOLDER, ocp.CheckpointManagerOptions()) as manager:
+    with _open(Path(path).absolute() / CHECKPOINTS, ocp.CheckpointManagerOptions()) as manager:
         manager.save(0, args=args)
 
 
@@ -191,7 +190,7 @@ def _open(folder: Any, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointM
 def check_digests(items: dict[str, Any], meta: dict) -> None:
     """Raise ValueError that names the arrays which are not what was saved.
 
-    Weights from before checkpoints had digests pass.
+    Old checkpoints have no digests and are not checked.
     """
     if "digests" not in meta:
         return
@@ -204,7 +203,7 @@ def check_digests(items: dict[str, Any], meta: dict) -> None:
 def config_from_json(tree: dict) -> ConfigDict:
     """Rebuild a config; JSON has no tuples, our configs have no lists."""
     if "decoder" in tree.get("model", ()):
-        # Those of runs from before there was another.
+        # Older runs had only this kind.
         model = {"decoder_attention": "self", **tree["model"]}
         tree = {**tree, "model": model}
 
@@ -214,16 +213,6 @@ def config_from_json(tree: dict) -> ConfigDict:
         return tuple(map(rebuild, node)) if isinstance(node, list) else node
 
     return ConfigDict(rebuild(tree)).lock()
-
-
-def check_space(workdir: str, *, needed: int) -> None:
-    """Raise UserError when `workdir` has less than `needed` bytes free."""
-    free = shutil.disk_usage(workdir).free
-    if free < needed:
-        raise UserError(
-            f"{workdir} has {free / 1e9:.2g} GB free, a checkpoint needs {needed / 1e9:.2g} GB: "
-            "free some or use another --workdir"
-        )
 
 
 def _first_line(error: Exception) -> str:

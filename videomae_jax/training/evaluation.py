@@ -1,6 +1,7 @@
 """Score the held-out videos of a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -18,27 +19,38 @@ from videomae_jax.devices.sharding import (
 )
 from videomae_jax.errors import UserError
 from videomae_jax.tasks.task import Params, Task
-from videomae_jax.training.online_knn import OnlineKnn
 from videomae_jax.training.step import Steps, TrainState
+
+# Metrics, how many videos could be read, and pictures.
+Scores = tuple[dict[str, float], str, dict[str, np.ndarray]]
+
+
+class Evaluator(Protocol):
+    """Scores the weights of a run on data of its own, such as `online_knn.OnlineKnn`."""
+
+    def __call__(
+        self, weights: dict[str, Params], *, stopped: Callable[[], bool]
+    ) -> dict[str, float] | None:
+        """Return the metrics of named weights; None where `stopped()` became true."""
 
 
 def evaluate(
     config: ConfigDict,
     task: Task,
-    steps: Steps,
+    functions: Steps,
     state: TrainState,
     *,
     videos: Videos,
     sampler: Callable,
     mesh: Mesh,
-    stopping: Callable[[], bool],
-    knn: OnlineKnn | None,
-) -> tuple[dict[str, float], str, dict[str, np.ndarray]] | None:
+    evaluators: Sequence[Evaluator],
+    stopped: Callable[[], bool],
+) -> Scores | None:
     """Score every held-out video once: (metrics, how many could be read, pictures).
 
     The metrics of the averaged weights, where there are any, have "ema_" before their names.
-    stopping: asked once a batch; where it says so, all processes return None: a notice of
-    seconds is not spent on scores.
+    evaluators: add metrics of their own. stopped: called once a batch; once it returns True, all
+    processes return None, because a run that is about to be killed has no time for scores.
     """
     weights = named_weights(state)
     bad = BadVideos(videos, max_share=1.0)
@@ -53,17 +65,18 @@ def evaluate(
         process_count=shares,
         threads=config.data.threads or None,
     )
-    totals, pictures = {}, None
+    totals: dict[str, dict[str, np.float64]] = {}
+    pictures: dict[str, np.ndarray] | None = None
     with DevicePrefetcher(batches, sharding=batch_sharding(mesh)) as feed:
         for batch in feed:
-            if stopping():
+            if stopped():
                 return None
             if pictures is None:
                 pictures = task.pictures(state.params, batch)
             for name, params in weights.items():
-                sums = {k: np.float64(v) for k, v in steps.evaluate(params, batch).items()}
+                sums = {k: np.float64(v) for k, v in functions.evaluate(params, batch).items()}
                 totals[name] = jax.tree.map(np.add, totals[name], sums) if name in totals else sums
-    if not totals[""]["count"]:
+    if pictures is None or not totals[""]["count"]:
         raise UserError(f"held-out data: {bad}")
     unread = int(multihost_utils.process_allgather(np.int32(len(bad))).sum())
     note = str(bad) if unread == len(bad) else f"{unread} of {len(videos)} videos unreadable"
@@ -73,8 +86,8 @@ def evaluate(
         for name, sums in totals.items()
         for key, value in task.summarize(sums).items()
     }
-    if knn:
-        found = knn(weights, stopped=stopping)
+    for evaluator in evaluators:
+        found = evaluator(weights, stopped=stopped)
         if found is None:
             return None
         scores |= found

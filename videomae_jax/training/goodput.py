@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-FILE = "goodput.json"
+from videomae_jax.training.workdir import GOODPUT
 
 
 class Goodput:
@@ -17,7 +17,7 @@ class Goodput:
     """
 
     def __init__(self, workdir: str):
-        self._file = Path(workdir) / FILE
+        self._file = Path(workdir) / GOODPUT
         if self._file.exists():
             self._book = json.loads(self._file.read_text())
         else:

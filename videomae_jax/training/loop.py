@@ -1,19 +1,22 @@
-"""A run, from its config to its last checkpoint. Assembles and loops; no mathematics."""
+"""Train a model, from its config to its last checkpoint. Builds the parts and runs the loop."""
 
+import functools
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from videomae_jax.config import differences
 from videomae_jax.data.pipeline import clip_batches
 from videomae_jax.data.synthetic import SyntheticSampler
 from videomae_jax.data.unreadable import BadVideos
+from videomae_jax.data.videos import Videos
 from videomae_jax.devices.distributed import Peers, say
 from videomae_jax.devices.host_memory import tree_bytes, trim_host_memory
 from videomae_jax.devices.prefetch import DevicePrefetcher
@@ -25,120 +28,97 @@ from videomae_jax.devices.sharding import (
     make_mesh,
 )
 from videomae_jax.tasks.build import open_videos
-from videomae_jax.tasks.task import Params
+from videomae_jax.tasks.task import Params, Task, TaskModule
 from videomae_jax.training import banner
-from videomae_jax.training.checkpoint import FOLDER, Checkpoints, check_space
-from videomae_jax.training.evaluation import evaluate, named_weights
+from videomae_jax.training.checkpoint import Checkpoints
+from videomae_jax.training.evaluation import Evaluator, Scores, evaluate, named_weights
 from videomae_jax.training.monitor import Monitor
 from videomae_jax.training.online_knn import OnlineKnn
-from videomae_jax.training.optim import make_optimizer, make_schedule, warmup_cosine
-from videomae_jax.training.signals import Watchdog, stop_signals
-from videomae_jax.training.step import jit_steps, put_params
+from videomae_jax.training.optim import Schedule, make_optimizer, make_schedule, warmup_cosine
+from videomae_jax.training.signals import StopSignal, Watchdog, stop_signals
+from videomae_jax.training.step import Steps, TrainState, abstract_batch, jit_steps, put_params
 from videomae_jax.training.transfer import transfer_encoder
-from videomae_jax.training.workdir import check_same_model, finish, make_workdir, work_directory
+from videomae_jax.training.workdir import (
+    BAD_VIDEOS,
+    check_same_model,
+    check_space,
+    finish,
+    make_workdir,
+    work_directory,
+)
+
+
+class Run(NamedTuple):
+    """What does not change during a run."""
+
+    config: ConfigDict
+    workdir: str
+    mesh: Mesh
+    task: Task
+    schedule: Schedule
+    functions: Steps
+    train_videos: Videos
+    eval_videos: Videos | None
+    bad: BadVideos  # training videos that could not be read
+
+    @property
+    def clips(self) -> int:
+        """Clips of one step, over all devices."""
+        return self.config.batch_size * self.config.repeats
 
 
 def train(
     config: ConfigDict,
-    kind: ModuleType,
+    task_module: TaskModule,
     *,
     workdir: str,
     load_weights: Callable[[str], Params],
 ) -> bool:
-    """Train to the last step, going on from the newest checkpoint in `workdir` if there is one.
+    """Train to the last step, from the newest checkpoint in `workdir` if there is one.
 
-    kind: the module of the task, see `tasks.task`. load_weights: reads `config.init_from`.
-    Returns False when Ctrl-C or SIGTERM ended the run early; either way its state is saved.
+    load_weights: reads `config.init_from`.
+    Returns False when Ctrl-C or SIGTERM ended the run early; the same command then resumes it.
     On several processes each calls it, and all return the same.
     """
-    # What a user can get wrong comes first, before anything slow.
-    mesh = make_mesh(config.mesh)
-    check_batch(config, mesh)
-    config, train_videos, eval_videos = kind.prepare(config, *open_videos(config))
-    task = kind.build_task(config)
-    clips = config.batch_size * config.repeats  # of a step
-    task.check_clips(clips // (batch_devices(mesh) * config.accumulation))
-    plan = make_schedule(config, examples=len(train_videos))
-    make_workdir(workdir)
-    bad = BadVideos(
-        train_videos,
-        max_share=config.data.max_bad_share,
-        file=Path(workdir) / "bad_videos.csv",
-        process_index=jax.process_index(),
-    )
-
     with ExitStack() as stack:
+        # Before anything compiles: a KeyboardInterrupt that is raised inside a callback of JAX is
+        # printed and ignored. A recorded signal is not lost.
+        stop = stack.enter_context(stop_signals())
+        # What a user can get wrong comes first, before anything slow.
+        mesh = make_mesh(config.mesh)
+        check_batch(config, mesh)
+        config, train_videos, eval_videos = task_module.prepare(config, *open_videos(config))
+        task = task_module.build_task(config)
+        clips = config.batch_size * config.repeats
+        task.check_clips(clips // (batch_devices(mesh) * config.accumulation))
+        schedule = make_schedule(config, examples=len(train_videos))
+        make_workdir(workdir)
+        bad = BadVideos(
+            train_videos,
+            max_share=config.data.max_bad_share,
+            file=Path(workdir) / BAD_VIDEOS,
+            process_index=jax.process_index(),
+        )
+
         watchdog = stack.enter_context(Watchdog(config.watchdog_seconds))
-        stack.enter_context(work_directory(workdir, checkpoints=FOLDER))
+        stack.enter_context(work_directory(workdir))
         stack.enter_context(jax.set_mesh(mesh))
-        steps = jit_steps(
+        functions = jit_steps(
             task,
-            make_optimizer(config),
-            warmup_cosine(plan),
+            make_optimizer(config, task),
+            warmup_cosine(schedule),
             mesh,
             seed=config.seed,
             accumulation=config.accumulation,
             ema_decay=config.ema_decay,
         )
+        run = Run(config, workdir, mesh, task, schedule, functions, train_videos, eval_videos, bad)
         checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
         stack.callback(checkpoints.close)
-        restored = checkpoints.restore(
-            steps.abstract_state,
-            check=lambda old: check_same_model(differences(old, config), workdir=workdir),
-        )
-        if restored:
-            start, state, old = restored
-            changes = differences(old, config)
-            if start >= plan.steps:
-                say(
-                    f"nothing to train: {workdir} is at step {start:,}, the run ends at "
-                    f"{plan.steps:,}"
-                    + (f"; without effect: {', '.join(changes)}" if changes else "")
-                )
-        else:
-            start, changes = 0, {}
-            check_space(workdir, needed=2 * tree_bytes(steps.abstract_state))
-            state = steps.init()
-            if config.init_from:
-                params, table = transfer_encoder(load_weights(config.init_from), state.params)
-                say(f"weights of {config.init_from}: {table}")
-                state = put_params(state, params)
-
-        # The position in the data is the step, so a resumed run meets the same batches.
-        train_sampler, eval_sampler = task.samplers()
-        if config.data.train == "synthetic":
-            train_sampler, eval_sampler = (
-                SyntheticSampler(sampler.shape, sized=sampler.sized)
-                for sampler in (train_sampler, eval_sampler)
-            )
-        knn = task.knn and OnlineKnn(
-            config,
-            named_weights(steps.abstract_state),
-            train_videos,
-            eval_videos,
-            sampler=eval_sampler,
-            mesh=mesh,
-        )
-        share, shares = batch_share(mesh)
-        batches = clip_batches(
-            train_videos,
-            sampler=train_sampler,
-            batch_size=clips,
-            repeats=config.repeats,
-            seed=config.seed,
-            start_step=start,
-            num_steps=plan.steps - start,
-            bad=bad,
-            process_index=share,
-            process_count=shares,
-            threads=config.data.threads or None,
-            prefetch=config.data.ahead,
-        )
-        feed = DevicePrefetcher(batches, sharding=batch_sharding(mesh), prefetch=config.data.ahead)
-        stack.enter_context(feed)
+        start, state, changes = _starting_state(run, checkpoints, load_weights)
         monitor = Monitor(
             workdir,
-            total_steps=plan.steps,
+            total_steps=schedule.steps,
             batch_size=clips,
             flops=task.train_flops,
             log_every=config.log_every,
@@ -146,66 +126,184 @@ def train(
             watchdog=watchdog,
         )
         stack.callback(monitor.close)
-        stop, peers = stack.enter_context(stop_signals()), Peers(mesh)
-
-        def tell_peers() -> np.ndarray:
-            """[2, processes]: the signal that each received, and how long it has waited."""
-            watchdog.feed()
-            return peers.all_gather(stop.signal, feed.waited - waited_before).T
-
-        train_step, waited_before = None, 0.0
-        for step, batch in enumerate(feed, start + 1):
-            if train_step is None:
-                # Ahead of the first step: to tell its memory, and to keep compiling out of the
-                # rate.
-                train_step = steps.train.lower(state, batch).compile()
-                trim_host_memory()
-                rows = {
-                    "devices": banner.devices_line(mesh),
-                    "model": banner.model_line(state.params),
-                    **task.summary,
-                    "data": banner.data_line(train_videos, eval_videos),
-                    "batch": banner.batch_line(config, mesh),
-                    "rate": banner.rate_line(config, plan),
-                    "length": banner.length_line(config, plan, len(train_videos)),
-                    "memory": banner.memory_line(train_step, batch, prefetch=config.data.ahead),
-                    "workdir": banner.workdir_line(
-                        workdir, start, changes, init_from=config.init_from
-                    ),
-                }
-                say(banner.text(config.name, rows))
-                monitor.begin(start)
-                waited_before = feed.waited
-            state, metrics = train_step(state, batch)
-            signals, waited = tell_peers()
-            monitor.record(step, metrics, batch["id"], waited=waited)
-            bad.check()
-            last, stopping = step == plan.steps, int(signals.max())
-            if last or stopping or step % config.save_every == 0:
-                with monitor.pause("saving"):
-                    checkpoints.save(step, state, config)
-                    if stopping:
-                        checkpoints.wait()
-            if stopping:
-                name = signal.Signals(stopping).name
-                say(f"{name}: saved step {step:,}; the same command goes on from there")
+        if start < schedule.steps:
+            finished = _train_steps(run, start, state, changes, checkpoints, monitor, stop)
+            if not finished:
                 return False
-            if eval_videos and (last or step % config.eval_every == 0):
-                with monitor.pause("evaluating"):
-                    scores = evaluate(
-                        config,
-                        task,
-                        steps,
-                        state,
-                        videos=eval_videos,
-                        sampler=eval_sampler,
-                        mesh=mesh,
-                        stopping=lambda: tell_peers()[0].any(),
-                        knn=knn,
-                    )
-                    if scores:
-                        monitor.evaluated(step, *scores)
         checkpoints.wait()
-        finish(workdir, max(start, plan.steps), bad=bad)
+        finish(workdir, max(start, schedule.steps), bad=bad)
         say(monitor.summary())
     return True
+
+
+def _starting_state(
+    run: Run, checkpoints: Checkpoints, load_weights: Callable[[str], Params]
+) -> tuple[int, TrainState, dict[str, tuple[Any, Any]]]:
+    """Return the step to start after, its state, and what changed in the config since then."""
+    config, workdir = run.config, run.workdir
+    abstract_state, total = run.functions.abstract_state, run.schedule.steps
+    # First choice: resume. A run that has a checkpoint never reads `init_from` again.
+    restored = checkpoints.restore(
+        abstract_state,
+        check=lambda old: check_same_model(differences(old, config), workdir=workdir),
+    )
+    if restored:
+        start, state, old = restored
+        changes = differences(old, config)
+        if start >= total:
+            unused = f"; without effect: {', '.join(changes)}" if changes else ""
+            say(
+                f"nothing to train: {workdir} is at step {start:,}, the run ends at {total:,}"
+                + unused
+            )
+        return start, state, changes
+    check_space(workdir, needed=2 * tree_bytes(abstract_state))
+    state = run.functions.init()
+    # Second choice: the encoder of `init_from`. Otherwise train from scratch.
+    if config.init_from:
+        params, table = transfer_encoder(load_weights(config.init_from), state.params)
+        say(f"weights of {config.init_from}: {table}")
+        state = put_params(state, params)
+    return 0, state, {}
+
+
+def _train_steps(
+    run: Run,
+    start: int,
+    state: TrainState,
+    changes: dict[str, tuple[Any, Any]],
+    checkpoints: Checkpoints,
+    monitor: Monitor,
+    stop: StopSignal,
+) -> bool:
+    """Train from step `start` to the last one; False when a signal ended it early."""
+    config, total, peers = run.config, run.schedule.steps, Peers(run.mesh)
+    train_sampler, eval_sampler = _samplers(run)
+    score = _make_score(run, eval_sampler)
+    with _open_batches(run, train_sampler, start) as batches:
+        # While the first batches are read.
+        train_step = _compile_step(run, state, train_sampler, start, changes)
+
+        def exchange() -> np.ndarray:
+            """Return [2, processes]: the signal of each process, and the seconds it waited."""
+            monitor.watchdog.feed()
+            return peers.all_gather(stop.signal, batches.waited).T
+
+        exchange()  # on several processes an answer comes one call late
+        if number := int(exchange()[0].max()):
+            name = signal.Signals(number).name
+            say(f"{name}: stopped before step {start + 1:,}; the same command goes on from there")
+            return False
+        for step, batch in enumerate(batches, start + 1):
+            if step == start + 1:
+                monitor.begin(start)
+                batches.waited = 0.0  # the first batch is part of the start, not of the rate
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = train_step(state, batch)
+            signals, waited = exchange()
+            monitor.record(step, metrics, batch["id"], waited=waited)
+            run.bad.check()
+            last, number = step == total, int(signals.max())
+            if last or number or step % config.save_every == 0:
+                with monitor.pause("saving"):
+                    checkpoints.save(step, state, config)
+                    if number:
+                        checkpoints.wait()
+            if number:
+                name = signal.Signals(number).name
+                say(f"{name}: saved step {step:,}; the same command goes on from there")
+                return False
+            if score and (last or step % config.eval_every == 0):
+                with monitor.pause("evaluating"):
+                    scores = score(state, stopped=lambda: bool(exchange()[0].any()))
+                    if scores:
+                        monitor.evaluated(step, *scores)
+    return True
+
+
+def _samplers(run: Run) -> tuple[Callable, Callable]:
+    """Return the samplers of training and of evaluation clips."""
+    train_sampler, eval_sampler = run.task.samplers()
+    if run.config.data.train != "synthetic":
+        return train_sampler, eval_sampler
+    return (
+        SyntheticSampler(train_sampler.shape, sized=train_sampler.sized),
+        SyntheticSampler(eval_sampler.shape, sized=eval_sampler.sized),
+    )
+
+
+def _make_score(run: Run, sampler: Callable) -> Callable[..., Scores | None] | None:
+    """Return `evaluate` of a run's held-out videos: (state, stopped=...) -> scores, if any."""
+    if run.eval_videos is None:
+        return None
+    evaluators: list[Evaluator] = []
+    if run.task.knn:
+        knn = OnlineKnn(
+            run.config,
+            named_weights(run.functions.abstract_state),
+            run.train_videos,
+            run.eval_videos,
+            sampler=sampler,
+            mesh=run.mesh,
+        )
+        evaluators.append(knn)
+    return functools.partial(
+        evaluate,
+        run.config,
+        run.task,
+        run.functions,
+        videos=run.eval_videos,
+        sampler=sampler,
+        mesh=run.mesh,
+        evaluators=evaluators,
+    )
+
+
+def _open_batches(run: Run, sampler: Callable, start: int) -> DevicePrefetcher:
+    """Start to read the batches after step `start`."""
+    config = run.config
+    share, shares = batch_share(run.mesh)
+    batches = clip_batches(
+        run.train_videos,
+        sampler=sampler,
+        batch_size=run.clips,
+        repeats=config.repeats,
+        seed=config.seed,
+        # The position in the data is the step, so a resumed run gets the same batches.
+        start_step=start,
+        num_steps=run.schedule.steps - start,
+        bad=run.bad,
+        process_index=share,
+        process_count=shares,
+        threads=config.data.threads or None,
+        prefetch=config.data.ahead,
+    )
+    return DevicePrefetcher(batches, sharding=batch_sharding(run.mesh), prefetch=config.data.ahead)
+
+
+def _compile_step(
+    run: Run,
+    state: TrainState,
+    sampler: Callable,
+    start: int,
+    changes: dict[str, tuple[Any, Any]],
+) -> jax.stages.Compiled:
+    """Compile the training step and print the banner, which includes the memory it needs."""
+    config, mesh, schedule = run.config, run.mesh, run.schedule
+    labelled = run.train_videos.labels is not None
+    batch = abstract_batch(sampler, run.clips, mesh, labelled=labelled)
+    compiled = run.functions.train.lower(state, batch).compile()
+    trim_host_memory()
+    rows = {
+        "devices": banner.devices_line(mesh),
+        "model": banner.model_line(state.params),
+        **run.task.summary,
+        "data": banner.data_line(run.train_videos, run.eval_videos),
+        "batch": banner.batch_line(config, mesh),
+        "rate": banner.rate_line(config, schedule),
+        "length": banner.length_line(config, schedule, len(run.train_videos)),
+        "memory": banner.memory_line(compiled, batch, prefetch=config.data.ahead),
+        "workdir": banner.workdir_line(run.workdir, start, changes, init_from=config.init_from),
+    }
+    say(banner.text(config.name, rows))
+    return compiled

@@ -1,4 +1,4 @@
-"""What a run tells while it runs; the only module that knows clu.
+"""Logging, TensorBoard and metrics of a run; the only module that knows clu.
 
 Metrics of step n - 1 are read while step n computes, so that reading never stalls the device.
 """
@@ -19,17 +19,22 @@ from videomae_jax.errors import UserError
 from videomae_jax.progress import clock
 from videomae_jax.training.goodput import Goodput
 from videomae_jax.training.signals import Watchdog
+from videomae_jax.training.workdir import METRICS
 
-# Between two lines the account of a run is written this often: of a run that is killed, no step
-# older than that goes uncounted.
+# The time account is also written between two progress lines, so that a run that is killed loses
+# at most this much of it.
 ACCOUNT_SECONDS = 5.0
+
+
+# The step's number, metrics, example ids, and seconds [processes] that each process has waited.
+Step = tuple[int, dict[str, jax.Array], jax.Array, np.ndarray]
 
 
 class Monitor:
     """Progress lines, TensorBoard, metrics.jsonl, and the end of a run that has gone NaN.
 
     total_steps: where the run ends. batch_size: clips a step. flops: of one training clip.
-    On processes other than the first it only watches.
+    Only the first process writes and prints.
     """
 
     def __init__(
@@ -43,23 +48,30 @@ class Monitor:
         max_skipped_steps: int,
         watchdog: Watchdog,
     ):
-        self.total_steps, self.batch_size, self.log_every = total_steps, batch_size, log_every
-        self.max_skipped_steps, self.watchdog = max_skipped_steps, watchdog
+        self.total_steps = total_steps
+        self.batch_size = batch_size
+        self.log_every = log_every
+        self.max_skipped_steps = max_skipped_steps
+        self.watchdog = watchdog
         peak = peak_flops(jax.devices()[0].device_kind)
         self._mfu_per_rate = flops / (peak * jax.device_count()) if peak else None
-        self._writer, self._goodput = None, Goodput(workdir)
-        self._file = Path(workdir) / "metrics.jsonl"
+        self._writer = None
+        self._goodput = Goodput(workdir)
+        self._file = Path(workdir) / METRICS
         if jax.process_index() == 0:
             from clu.metric_writers import SummaryWriter  # brings TensorFlow, a few seconds
 
             self._writer = SummaryWriter(str(Path(workdir) / "tensorboard"))
             self._file.touch()
-        self._pending, self._window, self._seconds, self._saving = None, [], [], 0.0
+        self._pending: Step | None = None
+        self._window: list[dict[str, float]] = []
+        self._seconds: list[float] = []
+        self._saving = 0.0
         self._last = self._accounted = time.perf_counter()
         self._waited = self._waited_before = np.zeros(jax.process_count())
 
     def begin(self, step: int) -> None:
-        """Begin to measure: the next thing to happen is the step after `step`."""
+        """Start to measure; call it right before the step after `step`."""
         self._last = time.perf_counter()
         self.watchdog.begin()
         if self._writer:
@@ -68,7 +80,7 @@ class Monitor:
     def record(
         self, step: int, metrics: dict[str, jax.Array], ids: jax.Array, *, waited: np.ndarray
     ) -> None:
-        """Take note of step number `step` (from 1), just dispatched.
+        """Record step number `step` (from 1), just dispatched.
 
         ids: int32 [B], the examples of its batch. waited: seconds [processes] that each process
         has waited for data since `begin`. Raises UserError after `max_skipped_steps` non-finite
@@ -79,14 +91,14 @@ class Monitor:
             self._read(*pending)
 
     def flush(self) -> None:
-        """Read the last step's metrics too."""
+        """Read the metrics of the last step."""
         if self._pending:
             self._read(*self._pending)
             self._pending = None
 
     @contextmanager
     def pause(self, kind: str) -> Iterator[None]:
-        """Keep what is done inside, "saving" or "evaluating", out of the reported rate."""
+        """Leave the time of "saving" or "evaluating" inside out of the reported rate."""
         self.flush()
         start = time.perf_counter()
         with self.watchdog.patient():
@@ -191,18 +203,6 @@ class Monitor:
         say(line)
 
 
-def read_metrics(workdir: str) -> list[dict[str, float]]:
-    """Return the rows of metrics.jsonl in step order.
-
-    A resumed run repeats the steps after its checkpoint; the later row of a step counts.
-    """
-    rows = {}
-    for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        rows[row["step"], "eval/loss" in row] = row
-    return [rows[key] for key in sorted(rows)]
-
-
 def _everywhere(ids: jax.Array) -> np.ndarray:
-    """The values of an array that is spread over all processes."""
+    """Return the values of an array that is sharded over all processes."""
     return np.asarray(multihost_utils.process_allgather(ids, tiled=True))

@@ -9,8 +9,8 @@ from videomae_jax import metrics
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos, thin_videos
 from videomae_jax.errors import UserError
+from videomae_jax.inference.engine import collect_batches, jit_predict
 from videomae_jax.inference.network import build_network, outputs
-from videomae_jax.inference.predict import collect_views, jit_views
 from videomae_jax.metrics import neighbour_votes
 from videomae_jax.tasks.task import Params
 
@@ -42,7 +42,7 @@ class OnlineKnn:
 
         self._k = config.knn.k
         self._bank, self._held_out = thin_videos(train, most=config.knn.videos), held_out
-        self._step = jit_views(features, weights, mesh)
+        self._step = jit_predict(features, weights, mesh)
         self._options = dict(
             sampler=sampler,
             batch_size=config.batch_size * config.repeats,
@@ -76,4 +76,6 @@ class OnlineKnn:
 
     def _collect(self, weights, videos, *, stopped):
         bad = BadVideos(videos, max_share=1.0)
-        return collect_views(self._step, weights, videos, bad=bad, stopped=stopped, **self._options)
+        return collect_batches(
+            self._step, weights, videos, bad=bad, stopped=stopped, **self._options
+        )

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from videomae_jax.devices.sharding import path_name
 from videomae_jax.errors import UserError
+from videomae_jax.tasks.task import Task
 
 
 class Schedule(NamedTuple):
@@ -51,22 +52,22 @@ def make_schedule(config: ConfigDict, *, examples: int) -> Schedule:
     return Schedule(steps, warmup, per_epoch, peak, config.min_lr * scale)
 
 
-def warmup_cosine(plan: Schedule) -> optax.Schedule:
+def warmup_cosine(schedule: Schedule) -> optax.Schedule:
     """Return step -> rate, float32: linear from 0 to the peak inclusive, then a half cosine.
 
     The first cosine step repeats the peak, and the floor is approached but not reached:
     the reference's arithmetic.
     """
-    span = plan.peak_lr - plan.final_lr
+    span = schedule.peak_lr - schedule.final_lr
 
-    def schedule(step):
+    def rate(step):
         step = jnp.asarray(step, jnp.float32)
-        warm = plan.peak_lr * step / max(plan.warmup_steps - 1, 1)
-        progress = (step - plan.warmup_steps) / (plan.steps - plan.warmup_steps)
-        cosine = plan.final_lr + 0.5 * span * (1 + jnp.cos(math.pi * progress))
-        return jnp.where(step < plan.warmup_steps, warm, cosine)
+        warm = schedule.peak_lr * step / max(schedule.warmup_steps - 1, 1)
+        progress = (step - schedule.warmup_steps) / (schedule.steps - schedule.warmup_steps)
+        cosine = schedule.final_lr + 0.5 * span * (1 + jnp.cos(math.pi * progress))
+        return jnp.where(step < schedule.warmup_steps, warm, cosine)
 
-    return schedule
+    return rate
 
 
 def decay_mask(params: Any) -> Any:
@@ -93,15 +94,10 @@ def adamw(config: ConfigDict) -> optax.GradientTransformation:
     )
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW, and below the last block smaller steps where `config.layer_decay` says so.
-
-    In a probe AdamW of the heads alone, which have rates of their own; the encoder stays.
-    """
-    if config.task == "probe":
-        heads = optax.chain(adamw(config), scale_by_head(tuple(config.rates)))
-        parts = {"encoder": optax.set_to_zero(), "heads": heads}
-        return optax.partition(parts, {name: name for name in parts})
+def make_optimizer(config: ConfigDict, task: Task) -> optax.GradientTransformation:
+    """Return AdamW as the task wraps it, else with the layer decay of `config.layer_decay`."""
+    if task.wrap_optimizer:
+        return task.wrap_optimizer(adamw(config))
     if not 0 < config.layer_decay <= 1:
         raise UserError(f"layer_decay is {config.layer_decay:g}: use above 0 to 1 (none)")
     if config.layer_decay == 1:
@@ -145,15 +141,5 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
 
     def scale(updates, _):
         return jax.tree.map(jnp.multiply, updates, layer_scales(updates, decay))
-
-    return optax.stateless(scale)
-
-
-def scale_by_head(rates: tuple[float, ...]) -> optax.GradientTransformation:
-    """Multiply the updates of stacked heads, [R, ...] each, by one factor per head."""
-
-    def scale(updates, _):
-        factors = jnp.asarray(rates, jnp.float32)
-        return jax.tree.map(lambda u: u * factors.reshape(-1, *[1] * (u.ndim - 1)), updates)
 
     return optax.stateless(scale)

@@ -1,33 +1,33 @@
-"""Ends a process that makes no progress, and says where it hangs."""
+"""Record signals that ask a run to stop, and end a process that makes no progress."""
 
 import faulthandler
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-# What compiles, reads or writes a checkpoint, or evaluates a batch may take at least so long, in
-# seconds.
+# Time allowed to compile, to read or write a checkpoint, or to evaluate a batch, in seconds.
 PATIENCE = 1800
-# Between the report and the end, in seconds.
+# Between the report and the end of the process, in seconds.
 PAUSE = 2.0
 
 
 class Watchdog:
-    """Unless fed within `seconds`, prints every thread's stack and dies of SIGALRM (142).
+    """Print the stack of every thread and end by SIGALRM (142) unless fed within `seconds`.
 
-    Both happen outside Python, so that a call that holds the interpreter's lock cannot stop
-    them. Heartbeats do not notice a process that hangs: its threads of the network still live.
-    Use it in a `with`; it begins patient.
+    Both happen outside Python, so that a call that holds the interpreter's lock cannot prevent
+    them. Heartbeats do not notice a process that hangs, because its network threads still run.
+    Use it in a `with`; until `begin` it allows `PATIENCE` seconds.
     """
 
     def __init__(self, seconds: float):
         self.seconds, self._patience = seconds, PATIENCE
 
     def feed(self) -> None:
-        """Tell that there is progress."""
+        """Report progress."""
         limit = max(self.seconds, self._patience)
-        faulthandler.dump_traceback_later(limit, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(limit, file=sys.__stderr__ or 2)
         signal.setitimer(signal.ITIMER_REAL, limit + PAUSE)
 
     def begin(self) -> None:
@@ -37,7 +37,7 @@ class Watchdog:
 
     @contextmanager
     def patient(self) -> Iterator[None]:
-        """Allow what is done inside more time."""
+        """Allow the code inside more time."""
         before, self._patience = self._patience, PATIENCE
         self.feed()
         yield
@@ -57,30 +57,31 @@ class Watchdog:
 
 
 class StopSignal:
-    """The number of the signal that asked this process to stop; 0 while none did."""
+    """The number of the signal that asked this process to stop, or 0."""
 
     signal: int = 0
 
     @property
     def received(self) -> str | None:
-        """The name of that signal."""
+        """The name of that signal, or None."""
         return signal.Signals(self.signal).name if self.signal else None
 
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignal]:
-    """Turn Ctrl-C and SIGTERM into a wish that the loop fulfils between two steps.
+    """Record Ctrl-C and SIGTERM so that the loop can stop cleanly between steps.
 
-    The second one of either takes its usual course: it interrupts or kills.
+    The second one of either has its usual effect: it interrupts or kills.
     """
-    stop, before = StopSignal(), {}
+    stop = StopSignal()
+    before: dict[int, Any] = {}
 
-    def handle(number, _):
+    def handle(number: int, _: Any) -> None:
         stop.signal = number
         signal.signal(number, before[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, handle)
+    for stopping in (signal.SIGINT, signal.SIGTERM):
+        before[stopping] = signal.signal(stopping, handle)
     try:
         yield stop
     finally:

@@ -154,12 +154,32 @@ def _gradients(
     )(params, batch, key)
 
 
+def abstract_batch(
+    sampler: Callable, clips: int, mesh: Mesh, *, labelled: bool
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes and shardings of the batches that `data.pipeline.clip_batches` makes.
+
+    clips: of one step, over all devices. labelled: whether the videos have labels.
+    """
+
+    def leaf(dtype, *shape):
+        return jax.ShapeDtypeStruct((clips, *shape), dtype, sharding=batch_sharding(mesh))
+
+    batch = {"video": leaf(jnp.uint8, *sampler.shape), "id": leaf(jnp.int32)}
+    batch["row"] = leaf(jnp.int32)
+    if labelled:
+        batch["label"] = leaf(jnp.int32)
+    if sampler.sized:
+        batch["size"] = leaf(jnp.int32, 2)
+    return batch
+
+
 class Steps(NamedTuple):
     """The jitted functions of a run and the layout of its state."""
 
-    init: Callable[[], TrainState]
-    train: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-    evaluate: Callable[[Params, Batch], Sums]
+    init: jax.stages.Wrapped  # () -> TrainState
+    train: jax.stages.Wrapped  # (TrainState, Batch) -> (TrainState, metrics)
+    evaluate: jax.stages.Wrapped  # (Params, Batch) -> Sums
     abstract_state: TrainState  # ShapeDtypeStructs with shardings
 
 

@@ -1,8 +1,10 @@
-"""What a disk that is full, read-only or gone says, in one line."""
+"""The work directory of a run: its files, and one-line errors where it cannot be written."""
 
 import errno
+import json
 import os
 import reprlib
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,19 +14,20 @@ import jax
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.errors import UserError
 from videomae_jax.pictures import plot_curve
-from videomae_jax.training.checkpoint import FOLDER
-from videomae_jax.training.monitor import read_metrics
+
+CHECKPOINTS = "checkpoints"  # a folder with one sub-folder per step
+METRICS = "metrics.jsonl"
+BAD_VIDEOS = "bad_videos.csv"
+GOODPUT = "goodput.json"
+CURVE = "curve.png"
 
 # TensorFlow and tensorstore raise errors of their own, with the system's words in them.
 FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)}
 
 
 @contextmanager
-def work_directory(workdir: str, *, checkpoints: str) -> Iterator[None]:
-    """Raise UserError for what goes wrong inside because `workdir` can no longer be written.
-
-    checkpoints: the folder of it that has one folder for each step.
-    """
+def work_directory(workdir: str) -> Iterator[None]:
+    """Turn errors inside into a UserError where `workdir` can no longer be written."""
     try:
         yield
     except UserError:
@@ -33,7 +36,7 @@ def work_directory(workdir: str, *, checkpoints: str) -> Iterator[None]:
         reason = disk_reason(error, workdir)
         if reason is None:
             raise
-        names = [path.name for path in Path(workdir, checkpoints).glob("*")]
+        names = [path.name for path in Path(workdir, CHECKPOINTS).glob("*")]
         steps = [int(name) for name in names if name.isdigit()]
         raise UserError(
             f"cannot write to {workdir}: {reason}; "
@@ -42,7 +45,7 @@ def work_directory(workdir: str, *, checkpoints: str) -> Iterator[None]:
 
 
 def disk_reason(error: Exception, workdir: str) -> str | None:
-    """Return why `workdir` cannot be written if that is what an exception is about, else None."""
+    """Return why `workdir` cannot be written; None where an exception has another cause."""
     root = Path(workdir).absolute()
     if not root.is_dir():
         return "the directory is gone"
@@ -56,10 +59,12 @@ def disk_reason(error: Exception, workdir: str) -> str | None:
 
 def check_same_model(changes: dict, *, workdir: str) -> None:
     """Raise UserError when a checkpoint's config names another model than the run's."""
-    if "task" in changes:  # of which the rest follows
+    if "task" in changes:  # the other changes follow from it
         changes = {"task": changes["task"]}
-    fixed = ("model.encoder", "model.decoder", "model.patch", "model.classes", "data.class_names")
-    fixed += ("model.head", "rates")  # of probes
+    fixed = (
+        *("model.encoder", "model.decoder", "model.patch", "model.classes", "data.class_names"),
+        *("model.head", "rates"),  # of probes
+    )
     for key, (old, new) in changes.items():
         average = key == "ema_decay" and bool(old) != bool(new)
         # The optimizer's state has another structure.
@@ -84,14 +89,36 @@ def make_workdir(workdir: str) -> None:
         ) from None
 
 
+def check_space(workdir: str, *, needed: int) -> None:
+    """Raise UserError when `workdir` has less than `needed` bytes free."""
+    free = shutil.disk_usage(workdir).free
+    if free < needed:
+        raise UserError(
+            f"{workdir} has {free / 1e9:.2g} GB free, a checkpoint needs {needed / 1e9:.2g} GB: "
+            "free some or use another --workdir"
+        )
+
+
+def read_metrics(workdir: str) -> list[dict[str, float]]:
+    """Return the rows of metrics.jsonl in step order.
+
+    A resumed run repeats the steps after its checkpoint; the later row of a step counts.
+    """
+    rows = {}
+    for line in (Path(workdir) / METRICS).read_text().splitlines():
+        row = json.loads(line)
+        rows[row["step"], "eval/loss" in row] = row
+    return [rows[key] for key in sorted(rows)]
+
+
 def finish(workdir: str, steps: int, *, bad: BadVideos) -> None:
-    """Draw the curve of a finished run and say where everything is."""
+    """Plot the curve of a finished run and print where its files are."""
     if jax.process_index() > 0:
         return
-    curve = Path(workdir) / "curve.png"
+    curve = Path(workdir) / CURVE
     plot_curve(read_metrics(workdir), str(curve))
     print(f"done, {steps:,} steps")
     if len(bad):
         print(f"  replaced    {bad}")
-    print(f"  checkpoint  {Path(workdir) / FOLDER / str(steps)}")
+    print(f"  checkpoint  {Path(workdir) / CHECKPOINTS / str(steps)}")
     print(f"  curve       {curve}")

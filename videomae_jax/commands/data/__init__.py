@@ -1,6 +1,8 @@
-"""Prepare videos for training: list them, check them, pack them, measure how fast they come.
+"""Prepare videos for training: list, check and pack them, and measure how fast they are read.
 
-videomae data COMMAND --help tells more of each.
+examples:
+  videomae data list --help
+  videomae data check train.csv
 """
 
 import argparse
@@ -11,4 +13,5 @@ COMMANDS = ("list", "check", "pack", "benchmark")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the sub-commands."""
     add_commands(parser, COMMANDS, package=__name__)

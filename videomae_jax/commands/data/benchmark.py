@@ -1,10 +1,10 @@
-"""Measure how fast clips come to the step of a config, and whether that is fast enough.
+"""Measure how fast the input pipeline of a config is, and whether its step has to wait.
 
 videomae data benchmark --config=FILE[:ARGS] --config.data.train=VIDEOS [--json FILE]
 
-Reading, decoding, augmenting on the host (crops and resizing) and the transfer to the devices, each
-alone and all together, for whatever source the config names; then training steps on these devices.
-The last line says whether they are fed, or starved by how much, and what to change.
+Times reading, decoding, augmentation on the host (crops and resizing) and the transfer to the
+devices, each alone and all together; then training steps on these devices. The last line says
+whether the steps are fed or starved, by how much, and what to change.
 """
 
 import argparse
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=5,
         metavar="N",
-        help="for each stage, about (default: %(default)s)",
+        help="about how long to time each stage (default: %(default)s)",
     )
     parser.add_argument("--json", metavar="FILE", help="write the result here")
     parser.set_defaults(overrides=[])
@@ -35,13 +35,12 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.config import load_config
     from videomae_jax.diagnostics.feeding import measure, verdict
     from videomae_jax.errors import UserError
-    from videomae_jax.tasks import classify, pretrain, probe
+    from videomae_jax.tasks import TASKS
 
     if args.seconds <= 0:
         raise UserError(f"--seconds {args.seconds:g}: use above 0, such as 5")
     config = load_config(args.config, args.overrides)
-    kind = {"pretrain": pretrain, "classify": classify, "probe": probe}[config.task]
-    found = measure(config, kind, seconds=args.seconds)
+    found = measure(config, TASKS[config.task], seconds=args.seconds)
     sentence = verdict(config, found)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     print(f"{config.name}; {config.data.train}")
@@ -57,8 +56,8 @@ def main(args: argparse.Namespace) -> None:
             "videos; together is the rate of those, once they are decoded"
         )
     if jax.default_backend() == "cpu":
-        both = 1 / (1 / found.needed + 1 / found.rates["together"].clips)
-        print(f"steps take the same cores as the input: {both:.4g} clips/s of both")
+        total = 1 / (1 / found.needed + 1 / found.rates["together"].clips)
+        print(f"steps take the same cores as the input: {total:.4g} clips/s in total")
     print(sentence)
     if args.json:
         result = {

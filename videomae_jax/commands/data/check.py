@@ -1,9 +1,11 @@
-"""Look into every video of a list: which cannot be read, are short, copies, or in both splits.
+"""Check every video of a list: unreadable, short, copied, or in both splits.
 
-videomae data check MANIFEST [--against OTHER] [--out DIR] [--json FILE]
+A few frames of each video are decoded, on all cores. Writes clean.csv (the videos to train on),
+bad.csv (the videos left out, with the reason) and report.html.
 
-A few frames of each are decoded, on all cores. Writes clean.csv (what is left to train on),
-bad.csv (what was left out, with the reason) and report.html.
+examples:
+  videomae data check train.csv
+  videomae data check train.csv --against val.csv --json check.json
 """
 
 import argparse

@@ -1,10 +1,12 @@
 """Write the manifests of a folder of videos, or of a public data set with its official lists.
 
-videomae data list DIR --out train.csv [--val val.csv] [--layout LAYOUT]
+Layouts: folders (a sub-folder per class), flat (no classes), and ucf101, hmdb51, ssv2, kinetics
+(by their official lists, below DIR or in --lists). The validation split comes from the official
+lists, from --val-list, or is a random --holdout fraction.
 
-Layouts: folders (a sub-folder per class), flat (no classes), ucf101, hmdb51, ssv2, kinetics
-(by their official lists, below DIR or in --lists). Validation is that of the official lists,
-of --val-list, or a share --holdout by --seed.
+examples:
+  videomae data list clips/ --out train.csv --val val.csv --holdout 0.1
+  videomae data list UCF-101/ --layout ucf101 --split 1 --out train.csv --val val.csv
 """
 
 import argparse
@@ -13,7 +15,8 @@ LAYOUTS = ("folders", "flat", "ucf101", "hmdb51", "ssv2", "kinetics")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="where the videos are, however deep")
+    """Add the arguments of the command."""
+    parser.add_argument("folder", metavar="DIR", help="a folder of videos, with sub-folders")
     parser.add_argument(
         "--out", metavar="FILE", required=True, help="the manifest to train on; csv"
     )
@@ -46,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    """Run the command."""
     import json
     from pathlib import Path
 
@@ -79,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
 
     counts = {args.out: len(train)}
     write_manifest(train, args.out, numbers=args.numbers)
-    if args.val:
+    if args.val and val is not None:
         write_manifest(val, args.val, numbers=args.numbers)
         counts[args.val] = len(val)
     if args.classes:
@@ -87,7 +91,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"{layout}: {len(names)} classes" if names else f"{layout}: no classes")
     for file, count in counts.items():
         print(f"  {count:9,} videos in {file}")
-    if official and not args.val:
+    if val is not None and not args.val:
         print(f"  {len(val):9,} of validation not written: give --val FILE")
     if listing.unlisted:
         print(f"  {listing.unlisted:9,} videos in {args.folder} are in no list")
@@ -133,7 +137,7 @@ def split(videos, args: argparse.Namespace):
             f"{args.val_list} lists {len(unknown)} videos that are not in {args.folder}, "
             f"first {unknown[0]}"
         )
-    sides = [], []
+    sides: tuple[list[int], list[int]] = ([], [])
     for index, path in enumerate(videos.paths):
         sides[path in given].append(index)
     return tuple(pick_videos(videos, side) for side in sides)

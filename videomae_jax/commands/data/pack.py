@@ -1,19 +1,22 @@
-"""Write videos as records that are read faster: short clips re-encoded, or as they are.
+"""Write videos as records that are faster to read: re-encoded short clips, or unchanged files.
 
-videomae data pack VIDEOS OUT [--format mp4|jpeg|original]
+OUT is a folder or an address such as gs://bucket/folder, and replaces VIDEOS in training. The
+same command resumes where it was stopped. Several machines share the work with --process-index
+and --process-count; the last one to finish writes the index.
 
-OUT, a folder or an address such as gs://bucket/folder, can then be trained on in the place of
-VIDEOS. The same command goes on where it was stopped. Several machines share the work with
---process-index and --process-count; the last one to finish writes the index.
+examples:
+  videomae data pack train.csv packed/train
+  videomae data pack train.csv packed/train --format jpeg --short-side 128
 """
 
 import argparse
 
-from videomae_jax.commands import add_threads
+from videomae_jax.commands import options
 from videomae_jax.host import count_cores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("videos", metavar="VIDEOS", help="a manifest or a folder")
     parser.add_argument("out", metavar="OUT", help="where the records go; made if missing")
     parser.add_argument(
@@ -43,17 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--process-index", type=int, default=0, metavar="N")
     parser.add_argument("--process-count", type=int, default=1, metavar="N")
-    add_threads(parser, of="encoders")
+    options.add_threads(parser, of="encoders")
     parser.add_argument(
         "--verify", action="store_true", help="check all bytes there are, and repair damaged files"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the counts here")
+    options.add_json(parser, of="the counts")
 
 
 def main(args: argparse.Namespace) -> None:
-    import json
+    """Run the command."""
     import os
-    from pathlib import Path
 
     from absl import logging
 
@@ -107,6 +109,4 @@ def main(args: argparse.Namespace) -> None:
     if counts["unreadable"]:
         print(f"{counts['unreadable']:,} unreadable; training lists them with their reasons")
     print(f"train on it with --config.data.train={args.out}")
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(counts, indent=1) + "\n")
+    options.write_json(args.json, counts)

@@ -1,9 +1,9 @@
 """Make docs/plan.md: `videomae plan` for every size on four topologies, a minute or more each.
 
-python docs/make_schedule.py [SIZE@TOPOLOGY ...]
+python experiments/plan_table.py [SIZE@TOPOLOGY ...]
 
-Goes on where it was stopped: what docs/plan.json has is not compiled again. Needs the extras
-plan-tpu and plan-gpu, for the rows of TPUs and GPUs.
+Resumes: the rows that docs/plan.json has are not compiled again. The rows of TPUs need the extra
+plan-tpu, those of GPUs plan-gpu. After a change of the model, delete docs/plan.json first.
 """
 
 import json
@@ -12,7 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
+from videomae_jax.diagnostics.environment import describe_environment
+
+ROOT = Path(__file__).parent.parent
 SIZES = {"s": "s,k400", "b": "b,k400", "l": "l,k400", "h": "h,k400", "g": "g,k400,v2"}
 TOPOLOGIES = ("v5e-64", "v5p-128", "v6e-256", "h100-8x2")
 BATCH, EXAMPLES = 1024, 240_000
@@ -31,9 +33,7 @@ bytes and collectives can differ a little. A row is one command:
     videomae plan --config=pretrain:b,k400 --config.batch_size={BATCH} \\
         --config.run.scan=True --topology v5e-64 --examples {EXAMPLES}
 
-`python docs/make_schedule.py` makes the rows that are missing, and this page. These rows are of
-9442086; since then a block keeps one array of [B, N, 4 D] more: on v5e-64 ViT-B needs 8.2 GB and
-ViT-L, as it is, 21.2.
+`python experiments/plan_table.py` makes the rows that are missing, and this page.
 
 | size | topology | needs / has, GB | fits with | TFLOP a step | sent, MB | floors, ms: compute, \
 memory, network | step, ms | run, days |
@@ -42,7 +42,7 @@ memory, network | step, ms | run, days |
 
 
 def main() -> None:
-    file = FOLDER / "plan.json"
+    file = ROOT / "docs/plan.json"
     rows = json.loads(file.read_text()) if file.exists() else {}
     wanted = sys.argv[1:] or [f"{size}@{name}" for name in TOPOLOGIES for size in SIZES]
     for key in wanted:
@@ -52,10 +52,11 @@ def main() -> None:
     order = [f"{size}@{name}" for name in TOPOLOGIES for size in SIZES]
     lines = [line(key, rows[key]) for key in order if key in rows]
     missing = [key for key in order if key not in rows]
-    text = HEADER + "\n".join(lines) + "\n"
+    commits = sorted({rows[key]["commit"] for key in order if key in rows})
+    text = HEADER + "\n".join(lines) + f"\n\nCompiled at commit {', '.join(commits)}.\n"
     if missing:
         text += f"\nNot compiled yet: {', '.join(missing)}.\n"
-    (FOLDER / "plan.md").write_text(text)
+    (ROOT / "docs/plan.md").write_text(text)
 
 
 def run(size: str, topology: str) -> dict:
@@ -66,8 +67,8 @@ def run(size: str, topology: str) -> dict:
         command += [f"--config=pretrain:{SIZES[size]}", f"--json={result}"]
         command += [f"--examples={EXAMPLES}", f"--config.batch_size={BATCH}"]
         command += ["--config.run.scan=True"]
-        subprocess.run(command, check=True, cwd=FOLDER.parent)
-        return json.loads(result.read_text())
+        subprocess.run(command, check=True, cwd=ROOT)
+        return {"commit": describe_environment()["commit"], **json.loads(result.read_text())}
 
 
 def line(key: str, row: dict) -> str:

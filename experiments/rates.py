@@ -1,6 +1,6 @@
 """Measure how fast clips are read, ours and by other readers of the same videos: docs/rates.json.
 
-python docs/make_rates.py FOLDER [--extra DIR] [--videos N] [--rounds N] [--json FILE]
+python experiments/rates.py FOLDER [--extra DIR] [--videos N] [--rounds N] [--json FILE]
 
 FOLDER gets the corpus, 456x256 H.264 with a key frame every 250 frames, 10 s each, and its
 packings; what is there is used again, and --rounds 0 only makes it. A clip is 16 frames at stride
@@ -32,6 +32,7 @@ from videomae_jax.data.decode import read_clip
 from videomae_jax.data.samplers import PretrainSampler
 from videomae_jax.data.sources import read_videos
 from videomae_jax.data.videos import Videos
+from videomae_jax.host import count_cores
 
 ROOT = Path(__file__).parent.parent
 WIDTH, HEIGHT, FRAMES, GOP = 456, 256, 300, 250
@@ -108,7 +109,7 @@ def write_packings(videos: Path, folder: Path) -> dict[str, int]:
             process_index=0,
             process_count=1,
             verify=False,
-            threads=len(os.sched_getaffinity(0)),
+            threads=count_cores(),
             report=lambda done: None,
         )
         sizes[name] = index["bytes"]
@@ -165,11 +166,11 @@ def read_by(peer, videos: Videos, ask: dict) -> dict:
 
     def clip(row, index):
         rng = np.random.default_rng([SEED, first + row, 0])
-        frames = peer(videos.paths[index], lambda count: SAMPLE.choose(index, count, [rng]))
-        return sparse(SAMPLE.crop(frames, SAMPLE.place(WIDTH, HEIGHT, [rng]))[0][0])
+        frames = peer(videos.paths[index], lambda count: SAMPLE.frame_indices(index, count, [rng]))
+        return sparse(SAMPLE.crop(frames, SAMPLE.crop_boxes(WIDTH, HEIGHT, [rng]))[0][0])
 
     began = time.perf_counter()
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(count_cores()) as pool:
         clips = list(pool.map(clip, range(len(ask["ids"])), ask["ids"]))
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "means": [float(clip.mean()) for clip in clips]}

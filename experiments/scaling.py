@@ -1,6 +1,6 @@
 """Make docs/scaling.png: what a step costs against frames, size, batch, model and devices.
 
-python docs/make_scaling.py [compiled] [measured] [modes] [pods]
+python experiments/scaling.py [compiled] [measured] [modes] [pods]
 
 Each word makes the rows of its kind that docs/scaling.json lacks, minutes each; then everything
 there is gets drawn. compiled: FLOPs in closed form, bytes and collectives of the step compiled for
@@ -24,8 +24,8 @@ from pathlib import Path
 from videomae_jax.diagnostics.step_time import Job
 from videomae_jax.diagnostics.subprocesses import Child, write_job
 
-FOLDER = Path(__file__).parent
-ROWS, PICTURE = FOLDER / "scaling.json", FOLDER / "scaling.png"
+ROOT = Path(__file__).parent.parent
+ROWS, PICTURE = ROOT / "docs/scaling.json", ROOT / "docs/scaling.png"
 BASE = {"model": "s", "frames": 16, "size": 224, "batch": 2}
 AXES = {
     "frames": (8, 16, 32, 64),
@@ -108,7 +108,7 @@ def compile_rows() -> None:
         config = load_config(spec, [*overrides(point), *mesh, *more])
         devices = jax.devices()[: point["devices"]]
         step = plan.plan_step(
-            config, pretrain, devices=devices, places=dict.fromkeys(devices, 0), examples=10_000
+            config, pretrain, devices=devices, hosts=[0] * len(devices), examples=10_000
         )
         row = {
             "flops": step.flops * len(devices),
@@ -139,7 +139,7 @@ def cpu_name() -> str:
 def time_in_turns(jobs: list[Job], steps: int) -> list[tuple[list[float], dict]]:
     """Time jobs side by side, each in a process of its own: (seconds of each step, facts)."""
     command = [sys.executable, "-m", "videomae_jax.diagnostics.subprocesses"]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(FOLDER.parent)}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     with ExitStack() as stack:
         children, seconds = [], [[] for _ in jobs]
         for job in jobs:
@@ -197,7 +197,7 @@ def pods() -> None:
             command += ["--config=pretrain:b,k400", f"--json={result}"]
             command += [f"--config.batch_size={CLIPS_PER_CHIP * count}", "--config.run.scan=True"]
             command += ["--examples=240000"]
-            subprocess.run(command, check=True, cwd=FOLDER.parent)
+            subprocess.run(command, check=True, cwd=ROOT)
             keep(key, json.loads(result.read_text()))
 
 
@@ -241,8 +241,8 @@ def draw_axis(axes, axis: str, rows: dict[str, dict]) -> None:
             continue
         one = found[BASE[axis]][quantity]
         points = [(value, row[quantity] / one) for value, row in found.items() if row]
-        places = [values.index(v) if axis == "model" else v for v, _ in points]
-        axes.plot(places, [cost for _, cost in points], style, label=label, markersize=6)
+        positions = [values.index(v) if axis == "model" else v for v, _ in points]
+        axes.plot(positions, [cost for _, cost in points], style, label=label, markersize=6)
     timed = {v: rows.get(name("measured", BASE | {axis: v})) for v in TIMED.get(axis, ())}
     if all(timed.values()) and timed:
         one = statistics.median(timed[BASE[axis]]["seconds"])
@@ -301,8 +301,8 @@ def draw_pods(axes, rows: dict[str, dict]) -> None:
         return
     for index, floor in enumerate(("compute", "memory", "network")):
         heights = [1e3 * rows[f"pods v5e-{count}"][f"{floor}_floor"] for count in there]
-        places = [place + 0.27 * (index - 1) for place in range(len(there))]
-        axes.bar(places, heights, 0.25, label=floor)
+        positions = [group + 0.27 * (index - 1) for group in range(len(there))]
+        axes.bar(positions, heights, 0.25, label=floor)
     axes.set_xticks(range(len(there)), [f"{count} chips" for count in there])
     axes.set_ylabel("floor of a step, ms")
     title = f"ViT-B on TPU v5e, {CLIPS_PER_CHIP} clips a chip: compiled ahead of time,\n"

@@ -1,6 +1,6 @@
 """Does pre-training help, and does the model see motion? A study on two CPU cores.
 
-    .venv/bin/python docs/make_study.py [--form short|full] [--out DIR] [--workers N]
+    .venv/bin/python experiments/study.py [--form short|full] [--out DIR] [--workers N]
 
 One tiny model on the motion-capture clips of data/: from scratch, from scratch with the compute
 of both stages, and pre-trained with four masks, then fine-tuned and probed. Rates are chosen on
@@ -24,6 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+from videomae_jax.host import count_cores
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "data/mocap_studio"
@@ -109,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--form", choices=FORMS, default="full")
     parser.add_argument("--out", type=Path, help="(default: runs/study-FORM)")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=count_cores())
     args = parser.parse_args()
     form, out = FORMS[args.form], args.out or ROOT / f"runs/study-{args.form}"
     out.mkdir(parents=True, exist_ok=True)
@@ -306,7 +308,7 @@ def train_run(out: Path, run: Run) -> dict:
     from videomae_jax.interop.checkpoint_files import load_checkpoint
     from videomae_jax.tasks import classify, pretrain, probe
     from videomae_jax.training.loop import train
-    from videomae_jax.training.monitor import read_metrics
+    from videomae_jax.training.workdir import read_metrics
 
     kind = {"pretrain": pretrain, "finetune": classify, "probe": probe}[run.kind]
     if run.kind == "pretrain":
@@ -358,7 +360,7 @@ def score(workdir: str, videos: str) -> dict[str, float]:
     from videomae_jax.data.sources import read_videos
     from videomae_jax.data.unreadable import BadVideos
     from videomae_jax.devices.sharding import make_mesh
-    from videomae_jax.inference.predict import predict_views
+    from videomae_jax.inference.engine import predict_videos
     from videomae_jax.interop.checkpoint_files import load_checkpoint
     from videomae_jax.metrics import top
     from videomae_jax.tasks import classify
@@ -368,7 +370,7 @@ def score(workdir: str, videos: str) -> dict[str, float]:
     sample = classify.view_sampler(config, segments=3, crops=1)
     shares = {}
     for name, change in {"top1": None, "frozen": freeze, "shuffled": shuffle}.items():
-        found = predict_views(
+        found = predict_videos(
             functools.partial(classify.view_probabilities, classify.build_model(config)),
             params,
             videos,

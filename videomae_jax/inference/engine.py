@@ -1,0 +1,211 @@
+"""Run a model once over every video of a list, or every window, on any number of devices."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from itertools import islice
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from videomae_jax.data.pipeline import eval_batches
+from videomae_jax.data.samplers import ClipSampler
+from videomae_jax.data.unreadable import BadVideos
+from videomae_jax.data.videos import Videos
+from videomae_jax.devices.prefetch import DevicePrefetcher
+from videomae_jax.devices.sharding import (
+    batch_devices,
+    batch_sharding,
+    batch_share,
+    make_mesh,
+    state_sharding,
+)
+from videomae_jax.errors import UserError, nearest_multiples
+from videomae_jax.inference.network import Network, outputs
+from videomae_jax.inference.windows import Window
+from videomae_jax.tasks.task import Params
+
+NumberedWindow = tuple[int, Window]
+Batch = dict[str, jax.Array]
+
+
+class Predictions(NamedTuple):
+    """The predictions of a model for the videos that could be read, in the order of their ids.
+
+    ids: int64 [n], each once. values: arrays [n, ...], in the tree that the model returns.
+    """
+
+    ids: np.ndarray
+    values: Any
+
+
+def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """Return a mesh that splits only the batch, over these devices or all there are."""
+    return make_mesh(dict(data=-1, fsdp=1, tensor=1), devices)
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Raise UserError unless a batch splits evenly over the devices of a mesh."""
+    unit = batch_devices(mesh)
+    if batch_size < 1 or batch_size % unit:
+        near = nearest_multiples(batch_size, unit)
+        raise UserError(f"batch {batch_size} is not divisible by {unit} devices: use {near}")
+
+
+def place_params(params: Params, mesh: Mesh) -> Params:
+    """Put parameters on the devices of a mesh."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.device_put(np.asarray(leaf), sharding),
+        params,
+        state_sharding(params, mesh),
+    )
+
+
+def predict_videos(
+    predict: Callable[[Params, jax.Array], Any], params: Params, videos: Videos, **options: Any
+) -> Predictions:
+    """Run a model once over every video; see `predict_batches`."""
+    return join_predictions(predict_batches(predict, params, videos, **options))
+
+
+def predict_batches(
+    predict: Callable[[Params, jax.Array], Any],
+    params: Params,
+    videos: Videos,
+    *,
+    mesh: Mesh,
+    **options: Any,
+) -> Generator[Predictions, None, None]:
+    """Run a model once over every video, batch by batch; see `jit_predict` and `run_batches`."""
+    with jax.set_mesh(mesh):
+        yield from run_batches(
+            jit_predict(predict, params, mesh),
+            place_params(params, mesh),
+            videos,
+            mesh=mesh,
+            **options,
+        )
+
+
+def jit_predict(
+    predict: Callable[[Params, jax.Array], Any], params: Params, mesh: Mesh
+) -> jax.stages.Wrapped:
+    """Return a jitted (parameters, batch) -> (ids, whether each was read, predictions).
+
+    predict: (parameters, video uint8 [B, ...]) -> arrays [B, ...]. params: in the layout of
+    `state_sharding`, or their shapes. The results are replicated on every process.
+    """
+
+    def step(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, Any]:
+        return batch["id"], batch["valid"], predict(params, batch["video"])
+
+    return jax.jit(
+        step,
+        in_shardings=(state_sharding(params, mesh), batch_sharding(mesh)),
+        out_shardings=NamedSharding(mesh, P()),
+    )
+
+
+def run_batches(
+    step: jax.stages.Wrapped,
+    params: Params,
+    videos: Videos,
+    *,
+    sampler: ClipSampler,
+    batch_size: int,
+    mesh: Mesh,
+    threads: int | None,
+    bad: BadVideos,
+    start_batch: int = 0,
+) -> Generator[Predictions, None, None]:
+    """Run a step of `jit_predict` over every video once, all its views together.
+
+    sampler: makes uint8 `sampler.shape`, all views of a video or one clip. batch_size: videos
+    on all devices. Unreadable videos are recorded in `bad` and not replaced. start_batch: the
+    first batch to compute; later batches do not depend on it.
+    """
+    check_batch(batch_size, mesh)
+    index, count = batch_share(mesh)
+    batches = eval_batches(
+        videos,
+        sampler=sampler,
+        batch_size=batch_size,
+        seed=0,  # unused: evaluation clips are not random
+        bad=bad,
+        process_index=index,
+        process_count=count,
+        threads=threads,
+        start_step=start_batch,
+    )
+    with DevicePrefetcher(batches, sharding=batch_sharding(mesh)) as prefetcher:
+        for batch in prefetcher:
+            # By the id that travels with the clip: names may repeat, batches may be partial.
+            ids, valid, values = jax.device_get(
+                step(params, {key: batch[key] for key in ("video", "id", "valid")})
+            )
+            values = jax.tree.map(lambda value: value[valid], values)  # noqa: B023
+            yield Predictions(ids[valid].astype(np.int64), values)
+
+
+def collect_batches(*arguments: Any, stopped: Callable[[], bool], **options: Any) -> Predictions:
+    """Join the batches of `run_batches`, or those computed so far when `stopped()` is true."""
+    found = []
+    with closing(run_batches(*arguments, **options)) as batches:
+        for predictions in batches:
+            found.append(predictions)
+            if stopped():
+                break
+    return join_predictions(found)
+
+
+def join_predictions(batches: Iterable[Predictions]) -> Predictions:
+    """Concatenate one batch or more."""
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
+
+
+def predict_windows(
+    network: Network,
+    params: Params,
+    windows: Generator[NumberedWindow, None, None],
+    *,
+    name: str,
+    batch_size: int,
+    mesh: Mesh,
+) -> Generator[tuple[list[NumberedWindow], np.ndarray], None, None]:
+    """Yield windows in batches with one entry of `network.outputs` for each, float32 [b, ...].
+
+    windows: (id of the video, window); closed at the end. name: "features", "steps", "tokens"
+    or "logits". batch_size: windows on all devices of the mesh, all of this process. Windows
+    are read while the batch before is computed. On CPUs neither the batch size nor the number
+    of devices changes a bit.
+    """
+    check_batch(batch_size, mesh)
+    # XLA has other kernels for a batch of one, which round differently.
+    filled = max(batch_size, 2 * batch_devices(mesh))
+    split = batch_sharding(mesh)
+    read: deque[list[NumberedWindow]] = deque()
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        with closing(windows):
+            while rows := list(islice(windows, batch_size)):
+                video = np.zeros([filled, *rows[0][1].clip.shape], np.uint8)
+                video[: len(rows)] = [window.clip for _, window in rows]
+                read.append(rows)
+                yield {"video": video}
+
+    def step(params: Params, video: jax.Array) -> jax.Array:
+        return outputs(network, params, video)[name]
+
+    with jax.set_mesh(mesh):
+        params = place_params(params, mesh)
+        sharding = state_sharding(params, mesh)
+        jitted = jax.jit(step, in_shardings=(sharding, split), out_shardings=split)
+    with DevicePrefetcher(batches(), sharding=split) as prefetcher:
+        for batch in prefetcher:
+            with jax.set_mesh(mesh):
+                values = np.asarray(jitted(params, batch["video"]))
+            rows = read.popleft()
+            yield rows, values[: len(rows)]

@@ -1,0 +1,300 @@
+"""Accuracy of a classifier on labelled videos, each in several views."""
+
+import csv
+import functools
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from videomae_jax import metrics
+from videomae_jax.config import parse_views
+from videomae_jax.data.samplers import ViewSampler, distinct_views
+from videomae_jax.data.unreadable import BadVideos
+from videomae_jax.data.videos import Videos, number_labels
+from videomae_jax.errors import UserError
+from videomae_jax.inference.engine import (
+    Predictions,
+    data_mesh,
+    join_predictions,
+    predict_batches,
+)
+from videomae_jax.inference.network import check_classifier, class_names
+from videomae_jax.inference.resumable import Parts, fingerprint
+from videomae_jax.metrics import Proportion
+from videomae_jax.progress import Progress
+from videomae_jax.tasks.classify import build_model, view_probabilities, view_sampler
+from videomae_jax.tasks.task import Params
+
+
+class ClassScore(NamedTuple):
+    """The accuracy of one class: `top1` of its `videos` are right, None where it has none."""
+
+    name: str
+    videos: int
+    top1: float | None
+
+
+class Evaluation(NamedTuple):
+    """The result of `evaluate`.
+
+    top1, top5: accuracies with 95 % intervals. protocol: how they were measured, in words.
+    classes: one score each. confusion: int64 [classes, classes], videos by class (row) and
+    prediction (column). ids: int64 [n], positions of the videos that could be read.
+    probabilities: float32 [n, classes], the mean over the views. unreadable: {path: reason}.
+    notes: remarks to print, on unreadable and short videos.
+    """
+
+    top1: Proportion
+    top5: Proportion
+    protocol: str
+    classes: list[ClassScore]
+    confusion: np.ndarray
+    ids: np.ndarray
+    probabilities: np.ndarray
+    unreadable: dict[str, str]
+    notes: list[str]
+
+
+def evaluate(
+    params: Params,
+    config: ConfigDict,
+    videos: Videos,
+    *,
+    source: str,
+    views: str | None = None,
+    batch_size: int | None = None,
+    out: str | Path | None = None,
+    averaged: bool = False,
+    stopped: Callable[[], bool] = lambda: False,
+    report: Callable[[str], None] = print,
+) -> Evaluation | None:
+    """Classify every video once and compare with its label.
+
+    source: the name of the model in messages. views: "SxC", S clips over time by C crops; None
+    takes those of the recipe, as far as the videos allow. batch_size: videos on all devices,
+    None for one each. out: a folder for the scores, the confusion matrix and the list of
+    unreadable videos; the same call resumes from the scores there. averaged: `params` are the
+    moving average, for the protocol. stopped: asked after every batch; when it returns true,
+    the scores are saved and the result is None. report: takes lines for the user.
+    Raises UserError for a model without classes, labels it does not know, and views, videos or
+    a batch size that cannot be, or that differ from those of the scores in `out`.
+    """
+    check_classifier(config, source)
+    videos = number_labels(videos, tuple(config.data.class_names))
+    assert videos.labels is not None
+    highest = int(videos.labels.max())
+    if highest >= config.model.classes:
+        raise UserError(
+            f"{videos.name} has label {highest}, the model knows {config.model.classes} classes: "
+            f"use labels 0 to {config.model.classes - 1}"
+        )
+    segments, crops = choose_views(views, config, videos, report=report)
+    sampler = view_sampler(config, segments=segments, crops=crops)
+    batch_size = batch_size or jax.device_count()
+    folder = None if out is None else Path(out)
+    scores = None
+    # With several processes each has all scores: one cannot know where the others stopped.
+    if folder and jax.process_count() == 1:
+        settings: dict[str, str | int | float] = {
+            "model": fingerprint([params, config.model.to_json(), config.clip.to_json()]),
+            "videos": fingerprint([list(videos.paths), videos.labels]),
+            "views": f"{segments}x{crops}",
+            "batch-size": batch_size,
+            "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+        }
+        scores = Parts(folder / "scores", settings)
+    file = _unreadable_file(folder, resumed=bool(scores and scores.position))
+    bad = BadVideos(videos, max_share=1.0, file=file)
+    found = _score(
+        params,
+        config,
+        videos,
+        sampler=sampler,
+        batch_size=batch_size,
+        scores=scores,
+        bad=bad,
+        stopped=stopped,
+        report=report,
+    )
+    if found is None:
+        return None
+    if not len(found.ids):
+        raise UserError(f"nothing to measure: {bad}")
+    protocol = (
+        f"{segments}x{crops} views, {_clip_text(config.clip)}, softmax mean"
+        f"{', averaged weights' if averaged else ''}, {len(found.ids):,} of {len(videos):,} videos"
+    )
+    evaluation = _summarize(
+        found, videos.labels[found.ids], class_names(config), protocol, sampler=sampler, bad=bad
+    )
+    if folder:
+        write_confusion(folder, evaluation.confusion, class_names(config))
+    return evaluation
+
+
+def choose_views(
+    given: str | None, config: ConfigDict, videos: Videos, *, report: Callable[[str], None]
+) -> tuple[int, int]:
+    """Return (clips, crops): as given, else those of the recipe, as far as they differ.
+
+    Raises UserError for more than the videos allow: equal views would be averaged.
+    """
+    segments, crops = parse_views(given or config.views)
+    most = distinct_views(view_sampler(config, segments=segments, crops=crops), videos)
+    if most == (0, 0) or most == (segments, crops):
+        return segments, crops
+    reasons = [
+        f"{name} {wanted}, but there are only {possible} different ones"
+        for name, wanted, possible in zip(("clips", "crops"), (segments, crops), most, strict=True)
+        if possible < wanted
+    ]
+    text = f"{' and '.join(reasons)} in videos of this length and shape"
+    if given:
+        raise UserError(f"--views {given}: {text}: use --views {most[0]}x{most[1]}")
+    report(f"views {config.views} of the recipe: {text}; {most[0]}x{most[1]} are used")
+    return most
+
+
+def length_notes(sampler: ViewSampler) -> list[str]:
+    """Return how many videos are too short for one clip, or for all clips to differ."""
+    lengths = list(sampler.counts.values())
+    short = sum(length < sampler.span for length in lengths)
+    same = sum(
+        len(np.unique(sampler.indices(length), axis=0)) < sampler.segments for length in lengths
+    )
+    notes = []
+    if short:
+        notes.append(
+            f"{short} videos are shorter than a clip of {sampler.span} frames: frames are repeated"
+        )
+    if same:
+        notes.append(f"{same} videos are too short for {sampler.segments} different clips")
+    return notes
+
+
+def write_confusion(out: Path, counts: np.ndarray, names: tuple[str, ...]) -> None:
+    """Write confusion.csv and confusion.png; rows are classes, columns predictions."""
+    from matplotlib.figure import Figure
+
+    with open(out / "confusion.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", *names])
+        writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=False))
+    size = min(4 + 0.25 * len(names), 40)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(counts / counts.sum(axis=1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1)
+    if len(names) <= 150:  # more cannot be read
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="class", title="fraction of each class")
+    figure.savefig(out / "confusion.png", dpi=110)
+
+
+def _unreadable_file(folder: Path | None, *, resumed: bool) -> Path | None:
+    """Return the list of unreadable videos in the folder; a new evaluation begins a new list."""
+    if folder is None:
+        return None
+    file = folder / "unreadable.csv"
+    if not resumed:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
+    return file
+
+
+def _score(
+    params: Params,
+    config: ConfigDict,
+    videos: Videos,
+    *,
+    sampler: ViewSampler,
+    batch_size: int,
+    scores: Parts | None,
+    bad: BadVideos,
+    stopped: Callable[[], bool],
+    report: Callable[[str], None],
+) -> Predictions | None:
+    """Return the probabilities of all videos, resuming from the scores; None where stopped."""
+    found, begun = [], 0
+    if scores and scores.position:
+        (begun,) = scores.position
+        for rows in scores.read("video", "probabilities", "frames"):
+            found.append(Predictions(rows["video"], rows["probabilities"]))
+            lengths = zip(rows["video"].tolist(), rows["frames"].tolist(), strict=True)
+            sampler.counts.update(lengths)
+        count = sum(len(part.ids) for part in found)
+        report(f"{scores.folder}: {count:,} videos were scored before")
+    batches = predict_batches(
+        functools.partial(view_probabilities, build_model(config)),
+        params,
+        videos,
+        sampler=sampler,
+        batch_size=batch_size,
+        mesh=data_mesh(),
+        threads=config.data.threads or None,
+        bad=bad,
+        start_batch=begun,
+    )
+    progress = Progress(-(-len(videos) // batch_size), begun=begun)
+    with closing(batches):
+        for batch, predictions in enumerate(batches, begun + 1):
+            found.append(predictions)
+            if scores:
+                counts = [sampler.counts[number] for number in predictions.ids]
+                rows = {
+                    "video": predictions.ids,
+                    "probabilities": predictions.values,
+                    "frames": np.array(counts, np.int64),
+                }
+                scores.add(rows, position=(batch,))
+            done = min(batch * batch_size, len(videos))
+            progress.show(
+                batch,
+                count=done - begun * batch_size,
+                unit="videos",
+                of=f"video {done:,} of {len(videos):,}",
+            )
+            if stopped():
+                break
+        progress.close()
+        if scores:
+            scores.flush()
+    return None if stopped() else join_predictions(found)
+
+
+def _summarize(
+    found: Predictions,
+    labels: np.ndarray,
+    names: tuple[str, ...],
+    protocol: str,
+    *,
+    sampler: ViewSampler,
+    bad: BadVideos,
+) -> Evaluation:
+    counts = metrics.confusion(found.values, labels)
+    classes = [
+        ClassScore(name, int(row.sum()), float(row[index] / row.sum()) if row.sum() else None)
+        for index, (name, row) in enumerate(zip(names, counts, strict=False))
+    ]
+    return Evaluation(
+        top1=metrics.top(found.values, labels, k=1),
+        top5=metrics.top(found.values, labels, k=5),
+        protocol=protocol,
+        classes=classes,
+        confusion=counts,
+        ids=found.ids,
+        probabilities=found.values,
+        unreadable=bad.reasons,
+        notes=[*([str(bad)] if len(bad) else []), *length_notes(sampler)],
+    )
+
+
+def _clip_text(clip: ConfigDict) -> str:
+    frames = f"{clip.frames}x{clip.stride}" if clip.sampling == "dense" else f"{clip.frames} sparse"
+    side = f"{clip.height}" if clip.height == clip.width else f"{clip.height}x{clip.width}"
+    return f"{frames} frames, {side} px"

@@ -1,0 +1,83 @@
+"""Measure features by the classes of their nearest neighbours."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from videomae_jax import metrics
+from videomae_jax.data.unreadable import BadVideos
+from videomae_jax.data.videos import Videos, number_labels
+from videomae_jax.errors import UserError
+from videomae_jax.inference.engine import data_mesh, predict_videos
+from videomae_jax.inference.network import build_network, clip_sampler, outputs
+from videomae_jax.metrics import Proportion
+from videomae_jax.tasks.task import Params
+
+
+class Neighbours(NamedTuple):
+    """The result of `evaluate_neighbours`.
+
+    top1: an accuracy for each k. protocol: how they were measured, in words. unreadable:
+    {path: reason}. notes: remarks to print, on unreadable videos.
+    """
+
+    top1: dict[int, Proportion]
+    protocol: str
+    unreadable: dict[str, str]
+    notes: list[str]
+
+
+def evaluate_neighbours(
+    params: Params,
+    config: ConfigDict,
+    train: Videos,
+    held_out: Videos,
+    *,
+    ks: tuple[int, ...],
+    temperature: float = metrics.TEMPERATURE,
+    batch_size: int | None = None,
+) -> Neighbours:
+    """Classify each held-out video by a vote of its k nearest training videos, for every k.
+
+    ks, temperature: see `metrics.neighbour_votes`. batch_size: videos on all devices, None for
+    8 on each. Raises UserError for videos without labels or none readable, and for a k or a
+    temperature that cannot be.
+    """
+    names = train.class_names or ()
+    train, held_out = number_labels(train, names), number_labels(held_out, names)
+    metrics.check_neighbours(ks, temperature=temperature, bank=len(train))
+    network = build_network(config)
+
+    def features(params: Params, video: jax.Array) -> jax.Array:
+        return outputs(network, params, video)["features"]
+
+    def collect(videos: Videos) -> tuple[np.ndarray, np.ndarray, BadVideos]:
+        bad = BadVideos(videos, max_share=1.0)
+        found = predict_videos(
+            features,
+            params,
+            videos,
+            sampler=clip_sampler(config),
+            batch_size=batch_size or 8 * jax.device_count(),
+            mesh=data_mesh(),
+            threads=config.data.threads or None,
+            bad=bad,
+        )
+        if not len(found.ids):
+            raise UserError(f"{videos.name}: {bad}")
+        assert videos.labels is not None
+        return found.values, videos.labels[found.ids], bad
+
+    bank, bank_labels, bank_bad = collect(train)
+    queries, labels, bad = collect(held_out)
+    votes = metrics.neighbour_votes(bank, bank_labels, queries, ks=ks, temperature=temperature)
+    unread = ((train.name, bank_bad), (held_out.name, bad))
+    return Neighbours(
+        top1={k: metrics.top(votes[k], labels, k=1) for k in ks},
+        protocol=f"1 clip of each video, cosine, temperature {temperature:g}, "
+        f"{len(labels):,} of {len(held_out):,} videos against {len(bank):,} of {len(train):,}",
+        unreadable={**bank_bad.reasons, **bad.reasons},
+        notes=[f"{name}: {videos}" for name, videos in unread if len(videos)],
+    )
