@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -107,6 +108,11 @@ def _connect(coordinator, processes, process_id, heartbeat_seconds) -> bool:
         # Each process would load what the first compiled for itself, and wait for ever for peers.
         jax.config.update("jax_enable_compilation_cache", False)
     return True
+
+
+def everyone(fine: bool) -> list[bool]:
+    """Return the argument of every process, once all have called."""
+    return multihost_utils.process_allgather(np.array([fine])).ravel().tolist()
 
 
 def say(text: str) -> None:

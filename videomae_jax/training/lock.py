@@ -17,11 +17,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jax
+
+from videomae_jax.devices.distributed import everyone
 from videomae_jax.errors import UserError
 
 NAME = ".lock"
 # Seconds between two heartbeats, and of silence before a holder elsewhere counts as dead.
 BEAT, SILENCE = 10.0, 60.0
+
+
+@contextmanager
+def only_run(workdir: str) -> Iterator[None]:
+    """Hold the lock of a work directory for all processes of a run; the first one takes it."""
+    with contextlib.ExitStack() as stack:
+        problem = ""
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(lock_workdir(workdir))
+            except UserError as error:
+                problem = str(error)
+        if not all(everyone(not problem)):
+            raise UserError(problem or f"{workdir} is in use: process 0 says by whom")
+        yield
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from videomae_jax.tasks.task import Params, Task, TaskModule
 from videomae_jax.training import banner
 from videomae_jax.training.checkpoint import Checkpoints
 from videomae_jax.training.evaluation import Evaluator, Scores, evaluate, named_weights
+from videomae_jax.training.lock import only_run
 from videomae_jax.training.monitor import Monitor
 from videomae_jax.training.online_knn import OnlineKnn
 from videomae_jax.training.optim import Schedule, make_optimizer, make_schedule, warmup_cosine
@@ -93,6 +94,7 @@ def train(
         task.check_clips(clips // (batch_devices(mesh) * config.accumulation))
         schedule = make_schedule(config, examples=len(train_videos))
         make_workdir(workdir)
+        stack.enter_context(only_run(workdir))
         bad = BadVideos(
             train_videos,
             max_share=config.data.max_bad_share,
@@ -130,7 +132,9 @@ def train(
             finished = _train_steps(run, start, state, changes, checkpoints, monitor, stop)
             if not finished:
                 return False
-        checkpoints.wait()
+            checkpoints.wait()
+            # "done" is said of a checkpoint that can be read.
+            checkpoints.verify(schedule.steps, functions.abstract_state)
         finish(workdir, max(start, schedule.steps), bad=bad)
         say(monitor.summary())
     return True

@@ -78,6 +78,7 @@ def check_same_model(changes: dict, *, workdir: str) -> None:
 
 def make_workdir(workdir: str) -> None:
     """Create `workdir` and try writing to it; raises UserError where that fails."""
+    _check_name(workdir)
     probe = Path(workdir) / f".probe-{jax.process_index()}"
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +88,24 @@ def make_workdir(workdir: str) -> None:
         raise UserError(
             f"cannot write to --workdir {workdir}: {error.strerror}; use another"
         ) from None
+
+
+def _check_name(workdir: str) -> None:
+    """Raise UserError for a path in which checkpoints could not be read back."""
+    if "://" in workdir:
+        raise UserError(
+            f"--workdir {workdir} is an address: use a path of a local or mounted file system"
+        )
+    path = str(Path(workdir).absolute())
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--workdir {workdir!r} is not UTF-8: use another name") from None
+    if "\\" in path:
+        raise UserError(f"--workdir {path} has a backslash: tensorstore takes it for a slash")
+    for part in Path(path).parts:
+        if part.endswith(":"):
+            raise UserError(f"--workdir {path}: {part!r} reads like the start of an address")
 
 
 def check_space(workdir: str, *, needed: int) -> None:
