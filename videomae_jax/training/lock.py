@@ -73,8 +73,9 @@ def lock_workdir(workdir: str) -> Iterator[None]:
     finally:
         ended.set()
         beating.join()
-        if (_read(path) or {}).get("token") == mine["token"]:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that fails has ended the run
+            if (_read(path) or {}).get("token") == mine["token"]:
+                path.unlink(missing_ok=True)
 
 
 def _create(path: Path, mine: dict) -> bool:
