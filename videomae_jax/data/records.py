@@ -251,25 +251,6 @@ def decode_pictures(pictures: list[bytes], *, channels: int) -> np.ndarray:
         raise UnreadableVideo(f"a picture does not decode: {error.message[:80]}") from error
 
 
-def decode_regions(pictures: tf.Tensor, region: tf.Tensor, *, channels: int) -> tf.Tensor:
-    """Decode one region of JPEG pictures, in a graph: uint8 [F, H, W, channels].
-
-    pictures: string [F], may be none. region: int32 [4], x, y, width, height. The rest of each
-    picture is not transformed to pixels, which a picture cut after decoding costs in full.
-    """
-    x, y, width, height = tf.unstack(region)
-    window = tf.stack([y, x, height, width])
-
-    def decode(picture):
-        return tf.io.decode_and_crop_jpeg(picture, window, channels=channels)
-
-    return tf.cond(
-        tf.size(pictures) > 0,
-        lambda: tf.map_fn(decode, pictures, fn_output_signature=tf.uint8),
-        lambda: tf.zeros([0, 1, 1, channels], tf.uint8),
-    )
-
-
 def pack_texts(texts: list[str]) -> np.ndarray:
     """Return texts as one row of bytes, with a zero byte after each."""
     data = "".join(f"{text}\0" for text in texts).encode("utf-8", "surrogateescape")
