@@ -1,4 +1,8 @@
-"""Samplers: which frames, which crop and which size make a clip of a video."""
+"""Samplers: which frames, which crop and which size make a clip of a video.
+
+Pillow and PyAV are imported when they are used: tasks import this module, and benchmarks of them
+run without.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -6,10 +10,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from videomae_jax.data import sampling
-from videomae_jax.data.decode import UnreadableVideo
 from videomae_jax.data.videos import Videos
 
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
@@ -309,6 +311,8 @@ def distinct_views(sampler: ViewSampler, videos: Videos, *, most: int = 16) -> t
 
     The maximum over `most` evenly spaced videos; (0, 0) if none of them can be read.
     """
+    from videomae_jax.data.decode import UnreadableVideo
+
     segments = crops = 0
     for index in range(0, len(videos), -(-len(videos) // most)):
         counts: list[int] = []
@@ -332,6 +336,8 @@ def resize_crop(clip: np.ndarray, *, box: Box, width: int, height: int) -> np.nd
     Uses Pillow's bilinear filter, which averages when it shrinks, as the reference does. A box
     that already has this size is returned as a view.
     """
+    from PIL import Image
+
     x, y, box_width, box_height = box
     part = clip[:, y : y + box_height, x : x + box_width]
     if (box_width, box_height) == (width, height):

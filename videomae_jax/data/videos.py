@@ -4,7 +4,7 @@ import difflib
 import functools
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,6 +12,8 @@ import numpy as np
 
 from videomae_jax.data.frame_cache import FrameMemory
 from videomae_jax.errors import UserError
+
+SUFFIXES = "mp4 mkv webm avi mov m4v mpg mpeg ts 3gp flv wmv ogv".split()
 
 
 class ClipReader(Protocol):
@@ -123,6 +125,12 @@ def number_labels(videos: Videos, class_names: tuple[str, ...]) -> Videos:
         )
     numbers = np.array([class_names.index(name) for name in videos.class_names], np.int32)
     return replace(videos, labels=numbers[videos.labels], class_names=class_names)
+
+
+def find_labels(labels: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """Return the index of each label in the distinct `names`: int32 [len(labels)]."""
+    numbers = {name: number for number, name in enumerate(names)}
+    return np.array([numbers[label] for label in labels], np.int32)
 
 
 def _did_you_mean(name: str, names: tuple[str, ...]) -> str:
