@@ -440,7 +440,9 @@ def test_leaving_early_leaves_no_thread(good):
     assert not thread.is_alive()
 
 
-@pytest.mark.parametrize("ending", ["pass", "raise SystemExit(0)"])
+@pytest.mark.parametrize(
+    "ending", ["pass", pytest.param("raise SystemExit(0)", marks=pytest.mark.slow)]
+)
 def test_a_program_that_breaks_out_exits_at_once(good, ending):
     code = f"""
 import sys, time
