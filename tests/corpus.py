@@ -1,4 +1,4 @@
-"""Write the corpus of videos that users really have: python tests/corpus.py DIR
+"""Write a corpus of unusual and broken videos: python tests/corpus.py DIR
 
 Each is listed in DIR/corpus.csv, with one of three labels.
 """
@@ -11,7 +11,7 @@ from videos import turn, write_broken, write_video
 
 LABELS = ("jump", "roll", "walk")
 FRAMES = 24
-# Whatever else they are, these can be read. `shift` keeps them from being copies of each other.
+# These can be read. `shift` makes their contents differ.
 READABLE = {
     "one_frame.mp4": dict(count=1),
     "fewer_than_a_clip.mp4": dict(count=5),
@@ -34,14 +34,14 @@ def write_corpus(folder: Path) -> dict[str, str]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     reasons = write_broken(folder / "broken")
-    for place, (name, settings) in enumerate(READABLE.items()):
+    for index, (name, settings) in enumerate(READABLE.items()):
         (folder / name).parent.mkdir(exist_ok=True)
-        settings = dict(count=FRAMES, shift=17 * place) | settings
+        settings = dict(count=FRAMES, shift=17 * index) | settings
         reasons[write_video(folder / name, **settings)] = ""
     turn(folder / "portrait.mp4", degrees=90)
     rows = [
-        f'"{Path(path).relative_to(folder)}",{LABELS[place % len(LABELS)]}\n'
-        for place, path in enumerate(reasons)
+        f'"{Path(path).relative_to(folder)}",{LABELS[index % len(LABELS)]}\n'
+        for index, path in enumerate(reasons)
     ]
     (folder / "corpus.csv").write_text("".join(rows), encoding="utf-8")
     return reasons

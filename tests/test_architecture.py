@@ -35,7 +35,7 @@ ROOMS["__init__"] = {"api"}
 # Heavy or replaceable libraries, and the only files that know them.
 ONLY_IN = {
     "tensorflow": {
-        *("data/pipeline.py", "data/records.py", "data/pack.py"),
+        *("data/pipeline.py", "data/regions.py", "data/records.py", "data/pack.py"),
         *("data/storage.py", "data/tfds.py"),
     },
     "tensorflow_datasets": {"data/tfds.py", "data/pack.py"},

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from videomae_jax import cli
-from videomae_jax.data.datasets import LAYOUTS, read_listing, write_manifest
+from videomae_jax.data.datasets import LAYOUTS, read_listing
+from videomae_jax.data.manifest import write_manifest
 from videomae_jax.data.sources import read_videos
 from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
@@ -272,11 +274,13 @@ def test_nothing_found_is_an_error(tmp_path):
 def test_paths_and_names_survive_a_manifest(tmp_path):
     names = ('it\'s, "it"', 'say "x"', "a b")
     paths = tuple(str(tmp_path / name) for name in ('a "b", c.mp4', "it's.mp4.avi", "x y"))
-    videos = Videos(paths=paths, labels=[2, 1, 0], class_names=names, name="test")
+    videos = Videos(paths=paths, labels=np.array([2, 1, 0]), class_names=names, name="test")
     (tmp_path / "x y").touch()
     write_manifest(videos, tmp_path / "m.csv")
     assert labels(tmp_path / "m.csv") == dict(zip(paths, names[::-1], strict=True))
-    digits = Videos(paths=paths, labels=[2, 1, 0], class_names=("007", "b", "c"), name="test")
+    digits = Videos(
+        paths=paths, labels=np.array([2, 1, 0]), class_names=("007", "b", "c"), name="test"
+    )
     write_manifest(digits, tmp_path / "m.csv")
     assert read_videos(tmp_path / "m.csv").labels.tolist() == [2, 1, 0]
     both = Videos(paths=("""a'".mp4""",), labels=None, class_names=None, name="test")

@@ -20,7 +20,7 @@ from videomae_jax.data import decode
 from videomae_jax.data.decode import UnreadableVideo, read_clip
 from videomae_jax.data.frame_cache import FrameMemory
 from videomae_jax.data.pipeline import SUBSTITUTES, clip_batches, eval_batches
-from videomae_jax.data.samplers import ClipSampler, PretrainSampler, resize_crop
+from videomae_jax.data.samplers import PretrainSampler, resize_crop
 from videomae_jax.data.sources import read_videos
 from videomae_jax.data.synthetic import synthetic_batches
 from videomae_jax.data.unreadable import BadVideos
@@ -222,8 +222,8 @@ def test_nothing_readable_ends_too(mixed):
 
 
 def test_a_bug_while_reading_surfaces_as_itself(good):
-    class Buggy(ClipSampler):
-        shape = SAMPLE.shape
+    class Buggy:
+        shape, sized = SAMPLE.shape, False
 
         def sample_many(self, videos, index, rngs):
             raise ZeroDivisionError("in the sample")
@@ -233,8 +233,8 @@ def test_a_bug_while_reading_surfaces_as_itself(good):
 
 
 def test_input_output_errors_are_tried_again(good):
-    class Flaky(ClipSampler):
-        shape = SAMPLE.shape
+    class Flaky:
+        shape, sized = SAMPLE.shape, False
         calls: dict[int, int] = {}
 
         def sample_many(self, videos, index, rngs):
@@ -440,7 +440,9 @@ def test_leaving_early_leaves_no_thread(good):
     assert not thread.is_alive()
 
 
-@pytest.mark.parametrize("ending", ["pass", "raise SystemExit(0)"])
+@pytest.mark.parametrize(
+    "ending", ["pass", pytest.param("raise SystemExit(0)", marks=pytest.mark.slow)]
+)
 def test_a_program_that_breaks_out_exits_at_once(good, ending):
     code = f"""
 import sys, time

@@ -89,11 +89,17 @@ def test_a_folder_that_cannot_be_written_is_the_users_mistake(tmp_path):
 
 def test_processes_share_one_list(tmp_path):
     file = tmp_path / "bad_videos.csv"
-    code = (
-        "import sys; from test_unreadable import *; some = videos(200);"
-        "record = BadVideos(some, max_share=1, file=sys.argv[1], process_index=int(sys.argv[2]));"
-        "[record.add(path, 'why') for path in some.paths[int(sys.argv[2]) :: 2]]"
-    )
+    some = videos(200)
+    code = f"""
+import sys
+from videomae_jax.data.unreadable import BadVideos
+from videomae_jax.data.videos import Videos
+paths = {some.paths}
+videos = Videos(paths=paths, labels=None, class_names=None, name="test")
+record = BadVideos(videos, max_share=1, file=sys.argv[1], process_index=int(sys.argv[2]))
+for path in paths[int(sys.argv[2]) :: 2]:
+    record.add(path, "why")
+"""
     running = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(file), str(index)], env=environment(__file__)
@@ -101,5 +107,5 @@ def test_processes_share_one_list(tmp_path):
         for index in range(2)
     ]
     assert [process.wait(timeout=60) for process in running] == [0, 0]
-    assert len(BadVideos(videos(200), max_share=1, file=file)) == 200
+    assert len(BadVideos(some, max_share=1, file=file)) == 200
     assert all(len(row) == 3 for row in rows(file))

@@ -76,12 +76,12 @@ def test_a_damaged_lock_counts_as_silent_after_its_time(tmp_path, monkeypatch):
         pass
 
 
-def hold(folder, won, ready):
+def hold(folder, won, ready, ended):
     ready.wait()
     try:
         with lock_workdir(folder):
             won.put(1)
-            time.sleep(3)
+            ended.wait(100)
     except UserError:
         won.put(0)
 
@@ -89,12 +89,12 @@ def hold(folder, won, ready):
 def test_of_many_that_find_a_dead_one_exactly_one_wins(tmp_path):
     held(tmp_path, process="0")
     context = multiprocessing.get_context("spawn")
-    won, ready = context.Queue(), context.Event()
-    several = [context.Process(target=hold, args=(tmp_path, won, ready)) for _ in range(4)]
+    won, ready, ended = context.Queue(), context.Event(), context.Event()
+    several = [context.Process(target=hold, args=(tmp_path, won, ready, ended)) for _ in range(4)]
     for process in several:
         process.start()
-    time.sleep(2)
     ready.set()
-    assert sum(won.get(timeout=60) for _ in several) == 1
+    assert sum(won.get(timeout=100) for _ in several) == 1
+    ended.set()
     for process in several:
         process.join()

@@ -1,21 +1,20 @@
-"""The lists that public data sets come with, and plain folders -> videos.
+"""The official lists of public data sets, and plain folders -> videos.
 
 Each layout is a function (folder, lists, split) -> Listing. Videos are found by their class and
-name without the suffix, wherever in `folder`, so that transcoded and flattened copies count.
+their name without the suffix, anywhere in `folder`, so transcoded or flattened copies work too.
 """
 
 import csv
 import json
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from videomae_jax.data.sources import SUFFIXES, find_videos
-from videomae_jax.data.videos import Videos
+from videomae_jax.data.sources import find_videos
+from videomae_jax.data.videos import SUFFIXES, Videos
 from videomae_jax.errors import UserError
 
 SPLITS = {"train", "val", "valid", "validate", "validation", "test"}
@@ -23,10 +22,10 @@ SPLITS = {"train", "val", "valid", "validate", "validation", "test"}
 
 @dataclass
 class Listing:
-    """What a data set lists: rows of (path, class number or -1) for training and validation.
+    """The lists of a data set: rows of (path, class number or -1) for training and validation.
 
-    `class_names` are those of numbers 0, 1, ..., () where there are no classes. `missing` are
-    the listed names of which there is no video, `unlisted` counts the videos in no list.
+    class_names: the names of classes 0, 1, ..., () if there are no classes. missing: listed names
+    without a video. unlisted: the number of videos that are in no list.
     """
 
     train: list[tuple[str, int]] = field(default_factory=list)
@@ -43,11 +42,11 @@ def read_listing(
     lists: str | os.PathLike | None = None,
     split: int = 1,
 ) -> tuple[Listing, str]:
-    """List the videos of a folder as its data set does; return the listing and its layout.
+    """Return the listing of a folder and its layout, one of LAYOUTS.
 
-    `lists` is the folder of the official lists, None looks below `folder`. `split` is which of
-    the three of UCF101 and HMDB51. Raises UserError for an unknown or ambiguous layout, for a
-    list that is not there or not in its format, and where no listed video exists.
+    lists: the folder of the official lists; None searches `folder`. split: which of the three
+    splits of UCF101 and HMDB51. Raises UserError for an unknown or ambiguous layout, for a list
+    that is missing or not in its format, and if no listed video exists.
     """
     folder = Path(folder).expanduser().absolute()
     lists = Path(lists).expanduser().absolute() if lists else folder
@@ -71,50 +70,14 @@ def read_listing(
 
 
 def to_videos(rows: list[tuple[str, int]], class_names: tuple[str, ...], *, name: str) -> Videos:
-    """Rows of a listing as Videos. Without classes there are no labels."""
+    """Return rows of a listing as Videos. Without classes there are no labels."""
     labels = np.array([number for _, number in rows], np.int32) if class_names else None
     paths = tuple(path for path, _ in rows)
     return Videos(paths=paths, labels=labels, class_names=class_names or None, name=name)
 
 
-def write_manifest(videos: Videos, path: str | os.PathLike, *, numbers: bool = False) -> None:
-    """Write a manifest that `sources.read_videos` reads back: `"path","class"` lines.
-
-    Paths below the manifest's folder become relative. Labels are numbers with `numbers`, and
-    where there are no names or one of them reads as a number. Raises UserError for a path that
-    a line cannot hold.
-    """
-    path = Path(path).expanduser().absolute()
-    labels = videos.labels
-    if labels is not None:
-        names = videos.class_names or ()
-        if not numbers and names and not any(name.isdecimal() for name in names):
-            labels = [f'"{names[label]}"' for label in labels]
-        else:
-            labels = [str(int(label)) for label in labels]
-    lines = []
-    for index, file in enumerate(videos.paths):
-        if path.parent in Path(file).parents:
-            file = os.path.relpath(file, path.parent)
-        quote = "'" if '"' in file else '"'
-        if quote in file or "\n" in file or "\r" in file:
-            raise UserError(f"a manifest cannot hold line breaks or both quotes: rename {file!r}")
-        lines.append(f"{quote}{file}{quote}" + (f",{labels[index]}" if labels is not None else ""))
-    write_lines(path, lines)
-
-
-def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:
-    """Write text, one line each, making the folder. Raises UserError where that fails."""
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(f"{line}\n" for line in lines)
-        Path(path).write_bytes(text.encode("utf-8", "surrogateescape"))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
-
-
 class _Finder:
-    """The videos of a folder by class and name, as official lists name them."""
+    """Finds the videos of a folder by class and name, as official lists name them."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -124,10 +87,10 @@ class _Finder:
         self._used: set[str] = set()
 
     def find(self, *names: str, label: str | None = None) -> str | None:
-        """The path of the first of some names (without suffix) that is there.
+        """Return the path of the first of some names (without suffix) that exists.
 
-        Of several with one name, that in a folder of the class; raises UserError where that
-        does not tell.
+        Of several videos with that name, it is the one in the folder of the class. Raises
+        UserError if there is more than one.
         """
         for name in names:
             files = self._files.get(name, [])
@@ -146,7 +109,7 @@ class _Finder:
 
     @property
     def unlisted(self) -> int:
-        """How many videos were never asked for."""
+        """The number of videos that were never found."""
         return sum(map(len, self._files.values())) - len(self._used)
 
 
@@ -155,7 +118,7 @@ def _plain(label: str) -> str:
 
 
 def _detect(folder: Path, lists: Path) -> str:
-    """The layout of a folder by the lists in it, else by how deep its videos lie."""
+    """Return the layout of a folder, by the lists in it or by the depth of its videos."""
     found = [name for name, is_there in MARKS.items() if is_there(lists)]
     if len(found) > 1:
         raise UserError(f"{lists} has lists of {' and '.join(found)}: give --layout")
@@ -180,7 +143,7 @@ def _detect(folder: Path, lists: Path) -> str:
 
 
 def _folders(folder: Path, lists: Path, split: int) -> Listing:
-    """A sub-folder per class, however deep the videos lie in it."""
+    """A sub-folder per class, with videos at any depth."""
     files = [Path(file) for file in find_videos(folder)]
     names = sorted({file.parts[0] for file in files if len(file.parts) > 1})
     rows = [
@@ -190,17 +153,17 @@ def _folders(folder: Path, lists: Path, split: int) -> Listing:
 
 
 def _flat(folder: Path, lists: Path, split: int) -> Listing:
-    """Videos without classes, however deep."""
+    """Videos without classes, at any depth."""
     return Listing(train=[(str(folder / file), -1) for file in find_videos(folder)])
 
 
 def _ucf101(folder: Path, lists: Path, split: int) -> Listing:
     """classInd.txt (`1 ApplyEyeMakeup`), trainlist01.txt (`Class/v.avi 1`), testlist01.txt."""
     index = _one(lists, "classInd.txt")
-    names = [line.split(maxsplit=1) for line in _lines(index)]
-    if any(len(row) != 2 or row[0] != str(place) for place, row in enumerate(names, 1)):
+    classes = [line.split(maxsplit=1) for line in _lines(index)]
+    if any(len(row) != 2 or row[0] != str(number) for number, row in enumerate(classes, 1)):
         raise UserError(f"{index} is not in UCF101's format, `1 ApplyEyeMakeup` and so on")
-    names = tuple(name for _, name in names)
+    names = tuple(name for _, name in classes)
     finder, listing = _Finder(folder), Listing(class_names=names)
     for rows, kind in ((listing.train, "train"), (listing.val, "test")):
         for line in _lines(_one(lists, f"{kind}list{split:02d}.txt")):
@@ -237,7 +200,7 @@ def _hmdb51(folder: Path, lists: Path, split: int) -> Listing:
 def _ssv2(folder: Path, lists: Path, split: int) -> Listing:
     """*labels.json ({template: number}), *train.json and *validation.json ([{id, template}])."""
     numbers = {name: int(number) for name, number in _json(_one(lists, "*labels.json")).items()}
-    names = tuple(sorted(numbers, key=numbers.get))
+    names = tuple(sorted(numbers, key=numbers.__getitem__))
     if [numbers[name] for name in names] != list(range(len(names))):
         raise UserError(f"labels.json of SSv2 in {lists} does not number its classes from 0")
     finder, listing = _Finder(folder), Listing(class_names=names)
@@ -315,7 +278,7 @@ LAYOUTS = {
     "ssv2": _ssv2,
     "kinetics": _kinetics,
 }
-# By which files the lists of a data set are known.
+# Whether a folder has the lists of a data set.
 MARKS = {
     "ucf101": lambda lists: any(lists.rglob("trainlist0?.txt")),
     "hmdb51": lambda lists: any(lists.rglob("*_test_split?.txt")),

@@ -1,8 +1,7 @@
-"""Video file -> the frames asked for. The only module that reads with PyAV.
+"""Video file -> chosen frames. The only module that reads with PyAV.
 
-Frames are numbered in the order of display, 0 to count - 1, and frame i is the
-same picture however it is reached: with B-frames, variable frame rate, edit
-lists or open groups of pictures.
+Frames are numbered in the order of display, 0 to count - 1. Frame i is the same image however
+it is reached: with B-frames, variable frame rate, edit lists or open groups of pictures.
 """
 
 import io
@@ -23,18 +22,18 @@ from videomae_jax.data.decoders import CONTAINERS, open_decoder
 from videomae_jax.errors import UserError
 
 PIXEL_FORMATS = {1: "gray", 3: "rgb24"}
-# The decoder runs on to a next key frame that is no further than this, and seeks to
-# one beyond: the break-even of intra-only files and of groups of 12.
+# The decoder decodes up to a next key frame that is at most this far, and seeks to one further
+# away: the break-even of intra-only files and of groups of 12.
 SEEK_FRAMES = 3
 # Containers whose duration FFmpeg estimates from what is there, as FFmpeg names them.
 ESTIMATED = ("mpegts", "mpeg", "h264", "hevc", "m4v", "ivf")
 
 
 class UnreadableVideo(ValueError):
-    """The file does not give the frames asked for; the message is the reason, without the path.
+    """The chosen frames cannot be read; the message is the reason, without the path.
 
-    `transient` is True where trying again may help: an input-output error of a
-    disk or a network, but not a missing file.
+    `transient` is True if trying again may help: for an input-output error of a disk or a
+    network, but not for a missing file.
     """
 
     def __init__(self, reason: str, *, transient: bool = False):
@@ -54,16 +53,15 @@ def read_clip(
 ) -> np.ndarray:
     """Decode chosen frames of a video: uint8 [F, H, W, channels], RGB or grey, upright.
 
-    `source` is a path, or the bytes of a file. `choose(count)` is called once with
-    the exact number of frames, before any is decoded, and returns their indices
-    [F], in any order; repeated ones are decoded once. Rotation flags are applied,
-    alpha is dropped, grey covers 0 to 255.
-    Frame i is the same picture with each `decoder`: what another one than PyAV would
-    number otherwise or cannot read, and grey, is PyAV's. indexed: the file is a whole one of
-    `encode.Mp4Writer`, whose frames the container's own index numbers. out, rows: a
-    larger clip, and where in it PyAV puts the frames, so that they need not be copied again.
-    Raises UnreadableVideo for whatever is wrong with the file, UserError for
-    other channels than 1 and 3 and for a decoder that is not there.
+    source: a path, or the bytes of a file. choose: called once with the exact number of frames,
+    before any is decoded; returns the indices of the frames, [F], in any order. Repeated ones are
+    decoded once. Rotation flags are applied, alpha is dropped, grey covers 0 to 255.
+    decoder: see `decoders.open_decoder`. Frame i is the same image with each: PyAV reads grey,
+    and files that another decoder would number differently or cannot read.
+    indexed: the file was written by `encode.Mp4Writer`, so the index of the container numbers
+    its frames. out, rows: a larger clip and the rows of it to write to, which saves a copy; used
+    with PyAV only. Raises UnreadableVideo for any fault of the file, UserError for a number of
+    channels other than 1 and 3 and for a decoder that is not installed.
     """
     if channels not in PIXEL_FORMATS:
         raise UserError(f"a clip has 1 channel (grey) or 3 (RGB), not {channels}: use 3")
@@ -83,20 +81,20 @@ def read_clip(
             if picture.shape != out.shape[1:]:
                 sizes = f"from {out.shape[1:3]} to {picture.shape[:2]}"
                 raise UnreadableVideo(f"the picture size changes {sizes}")
-            for place in np.flatnonzero(indices == index):
-                out[place if rows is None else rows[place]] = picture
+            for row in np.flatnonzero(indices == index):
+                out[row if rows is None else rows[row]] = picture
+    assert out is not None, "choose returned no frames"
     return out
 
 
 @contextmanager
 def open_frames(source: str | bytes, *, channels: int = 3) -> Iterator[tuple]:
-    """Open a video to be read once from beginning to end: (seconds, read).
+    """Open a video to read it once from beginning to end: (seconds, read).
 
-    seconds: float64 [count + 1], when each frame appears and when the last one ends, counted
-    from the first: the presentation times of the stream, or by its average rate where frames
-    have none of their own (NaN where it has no rate either). `read(wanted)` yields the
-    pictures of increasing frame numbers, uint8 [H, W, channels]; one is held at a time. Both
-    raise as `read_clip` does.
+    seconds: float64 [count + 1], when each frame appears and when the last one ends, relative to
+    the first: presentation times, or computed from the average rate if frames have no times (NaN
+    if there is no rate either). `read(wanted)` yields the frames of increasing indices, uint8
+    [H, W, channels], and holds one at a time. Both raise as `read_clip` does.
     """
     if channels not in PIXEL_FORMATS:
         raise UserError(f"a clip has 1 channel (grey) or 3 (RGB), not {channels}: use 3")
@@ -119,12 +117,12 @@ def open_frames(source: str | bytes, *, channels: int = 3) -> Iterator[tuple]:
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """Facts about a file: the exact number of frames, frames per second, and what is odd.
+    """Facts about a file: the exact number of frames, frames per second, and what is unusual.
 
-    `steady` is False where frames are displayed for unequal times; `rate` is the mean, 0 where
-    the file gives no times. `codec` and `pixels` are FFmpeg's names. `missing` is how many
-    seconds the frames end before the duration that the container states, 0 where it states none.
-    `choice` names the video streams where there are several, the one that is read first.
+    steady: False if frames are displayed for unequal times. rate: the mean, 0 if the file has no
+    times. codec, pixels: FFmpeg's names. missing: how many seconds the frames end before the
+    duration that the container states, 0 if it states none. choice: the video streams if there
+    are several, the one that is read first.
     """
 
     frames: int
@@ -137,7 +135,7 @@ class VideoFacts:
 
 
 def read_facts(source: str | bytes) -> VideoFacts:
-    """Read everything but the pictures. Raises UnreadableVideo as `read_clip` does."""
+    """Read the facts of a file without decoding it. Raises UnreadableVideo as `read_clip` does."""
     with _opened(source) as (container, stream):
         streams = _video_streams(container)
         timeline = _scan(source, container, stream)
@@ -145,7 +143,7 @@ def read_facts(source: str | bytes) -> VideoFacts:
         if timeline.times and timeline.count > 1:
             gaps = np.diff(timeline.times)
             rate = float(1 / (gaps.mean() * stream.time_base))
-            # Containers round times, to a millisecond for example.
+            # Containers round times, for example to a millisecond.
             steady = bool(np.ptp(gaps) <= max(1, 0.1 * gaps.mean()))
         return VideoFacts(
             frames=timeline.count,
@@ -179,11 +177,11 @@ def _missing_seconds(container, stream, timeline: "Timeline") -> float:
 class Timeline:
     """The frames of a stream in the order of display.
 
-    `times` are their presentation times in units of the stream, or None for a
-    stream that does not give each frame its own. Decoding can begin at the key frames: of
-    each, in increasing order, `key_times` is the time and `keys` the first frame that is
-    displayed from there on; an edit list may hide the key frame itself. `plain` is a stream of
-    which every decoder counts the frames alike. `start` is a time to seek for the beginning.
+    times: their presentation times in units of the stream, None if they are not all different.
+    keys: the frames, in increasing order, where decoding can begin; key_times: the times of their
+    key frames, which may be earlier, because an edit list can hide a key frame. plain: whether
+    every decoder numbers the frames of this stream in the same way. start: the time to seek to
+    for the beginning.
     """
 
     count: int
@@ -196,11 +194,11 @@ class Timeline:
 
 @contextmanager
 def _opened(source: str | bytes) -> Iterator[tuple]:
-    """The container and its video stream; whatever FFmpeg finds wrong becomes UnreadableVideo."""
+    """Open (container, video stream); errors of FFmpeg become UnreadableVideo."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        # A play list with a video's name must not open network connections, and a
-        # title in an old encoding is no fault.
+        # A playlist with the name of a video must not open network connections, and a title in
+        # an old encoding is not an error.
         local = {"protocol_whitelist": "file"}
         with av.open(file, options=local, metadata_errors="replace") as container:
             stream = next(iter(_video_streams(container)), None)
@@ -208,9 +206,9 @@ def _opened(source: str | bytes) -> Iterator[tuple]:
                 raise UnreadableVideo("no video stream")
             if stream.codec_context is None:
                 raise UnreadableVideo("no decoder for its codec")
-            # One thread a decoder: the pipeline runs many decoders side by side.
+            # One thread per decoder: the pipeline runs many decoders in parallel.
             stream.codec_context.thread_count = 1
-            # Opened now, because some decoders read `skip_frame` only then.
+            # Opened here, because some decoders read `skip_frame` only when they are opened.
             stream.codec_context.open()
             yield container, stream
     except (av.error.FFmpegError, OSError) as error:
@@ -242,36 +240,42 @@ def _video_streams(container) -> list:
 def _scan(source: str | bytes, container, stream) -> Timeline:
     """Number the frames without decoding them.
 
-    All packets are read: the index of a container is exact for mp4 only and gives
-    decoding times, which are not those of display once there are B-frames. For a
-    300-frame clip that costs 1.6 ms of 30, the index 0.2 ms.
+    All packets are read: the index of a container is exact for mp4 only, and gives decoding
+    times, which differ from display times if there are B-frames. For a 300-frame clip this takes
+    1.6 ms of 30; reading the index takes 0.2 ms.
     """
-    times, keys, packets, leading, discards = [], [], 0, False, False
+    times: list[int] = []
+    keys: list[int] = []
+    packets = 0
+    timed, leading, discards = True, False, False
     for packet in _packets(container, stream):
         packets += bool(packet.size)  # the last one is empty: the end
         if not packet.size or packet.is_corrupt:
             continue
-        # An edit list hides frames, but others refer to them.
+        # An edit list hides frames, but other frames refer to them.
         discards |= packet.is_discard
+        if packet.pts is None:
+            timed = False
+            continue
         if not packet.is_discard:
             times.append(packet.pts)
         if packet.is_keyframe:
             keys.append(packet.pts)
-        elif keys and None not in (packet.pts, keys[-1]):
+        elif keys:
             # An open group of pictures: displayed before the key frame it follows.
             leading |= packet.pts < keys[-1]
     expected = len(stream.index_entries) if "mp4" in container.format.name else 0
     if packets < expected:
         raise UnreadableVideo(f"truncated: {packets} of {expected} frames are there")
-    # AVI has no display times: what it reports for reordered frames is made up.
+    # AVI has no display times: those it reports for reordered frames are made up.
     made_up = container.format.name == "avi" and stream.codec_context.has_b_frames
-    start = min([0, *(time for time in times if time is not None)])
-    if made_up or None in times or None in keys or len(set(times)) < len(times):
+    start = min([0, *times])
+    if made_up or not timed or len(set(times)) < len(times):
         count = sum(1 for _ in _decode_all(source))
         timeline = Timeline(count=count, times=None, keys=[0], key_times=[0], plain=False)
     else:
-        # A recording may begin within a group of pictures: nothing decodes before
-        # its first key frame.
+        # A recording may begin within a group of pictures: frames before its first key frame
+        # cannot be decoded.
         times = sorted(time for time in times if not keys or time >= min(keys))
         # By the first frame displayed from there on; the last of several hidden key frames.
         by_frame = {bisect_left(times, time): time for time in sorted(keys)} or {0: start}
@@ -293,8 +297,8 @@ def _scan(source: str | bytes, container, stream) -> Timeline:
 def _read_index(stream) -> Timeline:
     """Number the frames by the index of an mp4 of `encode.Mp4Writer`, without its packets.
 
-    Its times are those of decoding: as steady as those of display, and earlier by the delay of
-    reordering. Groups are closed, so a key frame has the same place in both orders.
+    Its times are decoding times: as evenly spaced as display times, and earlier by the delay of
+    reordering. Groups are closed, so a key frame has the same index in both orders.
     """
     entries = list(stream.index_entries)
     if not entries:
@@ -302,26 +306,26 @@ def _read_index(stream) -> Timeline:
     return Timeline(
         count=len(entries),
         times=[entry.timestamp - entries[0].timestamp for entry in entries],
-        keys=[place for place, entry in enumerate(entries) if entry.is_keyframe],
+        keys=[index for index, entry in enumerate(entries) if entry.is_keyframe],
         key_times=[e.timestamp - entries[0].timestamp for e in entries if e.is_keyframe],
         plain=True,
     )
 
 
 def _seconds(stream, timeline: Timeline) -> np.ndarray:
-    """When each frame appears and the last one ends, float64 [count + 1], from the first on."""
+    """Return when each frame appears and the last one ends, see `open_frames`."""
     if timeline.times is None:
         return np.arange(timeline.count + 1) / float(_rate(stream) or "nan")
     seconds = (np.array(timeline.times) - timeline.times[0]) * float(stream.time_base)
     if timeline.count > 1:
-        last = np.median(np.diff(seconds))
+        last = float(np.median(np.diff(seconds)))
     else:
         last = 1 / float(_rate(stream) or "nan")
     return np.append(seconds, seconds[-1] + last)
 
 
 def _rate(stream) -> Fraction | None:
-    """Return the frames per second that the stream states, None where it states none.
+    """Return the frames per second that the stream states, None if it states none.
 
     The guess comes first: the mean rate of an AVI with reordered frames counts its empty packets.
     """
@@ -331,31 +335,35 @@ def _rate(stream) -> Fraction | None:
 def _frames(
     source: str | bytes, container, stream, timeline: Timeline, wanted: list[int]
 ) -> Iterator[tuple]:
-    """Each wanted frame, in increasing order, as (index, frame)."""
-    here = None  # the frame decoded last
-    decoded = iter(())
-    for place, index in enumerate(wanted):
+    """Yield (index, frame) of each wanted frame, in increasing order."""
+    times = timeline.times
+    if times is None:
+        yield from _counted(source, timeline, wanted)
+        return
+    wanted_times = {times[index] for index in wanted}
+    last = None  # the index of the frame decoded last
+    decoded: Iterator[av.VideoFrame] = iter(())
+    for position, index in enumerate(wanted):
         frame = None
-        if timeline.times is not None:
-            key = bisect_right(timeline.keys, index) - 1
-            if here is not None and timeline.keys[key] - here <= SEEK_FRAMES:
-                frame = _until(decoded, timeline.times[index])
-            # From its key frame, else from one before: seeks in MPEG streams land late.
-            for first in dict.fromkeys((key, max(key - 1, 0), 0)):
-                if frame is None:
-                    begin = timeline.key_times[first] if first else timeline.start
-                    container.seek(begin, stream=stream)
-                    decoded = _decode(container, stream, timeline, wanted)
-                    frame = _until(decoded, timeline.times[index])
+        key = bisect_right(timeline.keys, index) - 1
+        if last is not None and timeline.keys[key] - last <= SEEK_FRAMES:
+            frame = _until(decoded, times[index])
+        # From its key frame, else from an earlier one: seeks in MPEG streams arrive late.
+        for first in dict.fromkeys((key, max(key - 1, 0), 0)):
+            if frame is None:
+                begin = timeline.key_times[first] if first else timeline.start
+                container.seek(begin, stream=stream)
+                decoded = _decode(container, stream, wanted_times)
+                frame = _until(decoded, times[index])
         if frame is None:
-            yield from _counted(source, timeline, wanted[place:])
+            yield from _counted(source, timeline, wanted[position:])
             return
-        here = index
+        last = index
         yield index, frame
 
 
 def _counted(source: str | bytes, timeline: Timeline, wanted: list[int]) -> Iterator[tuple]:
-    """The same by decoding everything and counting: slow, and the last word."""
+    """Yield the same by decoding and counting all frames: slow, but always right."""
     count, chosen = 0, set(wanted)
     for frame in _decode_all(source):
         if count in chosen:
@@ -366,17 +374,17 @@ def _counted(source: str | bytes, timeline: Timeline, wanted: list[int]) -> Iter
 
 
 def _packets(container, stream) -> Iterator[av.Packet]:
-    """The packets from here to the end, then an empty one."""
+    """Yield the packets from the current position to the end, then an empty one."""
     try:
         yield from container.demux(stream)
     except IndexError:
-        # PyAV trips over streams that appeared on the way (MPEG, FLV), at a moment
-        # when it has given all packets of this one.
+        # PyAV fails on streams that begin later in the file (MPEG, FLV), but only after it has
+        # returned all packets of this stream.
         return
 
 
 def _decode_all(source: str | bytes) -> Iterator[av.VideoFrame]:
-    """Every frame, in the order of display.
+    """Yield every frame, in the order of display.
 
     The file is opened again: seeking cannot find a beginning that has no time of its own.
     """
@@ -385,14 +393,13 @@ def _decode_all(source: str | bytes) -> Iterator[av.VideoFrame]:
             yield from packet.decode()
 
 
-def _decode(container, stream, timeline: Timeline, wanted: list[int]) -> Iterator[av.VideoFrame]:
-    """The frames from the next key frame on, in the order of display.
+def _decode(container, stream, times: set[int]) -> Iterator[av.VideoFrame]:
+    """Yield the frames from the next key frame on, in the order of display.
 
-    Frames that are neither wanted nor referred to by others are left out, and the
-    others stay exact: a fifth more clips per second from H.264 with B-frames.
+    Frames that are neither at the wanted `times` nor referred to by others are skipped, which
+    does not change the others: a fifth more clips per second from H.264 with B-frames.
     """
     context = stream.codec_context
-    times = {timeline.times[index] for index in wanted}
     started = False
     for packet in _packets(container, stream):
         started |= packet.is_keyframe
@@ -403,7 +410,7 @@ def _decode(container, stream, timeline: Timeline, wanted: list[int]) -> Iterato
 
 
 def _until(frames: Iterator[av.VideoFrame], time: int) -> av.VideoFrame | None:
-    """The frame of that time; None where the decoder has gone past it."""
+    """Return the frame at that time; None if the decoder is past it."""
     for frame in frames:
         if frame.pts is not None and frame.pts >= time:
             return frame if frame.pts == time else None
@@ -411,12 +418,11 @@ def _until(frames: Iterator[av.VideoFrame], time: int) -> av.VideoFrame | None:
 
 
 def _picture(frame: av.VideoFrame, channels: int) -> np.ndarray:
-    """One frame as uint8 [H, W, channels], turned upright: a view of FFmpeg's memory.
+    """Return one frame, upright: uint8 [H, W, channels], a view of FFmpeg's memory.
 
-    Colours follow the matrix and the range that the file names. swscale's default
-    interpolation stays: FAST_BILINEAR is no faster on even sizes, where both give
-    the same bits, and wrong by up to 246 levels on odd ones. Its own threads would
-    double the time.
+    Colours follow the matrix and the range that the file names. swscale uses its default
+    interpolation: FAST_BILINEAR is no faster on even sizes, where both give the same bits, and
+    wrong by up to 246 levels on odd ones. Its own threads would double the time.
     """
     plain = _without_fields(frame) if frame.interlaced_frame else frame
     picture = plain.to_ndarray(format=PIXEL_FORMATS[channels], threads=1)
@@ -433,7 +439,7 @@ def _without_fields(frame: av.VideoFrame) -> av.VideoFrame:
     copy = av.VideoFrame(frame.width, frame.height, frame.format.name)
     copy.color_range, copy.colorspace = frame.color_range, frame.colorspace
     for new, old in zip(copy.planes, frame.planes, strict=True):
-        lines = np.frombuffer(old, np.uint8).reshape(-1, old.line_size)
+        lines = np.frombuffer(bytes(old), np.uint8).reshape(-1, old.line_size)
         padded = np.zeros((new.buffer_size // new.line_size, new.line_size), np.uint8)
         size = min(old.line_size, new.line_size)
         padded[:, :size] = lines[: len(padded), :size]
@@ -443,7 +449,7 @@ def _without_fields(frame: av.VideoFrame) -> av.VideoFrame:
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
     """Return a, b, c, d of the display matrix: a point (x, y) is shown at (ax + cy, bx + dy)."""
-    data = frame.side_data.get(SideData.DISPLAYMATRIX)
+    data = frame.side_data.get(SideData.DISPLAYMATRIX)  # type: ignore[call-overload]  # wrong stub
     if data is None:
         return None
     a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).tolist()

@@ -1,8 +1,8 @@
-"""The decoders beside PyAV, for those who have them and ask: torchcodec and decord.
+"""Optional decoders besides PyAV: torchcodec and decord.
 
-Each is a function (source, indices, count) -> uint8 [n, H, W, 3], upright; None where it
-fails or finds another number of frames than `count`. They only decode: PyAV numbers the frames
-and knows which files the others would number otherwise, see `decode.read_clip`.
+Each is a function (source, indices, count) -> uint8 [n, H, W, 3], upright; None if it fails or
+finds another number of frames than `count`. They only decode: PyAV numbers the frames, and reads
+files that the others would number differently, see `decode.read_clip`.
 """
 
 import importlib
@@ -13,10 +13,9 @@ import numpy as np
 
 from videomae_jax.errors import UserError
 
-# Containers in which these decoders agree with PyAV frame by frame, as FFmpeg names them. In
-# AVI, MPEG streams and FLV they lose the last frames or return their neighbours.
+# Containers, by FFmpeg's names, in which these decoders agree with PyAV frame by frame. In AVI,
+# MPEG streams and FLV they lose the last frames or return neighbouring ones.
 CONTAINERS = ("mp4", "matroska")
-
 
 Decoder = Callable[[str | bytes, list[int], int], np.ndarray | None]
 
@@ -24,7 +23,7 @@ Decoder = Callable[[str | bytes, list[int], int], np.ndarray | None]
 def open_decoder(name: str) -> Decoder | None:
     """Return the decoder of that name, None for "pyav".
 
-    Raises UserError for other names and for one that is not installed.
+    Raises UserError for an unknown name and for a decoder that is not installed.
     """
     if name == "pyav":
         return None
@@ -46,11 +45,11 @@ def _decord(source: str | bytes, indices: list[int], count: int) -> np.ndarray |
 
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        # Else a frame that does not decode would be a copy of its neighbour.
+        # By default a frame that does not decode would be a copy of its neighbour.
         reader = decord.VideoReader(file, num_threads=1, fault_tol=1e-9)
         return reader.get_batch(indices).asnumpy() if len(reader) == count else None
     except (decord.DECORDError, RuntimeError, IndexError):
-        return None  # PyAV reads it, or says why nobody can
+        return None  # PyAV reads it, or reports the reason
 
 
 def _torchcodec(source: str | bytes, indices: list[int], count: int) -> np.ndarray | None:
@@ -60,7 +59,7 @@ def _torchcodec(source: str | bytes, indices: list[int], count: int) -> np.ndarr
         decoder = VideoDecoder(source, dimension_order="NHWC", num_ffmpeg_threads=1)
         return decoder.get_frames_at(indices).data.numpy() if len(decoder) == count else None
     except (RuntimeError, ValueError, IndexError):
-        return None  # likewise
+        return None  # as above
 
 
 DECODERS = {"torchcodec": _torchcodec, "decord": _decord}

@@ -1,4 +1,4 @@
-"""Frames -> bytes that decode fast: short mp4 files, or one JPEG picture each."""
+"""Frames -> files that decode fast: short mp4 files, or one JPEG file for each frame."""
 
 import io
 from fractions import Fraction
@@ -7,27 +7,31 @@ import av
 import numpy as np
 from PIL import Image
 
-# A seek decodes half a group of pictures in vain; shorter groups make larger files.
+# Frames per group of pictures. On average a seek decodes half a group for nothing; shorter groups
+# make larger files.
 GROUP = 16
-# Frames in a row that no other one refers to. A clip of every fourth frame decodes one of three
-# such and leaves out the rest: `decode` skips what is neither wanted nor referred to.
+# Consecutive frames that no other frame refers to. A clip of every fourth frame decodes one of
+# three of them: `decode` skips frames that are neither wanted nor referred to.
 UNREFERRED = 3
 
 
 def shrink(frames: np.ndarray, *, short_side: int, even: bool) -> np.ndarray:
-    """Resize frames uint8 [F, H, W, 3] until the short side is `short_side`; never enlarge.
+    """Resize frames uint8 [F, H, W, 3] to a short side of `short_side` pixels; never enlarge.
 
-    even: make both sides even, by a pixel less, as mp4 files need them.
+    even: round both sides down to even numbers, as mp4 files need.
     """
-    high, wide = frames.shape[1:3]
-    scale = min(1.0, short_side / min(high, wide))
-    high, wide = max(1, round(high * scale)), max(1, round(wide * scale))
+    height, width = frames.shape[1:3]
+    scale = min(1.0, short_side / min(height, width))
+    height, width = max(1, round(height * scale)), max(1, round(width * scale))
     if even:
-        high, wide = max(2, high // 2 * 2), max(2, wide // 2 * 2)
-    if (high, wide) == frames.shape[1:3]:
+        height, width = max(2, height // 2 * 2), max(2, width // 2 * 2)
+    if (height, width) == frames.shape[1:3]:
         return frames
-    size, filter = (wide, high), Image.Resampling.BILINEAR
-    return np.stack([np.asarray(Image.fromarray(f).resize(size, filter)) for f in frames])
+    images = [
+        Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR)
+        for frame in frames
+    ]
+    return np.stack([np.asarray(image) for image in images])
 
 
 def encode_jpegs(frames: np.ndarray, *, quality: int) -> list[bytes]:
@@ -41,21 +45,22 @@ def encode_jpegs(frames: np.ndarray, *, quality: int) -> list[bytes]:
 
 
 class Mp4Writer:
-    """Collects frames into one H.264 file: a key frame every GROUP, fast to decode.
+    """Encodes frames into one H.264 file with a key frame every GROUP frames, fast to decode.
 
-    quality: x264's constant rate factor, 0 (best) to 51. The frames get 30 a second: they
-    are read by their number.
+    quality: x264's constant rate factor, 0 (best) to 51. The frame rate is always 30: frames are
+    read by their index.
     """
 
     def __init__(self, *, height: int, width: int, quality: int):
         self._file = io.BytesIO()
         self._container = av.open(self._file, "w", format="mp4")
         options = {"crf": str(quality), "tune": "fastdecode", "preset": "medium", "threads": "1"}
-        # As many B-frames as there may be, wherever, and none that others refer to. The tree of
-        # macroblocks, with AVX-512, gives other bytes for the same frames every time.
+        # Always the largest number of B-frames, and none that others refer to. With AVX-512,
+        # macroblock-tree rate control gives other bytes for the same frames every time.
         options["x264-params"] = "b-adapt=0:b-pyramid=none:mbtree=0"
         self._stream = self._container.add_stream("libx264", rate=30, options=options)
-        self._stream.height, self._stream.width = height, width
+        self._stream.height = height
+        self._stream.width = width
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, 30)
         self._stream.codec_context.gop_size = GROUP
@@ -66,7 +71,8 @@ class Mp4Writer:
         """Append frames, uint8 [F, H, W, 3]."""
         for picture in frames:
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = self._count, Fraction(1, 30)
+            frame.pts = self._count
+            frame.time_base = Fraction(1, 30)
             self._container.mux(self._stream.encode(frame))
             self._count += 1
 

@@ -1,4 +1,4 @@
-"""A page of tables, bars and pictures that needs nothing but itself."""
+"""A self-contained HTML page of tables, bar charts and images."""
 
 import base64
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
 
 
 def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
-    """A whole HTML document of (heading, HTML) sections; empty ones are left out."""
+    """Return an HTML document of (heading, HTML) sections; empty ones are left out."""
     body = "".join(
         f"<section><h2>{escape(head)}</h2>{html}</section>\n" for head, html in sections if html
     )
@@ -35,7 +35,7 @@ def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence], *, limit: int, more: str) -> str:
-    """A table; of more rows than `limit` the first, and where `more` of them are."""
+    """Return a table of the first `limit` rows; `more` names the file with the others."""
     if not rows:
         return ""
     cells = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in rows[:limit])
@@ -45,31 +45,31 @@ def table(head: Sequence[str], rows: Sequence[Sequence], *, limit: int, more: st
 
 
 def bars(title: str, rows: Sequence[tuple[str, int]]) -> str:
-    """A chart with a bar for each (name, count)."""
-    left, wide, high = 150, 240, 18
+    """Return a chart with a bar for each (name, count)."""
+    left, bar_width, bar_height = 150, 240, 18
     most = max((count for _, count in rows), default=0) or 1
     marks = []
-    for place, (name, count) in enumerate(rows):
-        y = place * high
+    for row, (name, count) in enumerate(rows):
+        y = row * bar_height
         short = name if len(name) <= 24 else f"{name[:23]}…"
         marks.append(
             f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{escape(short)}'
             f"<title>{escape(name)}</title></text>"
-            f'<rect x="{left}" y="{y + 3}" width="{max(wide * count / most, 0.5):.1f}" '
-            f'height="{high - 6}" fill="var(--bar)"/>'
-            f'<text x="{left + wide * count / most + 6:.1f}" y="{y + 13}">{count:,}</text>'
+            f'<rect x="{left}" y="{y + 3}" width="{max(bar_width * count / most, 0.5):.1f}" '
+            f'height="{bar_height - 6}" fill="var(--bar)"/>'
+            f'<text x="{left + bar_width * count / most + 6:.1f}" y="{y + 13}">{count:,}</text>'
         )
-    size = f'viewBox="0 0 {left + wide + 70} {high * len(rows)}"'
+    size = f'viewBox="0 0 {left + bar_width + 70} {bar_height * len(rows)}"'
     return f'<figure><b>{escape(title)}</b><svg role="img" {size}>{"".join(marks)}</svg></figure>'
 
 
 def charts(figures: Sequence[str]) -> str:
-    """Figures side by side."""
+    """Return figures side by side."""
     return f'<div class="charts">{"".join(figures)}</div>'
 
 
 def sheet(pictures: Sequence[tuple[bytes, str]]) -> str:
-    """A contact sheet of (JPEG, caption); the lines of a caption stay lines."""
+    """Return a contact sheet of (JPEG file, caption); captions may have several lines."""
     figures = "".join(
         f'<figure><img alt="" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
         f"<figcaption>{'<br>'.join(map(escape, caption.splitlines()))}</figcaption></figure>\n"
@@ -78,7 +78,7 @@ def sheet(pictures: Sequence[tuple[bytes, str]]) -> str:
     return f'<div class="sheet">{figures}</div>' if pictures else ""
 
 
-def _cell(value) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, int):
         return f'<td class="number">{value:,}</td>'
     return f"<td>{escape(str(value))}</td>"

@@ -1,10 +1,12 @@
-"""Videos -> packed records. Writes what `data.records` reads."""
+"""Videos -> packed records, which `data.records` reads."""
 
+import functools
 import hashlib
 import io
 import json
 import math
 import os
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,29 +15,39 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from videomae_jax.data import records
 from videomae_jax.data.decode import UnreadableVideo, read_clip
 from videomae_jax.data.encode import Mp4Writer, encode_jpegs, shrink
-from videomae_jax.data.records import COLUMNS, DATASET, INDEX, SPLIT, VERSION
+from videomae_jax.data.record_index import (
+    COLUMNS,
+    DATASET,
+    INDEX,
+    RECORD_TYPES,
+    SPLIT,
+    VERSION,
+    VIDEO_TYPES,
+    pack_texts,
+    read_columns,
+    write_columns,
+)
 from videomae_jax.data.storage import exists, join, open_file, read_bytes
 from videomae_jax.data.tfds import scan_shard
 from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
 
 FORMATS = ("jpeg", "mp4", "original")
-# Frames that are decoded at once: all of a part would be gigabytes of a large picture.
+# Frames decoded at once: those of a whole record would be gigabytes for large images.
 CHUNK = 32
-# Videos in a shard, and shards at most, where the user leaves it to us.
+# Default number of videos in a shard, and the largest default number of shards.
 SHARD_VIDEOS, MAX_SHARDS = 128, 1024
-PARTS = "parts"  # the folder of the index of each shard
+PARTS = "parts"  # the folder with the part of the index of each shard
 
 
 class Settings(NamedTuple):
     """How videos are packed.
 
-    short_side: of the pictures, at most. clip_frames: the most of one record. quality: of
-    JPEG, 1 to 95, or the constant rate factor of H.264, 0 to 51. The original files are stored
-    as they are, whatever these say.
+    short_side: of the frames in pixels, at most. clip_frames: frames of one record, at most.
+    quality: of JPEG, 1 to 95, or the constant rate factor of H.264, 0 to 51. Format "original"
+    stores the files unchanged and ignores the other settings.
     """
 
     format: str
@@ -45,9 +57,9 @@ class Settings(NamedTuple):
 
 
 class PackedVideo(NamedTuple):
-    """One video, encoded: the contents of its records, the frames of each, and its size.
+    """One encoded video: the contents of its records, the number of frames of each, and its size.
 
-    Contents are a file, or a file of each frame. `reason` says why there are none.
+    The contents are a video file, or a JPEG file for each frame. reason: why there are none.
     """
 
     records: tuple[bytes | list[bytes], ...]
@@ -55,6 +67,14 @@ class PackedVideo(NamedTuple):
     height: int
     width: int
     reason: str
+
+
+class _Part(NamedTuple):
+    """One record of a video; size: height and width."""
+
+    contents: bytes | list[bytes]
+    frames: int
+    size: tuple[int, int]
 
 
 def check_settings(settings: Settings) -> None:
@@ -85,12 +105,13 @@ def pack(
     threads: int,
     report: Callable[[int], None],
 ) -> dict | None:
-    """Write the shards of this process that are not there yet, and the index once all are.
+    """Write the missing shards of this process and, when no shard is missing, the index.
 
-    shards: 0 takes one for each SHARD_VIDEOS videos. verify: compare the bytes of shards that
-    are there with their checksums, and write damaged ones again. `report` is given the number
-    of videos done after each. Returns the index, or None while shards of other processes are
-    missing. A stopped run goes on from its last whole shard.
+    shards: 0 means one for each SHARD_VIDEOS videos. verify: compare the bytes of existing
+    shards with their checksums, and write damaged ones again. `report` is called with the number
+    of videos done. Returns the index, or None while shards of other processes are missing. A
+    stopped run resumes after its last complete shard. Raises UserError for settings out of range
+    and for a folder with records of other settings or other videos.
     """
     check_settings(settings)
     count = len(videos)
@@ -103,91 +124,126 @@ def pack(
     plan = _plan(videos, settings, shards)
     edges = np.arange(shards + 1) * count // shards
     done = 0
+
+    def report_written(written: int) -> None:
+        report(done + written)
+
     for shard in range(process_index, shards, process_count):
-        places = range(edges[shard], edges[shard + 1])
-        if not _is_whole(folder, shard, plan=plan, verify=verify):
+        indices = range(edges[shard], edges[shard + 1])
+        if not _is_complete(folder, shard, plan=plan, verify=verify):
             _write_shard(
                 videos,
                 folder,
                 shard,
-                places=places,
+                indices=indices,
                 settings=settings,
                 plan=plan,
                 threads=threads,
-                report=lambda n, before=done: report(before + n),
+                report=report_written,
             )
-        done += len(places)
+        done += len(indices)
         report(done)
-    parts = [_read_part(folder, shard, shards) for shard in range(shards)]
-    if None in parts:
+    found = [_read_part(folder, shard) for shard in range(shards)]
+    parts = [part for part in found if part is not None]
+    if len(parts) < shards:
         return None
     return _write_index(videos, folder, settings=settings, parts=parts)
 
 
 def encode_video(path: str, *, settings: Settings) -> PackedVideo:
-    """Encode a video as `settings` say; one that cannot be read gets no records but a reason."""
+    """Encode a video; one that cannot be read has no records, but a reason.
+
+    Raises UserError for an input-output error, after which packing can be repeated.
+    """
     try:
-        found, frames, sizes = zip(*_encode_parts(path, settings), strict=True)
-        return PackedVideo(found, frames, *sizes[0], reason="")
+        if settings.format == "original":
+            parts = [_read_original(path)]
+        else:
+            parts = list(_encode_parts(path, settings))
     except UnreadableVideo as error:
         if error.transient:
             raise UserError(f"{path}: {error}; run the same command again") from error
         return PackedVideo((), (), 0, 0, reason=str(error))
+    height, width = parts[0].size
+    return PackedVideo(
+        records=tuple(part.contents for part in parts),
+        frames=tuple(part.frames for part in parts),
+        height=height,
+        width=width,
+        reason="",
+    )
 
 
 def part_edges(count: int, *, most: int) -> np.ndarray:
-    """Where `count` frames are cut into as few equal parts of at most `most`: int64 [parts + 1]."""
+    """Divide `count` frames into as few equal parts as possible, of at most `most` frames.
+
+    Returns the first frame of each part, and `count`: int64 [parts + 1].
+    """
     parts = -(-count // most)
     return np.arange(parts + 1) * count // parts
 
 
-def _encode_parts(path: str, settings: Settings) -> Iterator[tuple]:
-    """Each part of a video as (contents, frames, (height, width))."""
-    count = 0
+def _read_original(path: str) -> _Part:
+    """Return a file unchanged. Raises UnreadableVideo."""
+    frames, first = _read(path, lambda count: np.array([0]))
+    with open(path, "rb") as file:
+        return _Part(file.read(), frames, _size(first))
 
-    def read(choose_from):
-        def choose(total):
-            nonlocal count
-            count = total
-            return choose_from(total)
 
-        return read_clip(path, choose)
-
-    if settings.format == "original":
-        size = read(lambda total: np.array([0])).shape[1:3]
-        with open(path, "rb") as file:
-            yield file.read(), count, size
-        return
+def _encode_parts(path: str, settings: Settings) -> Iterator[_Part]:
+    """Yield each part of a video, encoded. Raises UnreadableVideo."""
     mp4 = settings.format == "mp4"
-    chunk = read(lambda total: np.arange(min(CHUNK, total)))
-    edges = part_edges(count, most=settings.clip_frames)
+    count, chunk = _read(path, lambda count: np.arange(min(CHUNK, count)))
+    edges = part_edges(count, most=settings.clip_frames).tolist()
     size = None
     for begin, end in zip(edges[:-1], edges[1:], strict=True):
-        pictures, writer = [], None
+        jpegs: list[bytes] = []
+        writer = None
         for first in range(begin, end, CHUNK):
             last = min(first + CHUNK, end)
-            # What the count was found with is not decoded twice where the parts allow it.
+            # The first chunk, read to count the frames, is used if the parts allow it.
             if first > 0 or last > len(chunk):
-                chunk = read(lambda _, a=first, b=last: np.arange(a, b))
+                _, chunk = _read(path, functools.partial(_frame_range, first, last))
             frames = shrink(chunk[: last - first], short_side=settings.short_side, even=mp4)
-            size = size or frames.shape[1:3]
-            if frames.shape[1:3] != size:
-                raise UnreadableVideo(
-                    f"the picture size changes from {size} to {frames.shape[1:3]}"
+            size = size or _size(frames)
+            if _size(frames) != size:
+                raise UnreadableVideo(f"the picture size changes from {size} to {_size(frames)}")
+            if mp4:
+                writer = writer or Mp4Writer(
+                    height=size[0], width=size[1], quality=settings.quality
                 )
-            if not mp4:
-                pictures += encode_jpegs(frames, quality=settings.quality)
-                continue
-            if writer is None:
-                writer = Mp4Writer(height=size[0], width=size[1], quality=settings.quality)
-            writer.add(frames)
-        yield writer.finish() if mp4 else pictures, int(end - begin), size
+                writer.add(frames)
+            else:
+                jpegs += encode_jpegs(frames, quality=settings.quality)
+        assert size is not None
+        yield _Part(writer.finish() if writer else jpegs, end - begin, size)
+
+
+def _read(path: str, choose: Callable[[int], np.ndarray]) -> tuple[int, np.ndarray]:
+    """Return the number of frames of a video, and the chosen ones. Raises UnreadableVideo."""
+    counts = []
+
+    def choose_and_count(count: int) -> np.ndarray:
+        counts.append(count)
+        return choose(count)
+
+    frames = read_clip(path, choose_and_count)
+    return counts[0], frames
+
+
+def _frame_range(first: int, last: int, count: int) -> np.ndarray:
+    return np.arange(first, last)
+
+
+def _size(frames: np.ndarray) -> tuple[int, int]:
+    """Return the height and the width of frames [F, H, W, C]."""
+    return frames.shape[1], frames.shape[2]
 
 
 def example_features(settings: dict, class_names: tuple[str, ...]):
     """Return the schema of a record, a `tfds.features.FeaturesDict`.
 
-    The frames of JPEG records are a `Video` that tensorflow-datasets decodes; files stay bytes.
+    tensorflow-datasets decodes the frames of JPEG records; video files stay bytes.
     """
     import tensorflow_datasets as tfds
 
@@ -202,7 +258,7 @@ def example_features(settings: dict, class_names: tuple[str, ...]):
         | {
             "label": label or tfds.features.Scalar(np.int64),  # -1 without labels
             "path": tfds.features.Text(),
-            "video_id": tfds.features.Scalar(np.int64),  # its place in the source
+            "video_id": tfds.features.Scalar(np.int64),  # its index in the source
             "first_frame": tfds.features.Scalar(np.int64),  # of the record, in the video
         }
     )
@@ -213,81 +269,83 @@ def _write_shard(
     folder: str,
     shard: int,
     *,
-    places: range,
+    indices: range,
     settings: Settings,
     plan: dict,
     threads: int,
     report: Callable[[int], None],
 ) -> None:
-    """Write one file of records, and then the file that says what is in it."""
+    """Write one file of records, then its part of the index."""
     features = example_features(settings._asdict(), videos.class_names or ())
     names = _names(videos)
     name = _shard_name(shard, plan["shards"])
     tf.io.gfile.makedirs(join(folder, PARTS))
     unfinished = join(folder, f"{PARTS}/{name}.unfinished")
-    rows = {key: [] for key in records.VIDEO_TYPES}
-    frames, reasons = [], []
-    # PyAV, Pillow and x264 let go of the interpreter's lock while they compute.
+    rows: list[tuple[int, int, int, int]] = []  # in the order of VIDEO_TYPES
+    frames: list[int] = []
+    reasons: list[str] = []
+    # PyAV, Pillow and x264 release the interpreter's lock while they compute.
     with tf.io.TFRecordWriter(unfinished) as file, ThreadPoolExecutor(threads) as pool:
-        work = pool.map(lambda i: encode_video(videos.paths[i], settings=settings), places)
-        for done, (place, video) in enumerate(zip(places, work, strict=True), 1):
-            label = -1 if videos.labels is None else int(videos.labels[place])
-            first = 0
-            for data, count in zip(video.records, video.frames, strict=True):
-                contents = (
-                    {"frames": list(map(io.BytesIO, data))}
-                    if settings.format == "jpeg"
-                    else {"video": data}
-                )
-                example = contents | {
-                    "label": label,
-                    "path": names[place].encode("utf-8", "surrogateescape"),
-                    "video_id": place,
-                    "first_frame": first,
-                }
+        work = pool.map(lambda i: encode_video(videos.paths[i], settings=settings), indices)
+        for index, video in zip(indices, work, strict=True):
+            label = -1 if videos.labels is None else int(videos.labels[index])
+            for example in _examples(video, index=index, label=label, name=names[index]):
                 file.write(features.serialize_example(features.encode_example(example)))
-                first += count
+            rows.append((label, len(video.records), video.height, video.width))
             frames += video.frames
             reasons.append(video.reason)
-            for key, value in zip(
-                rows, (label, len(video.records), video.height, video.width), strict=True
-            ):
-                rows[key].append(value)
-            report(done)
+            report(len(rows))
     columns, digest, size = _read_back(unfinished)
-    columns |= {key: np.array(value, records.VIDEO_TYPES[key]) for key, value in rows.items()}
+    for (key, dtype), column in zip(VIDEO_TYPES.items(), zip(*rows, strict=True), strict=True):
+        columns[key] = np.array(column, dtype)
     columns["frames"] = np.array(frames, np.int32)
     columns["shard"] = np.full(len(frames), shard, np.int32)
-    columns["reason"] = records.pack_texts(reasons)
+    columns["reason"] = pack_texts(reasons)
     tf.io.gfile.rename(unfinished, join(folder, name), overwrite=True)
     summary = {"plan": plan, "name": name, "bytes": size, "sha256": digest, "records": len(frames)}
     columns["summary"] = np.frombuffer(json.dumps(summary).encode(), np.uint8)
-    _write(_part_name(folder, shard), _npz(columns))
+    _write(_part_name(folder, shard), write_columns(columns))
+
+
+def _examples(video: PackedVideo, *, index: int, label: int, name: str) -> Iterator[dict]:
+    """Yield the records of a video, see `example_features`."""
+    first = 0
+    for contents, count in zip(video.records, video.frames, strict=True):
+        if isinstance(contents, bytes):
+            example: dict = {"video": contents}
+        else:
+            example = {"frames": [io.BytesIO(jpeg) for jpeg in contents]}
+        yield example | {
+            "label": label,
+            "path": name.encode("utf-8", "surrogateescape"),
+            "video_id": index,
+            "first_frame": first,
+        }
+        first += count
 
 
 def _read_back(path: str) -> tuple[dict[str, np.ndarray], str, int]:
-    """Where the records of a shard lie and their checksums, its digest and its size.
+    """Return the columns of the records of a shard, its digest and its size in bytes.
 
-    Read from what was written, so that the framing, too, is under the checksum.
+    They are read from the file, so that the checksums include the framing.
     """
-    places = scan_shard(path, None)
+    offset, length, _ = scan_shard(path, None).T
     digest, crcs = hashlib.sha256(), []
     with open_file(path) as file:
-        for length in places[:, 1].tolist():
-            data = file.read(length)
+        for size in length.tolist():
+            data = file.read(size)
             digest.update(data)
             crcs.append(zlib.crc32(data))
-    columns = {
-        "offset": places[:, 0],
-        "length": places[:, 1],
-        "crc": np.array(crcs, np.uint32),
-    }
-    return columns, digest.hexdigest(), int(places[:, 1].sum())
+    columns = {"offset": offset, "length": length, "crc": np.array(crcs, np.uint32)}
+    return columns, digest.hexdigest(), int(length.sum())
 
 
-def _is_whole(folder: str, shard: int, *, plan: dict, verify: bool) -> bool:
-    """Whether a shard is there as its part of the index says. Raises where it is of another run."""
-    part = _read_part(folder, shard, plan["shards"])
+def _is_complete(folder: str, shard: int, *, plan: dict, verify: bool) -> bool:
+    """Return whether a shard agrees with its part of the index.
+
+    Raises UserError for one that was packed with another plan.
+    """
+    part = _read_part(folder, shard)
     if part is None:
         return False
     summary = part["summary"]
@@ -309,11 +367,11 @@ def _is_whole(folder: str, shard: int, *, plan: dict, verify: bool) -> bool:
 
 
 def _write_index(videos: Videos, folder: str, *, settings: Settings, parts: list[dict]) -> dict:
-    """Join the parts into the index of all, and describe them to tensorflow-datasets."""
-    keys = [*records.VIDEO_TYPES, *records.RECORD_TYPES, "reason"]
+    """Join the parts into one index, and write the metadata of tensorflow-datasets."""
+    keys = [*VIDEO_TYPES, *RECORD_TYPES, "reason"]
     columns = {key: np.concatenate([part[key] for part in parts]) for key in keys}
-    columns["path"] = records.pack_texts(_names(videos))
-    data = _npz(columns)
+    columns["path"] = pack_texts(_names(videos))
+    data = write_columns(columns)
     summaries = [part["summary"] for part in parts]
     index = {
         "version": VERSION,
@@ -333,15 +391,13 @@ def _write_index(videos: Videos, folder: str, *, settings: Settings, parts: list
     }
     _write_description(folder, index)
     _write(join(folder, COLUMNS), data)
-    # Last: what opens the folder looks for it first.
+    # Last, because its existence marks the folder as complete.
     _write(join(folder, INDEX), json.dumps(index, indent=1).encode())
     return index
 
 
 def _write_description(folder: str, index: dict) -> None:
-    """Write what `tfds.builder_from_directory` reads."""
-    import tempfile
-
+    """Write the metadata that `tfds.builder_from_directory` reads."""
     import tensorflow_datasets as tfds
 
     with tempfile.TemporaryDirectory() as local:
@@ -368,9 +424,9 @@ def _write_description(folder: str, index: dict) -> None:
 
 
 def _plan(videos: Videos, settings: Settings, shards: int) -> dict:
-    """What every part of one packing has in common."""
+    """Return what all parts of one packing have in common."""
     labels = b"" if videos.labels is None else videos.labels.tobytes()
-    listed = records.pack_texts(_names(videos)).tobytes() + labels
+    listed = pack_texts(_names(videos)).tobytes() + labels
     return {
         "version": VERSION,
         **settings._asdict(),
@@ -380,7 +436,7 @@ def _plan(videos: Videos, settings: Settings, shards: int) -> dict:
 
 
 def _names(videos: Videos) -> list[str]:
-    """The paths below the folder that all videos share, so that records may move."""
+    """Return paths relative to the common folder, so that the records can be moved."""
     folder = os.path.commonpath([os.path.dirname(path) for path in videos.paths])
     return [os.path.relpath(path, folder) for path in videos.paths]
 
@@ -393,28 +449,20 @@ def _part_name(folder: str, shard: int) -> str:
     return join(folder, f"{PARTS}/{shard:05}.npz")
 
 
-def _read_part(folder: str, shard: int, shards: int) -> dict | None:
-    """The part of the index for one shard; None where that is not written yet, or damaged."""
+def _read_part(folder: str, shard: int) -> dict | None:
+    """Return the part of the index for one shard; None if it is missing or damaged."""
     path = _part_name(folder, shard)
     if not exists(path):
         return None
     try:
-        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as file:
-            part = dict(file)
+        part = read_columns(read_bytes(path))
     except (ValueError, OSError, EOFError):
         return None
-    part["summary"] = json.loads(part["summary"].tobytes())
-    return part
-
-
-def _npz(columns: dict[str, np.ndarray]) -> bytes:
-    file = io.BytesIO()
-    np.savez_compressed(file, **columns)
-    return file.getvalue()
+    return part | {"summary": json.loads(part["summary"].tobytes())}
 
 
 def _write(path: str, data: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     unfinished = f"{path}.unfinished-{os.getpid()}"
     with open_file(unfinished, "wb") as file:
         file.write(data)

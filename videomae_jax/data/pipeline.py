@@ -1,13 +1,15 @@
 """Videos -> batches of clips, as a pure function of the seed and the step.
 
-The clip at global position p = step * batch_size + row is drawn from (seed, p)
-alone. So any number of processes together, and any start, give the same batches,
-and there is no state of the data to save. The only module that knows tf.data.
+The clip at global position p = step * batch_size + row is drawn from (seed, p) alone. So the
+batches do not depend on the number of processes or on the first step, and there is no iterator
+state to save. The only module that uses tf.data.
 """
 
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,9 +17,10 @@ import numpy as np
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf  # noqa: E402
 
-from videomae_jax.data.records import Records, decode_regions  # noqa: E402
+from videomae_jax.data.records import Records  # noqa: E402
+from videomae_jax.data.regions import decode_regions, jpeg_reader, read_jpegs  # noqa: E402
 from videomae_jax.data.retry import read_with_retries  # noqa: E402
-from videomae_jax.data.samplers import ClipSampler  # noqa: E402
+from videomae_jax.data.samplers import ClipSampler, Rngs  # noqa: E402
 from videomae_jax.data.unreadable import BadVideos  # noqa: E402
 from videomae_jax.data.videos import Videos  # noqa: E402
 from videomae_jax.errors import UserError, nearest_multiples  # noqa: E402
@@ -27,12 +30,21 @@ from videomae_jax.host import count_cores  # noqa: E402
 tf.config.set_visible_devices([], "GPU")
 tf.config.set_visible_devices([], "TPU")
 
-# How many other videos are tried in the place of an unreadable one.
+# How many other videos are tried instead of an unreadable one.
 SUBSTITUTES = 16
-# Batches kept ready, where nobody says how many.
+# How many batches are kept ready by default.
 AHEAD = 2
 
 Batch = dict[str, np.ndarray]
+# Reads the clips of one video, without or with decoding: (index, rngs) -> arrays.
+Fetch = Callable[[int, Rngs], tuple]
+
+
+class Load(Protocol):
+    """Fetches the clips of one position in the data; decides what replaces unreadable videos."""
+
+    def __call__(self, fetch: Fetch, position: int, index: int) -> tuple[tuple | None, int]:
+        """Return the result of `fetch`, None if there is no clip, and the index of its video."""
 
 
 def clip_batches(
@@ -50,19 +62,19 @@ def clip_batches(
     threads: int | None = None,
     prefetch: int = AHEAD,
 ) -> Iterator[Batch]:
-    """The training batches of steps start_step to start_step + num_steps - 1.
+    """Yield the training batches of steps start_step to start_step + num_steps - 1.
 
-    Each epoch is a permutation of the videos; a batch may span two. `sampler` makes a clip of
-    `sampler.shape` = (F, H, W, C) of a video. `batch_size` counts the clips of all processes;
-    this one gets its b = batch_size / process_count rows: video uint8 [b, F, H, W, C], id
-    int32 [b], row int32 [b], the place in the batch of all processes, label int32 [b] where
-    there are labels, and size int32 [b, 2] where the sampler is `sized`. `repeats` clips of each
-    video, one after the other, are drawn each for itself, from one decode.
-    An unreadable video is recorded in `bad`, and another one, drawn from (seed, p) where p is
-    the first of its clips, takes its place; id and label are those of the video that was read.
-    `threads` read clips at once, one a core where None, and `prefetch` batches are kept ready.
-    Raises UserError for a batch that cannot be divided, and while iterating where
-    there are too many bad videos. What else `sampler` raises comes through.
+    Each epoch is a permutation of the videos; a batch may span two epochs. `batch_size` counts
+    the clips of all processes; this one gets its b = batch_size / process_count rows:
+    video uint8 [b, *sampler.shape], id int32 [b], row int32 [b], the row in the batch of all
+    processes, label int32 [b] if there are labels, and size int32 [b, 2] if the sampler is
+    `sized`. `repeats` clips of each video follow each other: they share one decode, but each is
+    drawn independently.
+    An unreadable video is recorded in `bad` and replaced by another one, drawn from (seed, p)
+    where p is the position of the first of its clips; id and label are those of the video read.
+    `threads` read clips in parallel, None means one per core; `prefetch` batches are kept ready.
+    Raises UserError for a batch that cannot be divided and, while iterating, for too many bad
+    videos. Other exceptions of `sampler` are not caught.
     """
     rows = _rows(batch_size, process_count)
     if seed < 0:
@@ -70,52 +82,38 @@ def clip_batches(
     if prefetch < 1:
         raise UserError(f"data.ahead {prefetch}: use 1 or more")
     count = len(videos)
-    # The clips of a video that this process decodes at once; what is in them does not depend
-    # on it, so the number of processes may change.
+    # How many clips of a video this process decodes at once. Clips do not depend on it, so the
+    # number of processes may change.
     group = math.gcd(rows, repeats)
 
     def locate(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         row = number * group
         position = row // rows * batch_size + process_index * rows + row % rows
         turn = position // repeats
-        place = tf.random.experimental.index_shuffle(
+        index = tf.random.experimental.index_shuffle(
             turn % count, seed=tf.stack([seed, turn // count]), max_index=count - 1
         )
-        return position, place
+        return position, index
 
-    def load(read: Callable, position: int, place: int) -> tuple[tuple, int]:
-        index = place
+    def load(fetch: Fetch, position: int, index: int) -> tuple[tuple | None, int]:
+        path = videos.paths[index]
         for attempt in range(1 + SUBSTITUTES):
             if attempt:
                 first = position - position % repeats
                 index = int(np.random.default_rng([seed, first, attempt, 1]).integers(count))
             seeds = [[seed, position + row, attempt] for row in range(group)]
-            found = _read(read, videos, index, seeds, bad)
+            found = _read(fetch, videos, index, seeds, bad)
             if found is not None:
                 return found, index
             bad.check()
-        raise UserError(f"{SUBSTITUTES} substitutes for {videos.paths[place]} failed too: {bad}")
+        raise UserError(f"{SUBSTITUTES} substitutes for {path} failed too: {bad}")
 
-    def finish() -> Iterator[Batch]:
-        for video, size, index, _ in batches:
-            ids = index.astype(np.int32)
-            sizes = {"size": size} if sampler.sized else {}
-            yield {"video": video, "id": ids, "row": places, **_labels(videos, index), **sizes}
-
-    places = np.arange(process_index * rows, (process_index + 1) * rows, dtype=np.int32)
-    units = rows // group
-    numbers = tf.data.Dataset.range(start_step * units, (start_step + num_steps) * units)
-    batches = _load(
-        numbers.map(locate),
-        load,
-        videos=videos,
-        sampler=sampler,
-        group=group,
-        rows=rows,
-        threads=threads,
-        prefetch=prefetch,
-    )
-    return finish()
+    row = np.arange(process_index * rows, (process_index + 1) * rows, dtype=np.int32)
+    groups = rows // group
+    numbers = tf.data.Dataset.range(start_step * groups, (start_step + num_steps) * groups)
+    loader = _Loader(load, videos=videos, sampler=sampler, group=group)
+    batches = _load(numbers.map(locate), loader, rows=rows, threads=threads, prefetch=prefetch)
+    return (batch | {"row": row} for batch, _ in batches)
 
 
 def eval_batches(
@@ -130,13 +128,13 @@ def eval_batches(
     process_count: int = 1,
     threads: int | None = None,
 ) -> Iterator[Batch]:
-    """Every video exactly once, in order, in batches of one shape.
+    """Yield every video exactly once, in order, in batches of one shape.
 
-    The keys of `clip_batches` and valid, bool [b]. An unreadable video is never
-    replaced: its clip is zeros, valid is False, and `bad` counts it; there is no
-    share of them that raises. The rows that fill up the last batch are zeros with
-    id -1, label -1 and valid False. All processes get the same number of batches;
-    those before `start_step` are left out.
+    The keys are those of `clip_batches` without row, and valid, bool [b]. An unreadable video is
+    not replaced: its clip is zeros, valid is False, and it is recorded in `bad`; any number of
+    them is accepted. The rows that fill up the last batch are zeros with id -1, label -1 and
+    valid False. All processes get the same number of batches; those before `start_step` are left
+    out.
     """
     rows = _rows(batch_size, process_count)
     count = len(videos)
@@ -146,30 +144,19 @@ def eval_batches(
         position = number // rows * batch_size + process_index * rows + number % rows
         return position, tf.where(position < count, position, -1)
 
-    def load(read: Callable, position: int, place: int) -> tuple[tuple | None, int]:
-        if place < 0:
-            return None, place
-        return _read(read, videos, place, [[seed, position]], bad), place
+    def load(fetch: Fetch, position: int, index: int) -> tuple[tuple | None, int]:
+        if index < 0:
+            return None, index
+        return _read(fetch, videos, index, [[seed, position]], bad), index
 
-    def finish() -> Iterator[Batch]:
-        for video, size, index, read in batches:
-            yield {
-                "video": video,
-                "id": index.astype(np.int32),
-                **_labels(videos, index),
-                **({"size": size} if sampler.sized else {}),
-                "valid": read,
-            }
-
-    numbers = tf.data.Dataset.range(start_step * rows, steps * rows).map(locate)
-    batches = _load(
-        numbers, load, videos=videos, sampler=sampler, group=1, rows=rows, threads=threads
-    )
-    return finish()
+    numbers = tf.data.Dataset.range(start_step * rows, steps * rows)
+    loader = _Loader(load, videos=videos, sampler=sampler, group=1)
+    batches = _load(numbers.map(locate), loader, rows=rows, threads=threads, prefetch=AHEAD)
+    return (batch | {"valid": valid} for batch, valid in batches)
 
 
 def _rows(batch_size: int, process_count: int) -> int:
-    """The rows of a batch that one process reads."""
+    """Return how many rows of a batch one process reads."""
     if batch_size % process_count or batch_size < 1:
         near = nearest_multiples(batch_size, process_count)
         raise UserError(
@@ -178,151 +165,130 @@ def _rows(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-def _labels(videos: Videos, index: np.ndarray) -> Batch:
-    """The labels of some videos, -1 for index -1, under the key they have in a batch."""
-    if videos.labels is None:
-        return {}
-    return {"label": np.where(index < 0, -1, videos.labels[index]).astype(np.int32)}
-
-
 def _read(
-    read: Callable, videos: Videos, index: int, seeds: Sequence[list[int]], bad: BadVideos
+    fetch: Fetch, videos: Videos, index: int, seeds: Sequence[list[int]], bad: BadVideos
 ) -> tuple | None:
-    """What `read(index, rngs)` returns; or None, recorded, where the video is unreadable."""
+    """Return `fetch(index, rngs)`; None, recorded in `bad`, if the video is unreadable."""
 
     def attempt() -> tuple:
-        return read(index, [np.random.default_rng(seed) for seed in seeds])
+        return fetch(index, [np.random.default_rng(seed) for seed in seeds])
 
     return read_with_retries(attempt, videos.paths[index], bad)
 
 
-def _load(
-    places: tf.data.Dataset,
-    load: Callable[[Callable, int, int], tuple[tuple | None, int]],
-    *,
-    videos: Videos,
-    sampler: ClipSampler,
-    group: int,
-    rows: int,
-    threads: int | None,
-    prefetch: int = AHEAD,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches of `load(read, position, place)` in order: (video, size, index, whether it was read).
+@dataclass(kw_only=True)
+class _Loader:
+    """Loads the clips of one video in a tf.data graph.
 
-    `load` calls `read(index, rngs)` for the clips of one video, `group` of them, and returns
-    what it returns, with the index; or None.
+    group: how many clips of a video. failures: exceptions of the Python code. They are raised
+    outside of TensorFlow, which would report them as a text among C++ frames.
     """
-    # One a core: more only pass the interpreter's lock around (2 cores, 112x112 clips:
+
+    load: Load = field(kw_only=False)
+    videos: Videos
+    sampler: ClipSampler
+    group: int
+    failures: list[Exception] = field(default_factory=list)
+
+    def __call__(self, position: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Return video, size, index of the video and whether it was read, [group, ...] each."""
+        reader = jpeg_reader(self.videos)
+        if reader is None:
+            video, size, index, valid = self._load_clips(position, index)
+        else:
+            video, size, index, valid = self._load_regions(position, index, reader)
+        video.set_shape((self.group, *self.sampler.shape))
+        size.set_shape((self.group, 2))
+        index.set_shape(())
+        valid.set_shape(())
+        return video, size, tf.repeat(index, self.group), tf.repeat(valid, self.group)
+
+    def batch(self, video: Any, size: Any, index: Any, valid: Any) -> tuple[Batch, np.ndarray]:
+        """Return the batch of arrays [b, ...], and valid bool [b]."""
+        batch = {"video": video, "id": index.astype(np.int32)}
+        if self.videos.labels is not None:
+            batch["label"] = np.where(index < 0, -1, self.videos.labels[index]).astype(np.int32)
+        if self.sampler.sized:
+            batch["size"] = size
+        return batch, valid
+
+    def _load_clips(self, position: tf.Tensor, index: tf.Tensor) -> list[tf.Tensor]:
+        def fetch(index: int, rngs: Rngs) -> tuple:
+            return self.sampler.sample_many(self.videos, index, rngs)
+
+        return self._fetch(fetch, position, index, empty=self._no_clips())
+
+    def _load_regions(
+        self, position: tf.Tensor, index: tf.Tensor, reader: Records
+    ) -> list[tf.Tensor]:
+        """Decode with TensorFlow, between two calls of Python."""
+        empty = np.array([], object), np.zeros(4, np.int32), np.zeros((self.group, 1, 4), np.int32)
+
+        def fetch(index: int, rngs: Rngs) -> tuple:
+            jpegs, region, boxes = read_jpegs(
+                self.videos, index, reader=reader, sampler=self.sampler, rngs=rngs
+            )
+            return np.array(jpegs, object), region, boxes
+
+        def crop(frames: np.ndarray, boxes: np.ndarray, valid: np.ndarray) -> tuple:
+            return self.sampler.crop(frames, boxes) if valid else self._no_clips()
+
+        jpegs, region, boxes, index, valid = self._fetch(fetch, position, index, empty=empty)
+        jpegs.set_shape([None])
+        region.set_shape([4])
+        frames = decode_regions(jpegs, region, channels=self.sampler.channels)
+        clips = self._call_python(crop, [frames, boxes, valid], default=self._no_clips())
+        return [*clips, index, valid]
+
+    def _fetch(
+        self, fetch: Fetch, position: tf.Tensor, index: tf.Tensor, *, empty: tuple
+    ) -> list[tf.Tensor]:
+        """Return what `load` fetches, or `empty`, the index and whether there was anything."""
+
+        def load(position: np.ndarray, index: np.ndarray) -> tuple:
+            found, read = self.load(fetch, int(position), int(index))
+            return *(found or empty), np.int64(read), np.bool_(found is not None)
+
+        default = *empty, np.int64(-1), np.False_
+        return self._call_python(load, [position, index], default=default)
+
+    def _call_python(
+        self, function: Callable[..., tuple], inputs: list[tf.Tensor], *, default: tuple
+    ) -> list[tf.Tensor]:
+        """Call a function of arrays; for an exception return `default`, which gives the types."""
+
+        def guarded(*arrays: np.ndarray) -> tuple:
+            try:
+                return function(*arrays)
+            except Exception as error:
+                self.failures.append(error)
+                return default
+
+        types = [tf.as_dtype(value.dtype) for value in default]
+        # Not stateful, else TensorFlow would run one call at a time.
+        return tf.numpy_function(guarded, inputs, types, stateful=False)
+
+    def _no_clips(self) -> tuple[np.ndarray, np.ndarray]:
+        clips = np.zeros((self.group, *self.sampler.shape), np.uint8)
+        return clips, np.zeros((self.group, 2), np.int32)
+
+
+def _load(
+    positions: tf.data.Dataset, loader: _Loader, *, rows: int, threads: int | None, prefetch: int
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Yield (batch, valid) of `rows` clips, in the order of the (position, index) pairs."""
+    # One per core: more only compete for the lock of the interpreter (2 cores, 112x112 clips:
     # 190 clips/s with 2 threads, 150 with 4). Slow disks may want more.
     threads = threads or count_cores()
-    failures: list[Exception] = []
-    jpeg = _in_regions(videos)
-    no_clips = np.zeros((group, *sampler.shape), np.uint8), np.zeros((group, 2), np.int32)
-    no_pictures = np.array([], object), np.zeros(4, np.int32), np.zeros((group, 1, 4), np.int32)
-
-    def fetch_clips(index: int, rngs: Sequence[np.random.Generator]) -> tuple:
-        return sampler.sample_many(videos, index, rngs)
-
-    def fetch_pictures(index: int, rngs: Sequence[np.random.Generator]) -> tuple:
-        pictures, region, boxes = _fetch_pictures(videos, index, sampler, rngs)
-        return np.array(pictures, object), region, boxes
-
-    fetch, nothing = (fetch_pictures, no_pictures) if jpeg else (fetch_clips, no_clips)
-
-    # An exception would come out of TensorFlow as a text among C++ frames, so it is carried
-    # around it.
-    def guarded_load(position: np.ndarray, place: np.ndarray) -> tuple:
-        try:
-            found, index = load(fetch, int(position), int(place))
-            return *(found or nothing), np.int64(index), np.bool_(found is not None)
-        except Exception as error:
-            failures.append(error)
-            return *nothing, np.int64(-1), np.False_
-
-    def guarded_cut(frames: np.ndarray, boxes: np.ndarray, good: np.ndarray) -> tuple:
-        try:
-            return sampler.crop(frames, boxes) if good else no_clips
-        except Exception as error:
-            failures.append(error)
-            return no_clips
-
-    def read(position: tf.Tensor, place: tf.Tensor) -> tuple:
-        # Not stateful, else TensorFlow would run one call at a time.
-        leaves = [tf.string, tf.int32, tf.int32] if jpeg else [tf.uint8, tf.int32]
-        *found, index, good = tf.numpy_function(
-            guarded_load, [position, place], [*leaves, tf.int64, tf.bool], stateful=False
-        )
-        index.set_shape(())
-        good.set_shape(())
-        if jpeg:
-            pictures, region, boxes = found
-            pictures.set_shape([None])
-            region.set_shape([4])
-            frames = decode_regions(pictures, region, channels=sampler.channels)
-            found = tf.numpy_function(
-                guarded_cut, [frames, boxes, good], [tf.uint8, tf.int32], stateful=False
-            )
-        video, size = found
-        video.set_shape((group, *sampler.shape))
-        size.set_shape((group, 2))
-        return video, size, tf.repeat(index, group), tf.repeat(good, group)
-
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = False
     # A pool of its own, so that nothing else of TensorFlow waits behind the decoders.
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
-    dataset = places.map(read, num_parallel_calls=threads, deterministic=True)
-    dataset = dataset.batch(rows // group, drop_remainder=True).prefetch(prefetch)
-    dataset = dataset.with_options(options)
-    for batch in dataset.as_numpy_iterator():
-        if failures:
-            raise failures[0]
-        yield tuple(leaf.reshape(rows, *leaf.shape[2:]) for leaf in batch)
-
-
-def decode_clips(
-    videos: Videos, index: int, *, sampler: ClipSampler, rngs: Sequence[np.random.Generator]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Decode what the clips of one video take, as for a batch: what `sampler.crop` is given.
-
-    Raises UnreadableVideo.
-    """
-    if _in_regions(videos):
-        pictures, region, boxes = _fetch_pictures(videos, index, sampler, rngs)
-        frames = _decode_regions(tf.constant(pictures), region, channels=sampler.channels)
-        return frames.numpy(), boxes
-    return sampler.decode(videos, index, rngs)
-
-
-_decode_regions = tf.function(decode_regions, reduce_retracing=True)
-
-
-def _in_regions(videos: Videos) -> bool:
-    """Whether TensorFlow decodes parts of pictures, in its own threads, without the lock."""
-    return not videos.memory and isinstance(videos.reader, Records) and videos.reader.kind == "jpeg"
-
-
-def _fetch_pictures(
-    videos: Videos, index: int, sampler: ClipSampler, rngs: Sequence[np.random.Generator]
-) -> tuple[list[bytes], np.ndarray, np.ndarray]:
-    """The pictures of clips, the region of them to decode, and the boxes in that."""
-    path = videos.paths[index]
-    pictures = videos.reader.read_pictures(
-        path, lambda count: sampler.frame_indices(index, count, rngs)
-    )
-    height, width = videos.reader.size(path)
-    return pictures, *_region(sampler.crop_boxes(width, height, rngs), width)
-
-
-def _region(boxes: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest region around boxes int32 [..., 4] of a picture, and the boxes in it."""
-    axes = tuple(range(boxes.ndim - 1))
-    first = boxes[..., :2].min(axis=axes)
-    last = (boxes[..., :2] + boxes[..., 2:]).max(axis=axes)
-    # The colours of the outer columns are interpolated with those beyond them: with these, too,
-    # all pixels are those of the whole picture, bit for bit.
-    first[0], last[0] = max(first[0] - 2, 0), min(last[0] + 2, width)
-    inside = boxes - np.concatenate([first, [0, 0]]).astype(np.int32)
-    return np.concatenate([first, last - first]).astype(np.int32), inside
+    dataset = positions.map(loader, num_parallel_calls=threads, deterministic=True)
+    dataset = dataset.batch(rows // loader.group, drop_remainder=True).prefetch(prefetch)
+    for leaves in dataset.with_options(options).as_numpy_iterator():
+        if loader.failures:
+            raise loader.failures[0]
+        yield loader.batch(*(leaf.reshape(rows, *leaf.shape[2:]) for leaf in leaves))

@@ -1,47 +1,60 @@
-"""What is wrong with the videos of a list, and the report that shows it."""
+"""Faults of the videos of a list, and the report about them."""
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from videomae_jax.data.html import bars, charts, page, sheet, table
+from videomae_jax.data.survey import Survey
+from videomae_jax.data.videos import Videos
 
-ENDS_EARLY = 1.0  # seconds that are missing, for a remark
-ROWS = 200  # of a table in the report
+ENDS_EARLY = 1.0  # missing seconds from which on a video gets a remark
+ROWS = 200  # the most rows of a table in the report
+
+Reasons = dict[int, tuple[str, str]]  # index of a video -> (kind, reason)
 
 
-def left_out(videos, surveys, copies: dict[int, int], *, min_frames: int) -> dict:
-    """Return the place of each video that does not belong in a clean list -> (kind, reason)."""
+def left_out(
+    videos: Videos, surveys: Sequence[Survey], copies: dict[int, int], *, min_frames: int
+) -> Reasons:
+    """Return the videos that do not belong in a clean list.
+
+    surveys: of all videos, and of others after them. copies: see `survey.find_copies`.
+    """
     bad = {}
-    for place, survey in enumerate(surveys[: len(videos)]):
-        first = copies.get(place)
-        if survey.reason:
-            bad[place] = "unreadable", survey.reason
+    for index, survey in enumerate(surveys[: len(videos)]):
+        first = copies.get(index)
+        if survey.facts is None:
+            bad[index] = "unreadable", survey.reason
         elif survey.facts.frames < min_frames:
-            frames = survey.facts.frames
-            bad[place] = "too short", f"{frames} frame{'s' * (frames > 1)}, fewer than {min_frames}"
+            count = survey.facts.frames
+            frames = "1 frame" if count == 1 else f"{count} frames"
+            bad[index] = "too short", f"{frames}, fewer than {min_frames}"
         elif first is not None:
             reason = f"of {videos.paths[first]}"
-            if videos.labels is not None and videos.labels[place] != videos.labels[first]:
+            if videos.labels is not None and videos.labels[index] != videos.labels[first]:
                 reason += ", which has another label"
-            bad[place] = "copy", reason
+            bad[index] = "copy", reason
     return bad
 
 
-def leaks(surveys, count: int, look_alikes: list[tuple[int, int]]) -> dict:
-    """Return the places below `count` of videos that are also beyond it -> (kind, reason)."""
+def leaks(surveys: Sequence[Survey], count: int, look_alikes: list[tuple[int, int]]) -> Reasons:
+    """Return which of the first `count` videos are also among the others."""
     others = {survey.digest: survey.path for survey in surveys[count:] if survey.size}
     bad = {a: ("leak", f"looks like {surveys[b].path}") for a, b in look_alikes if a < count <= b}
-    for place, survey in enumerate(surveys[:count]):
+    for index, survey in enumerate(surveys[:count]):
         if survey.size and survey.digest in others:
-            bad[place] = "leak", f"also in {others[survey.digest]}"
+            bad[index] = "leak", f"also in {others[survey.digest]}"
     return bad
 
 
-def remark(surveys, look_alikes: list[tuple[int, int]]) -> list[tuple[str, str, str]]:
-    """Return (path, kind, remark) of what is worth a look but no reason to leave a video out."""
+def remark(
+    surveys: Sequence[Survey], look_alikes: list[tuple[int, int]]
+) -> list[tuple[str, str, str]]:
+    """Return (path, kind, remark) of videos that are unusual, but not left out for it."""
     odd, uneven, early, several = [], [], [], []
     for survey in surveys:
         if survey.width % 2 or survey.height % 2:
@@ -61,22 +74,26 @@ def remark(surveys, look_alikes: list[tuple[int, int]]) -> list[tuple[str, str, 
     return early + several + alike + odd + uneven
 
 
-def describe(survey) -> dict:
-    """Return what is known of a readable video, for JSON."""
+def describe(survey: Survey) -> dict:
+    """Return the facts about a readable video, for JSON."""
+    assert survey.facts is not None
     facts = dataclasses.asdict(survey.facts)
     sizes = dict(width=survey.width, height=survey.height, bytes=survey.size)
     return dict(path=survey.path, **sizes, **facts, digest=survey.digest)
 
 
-def summarize(videos, surveys, clean, bad: dict, remarks: list) -> dict:
-    """Count what was found, as words and numbers that JSON can hold.
+def summarize(
+    videos: Videos, surveys: Sequence[Survey], clean: Videos, bad: Reasons, remarks: list
+) -> dict:
+    """Return the counts of a report, for JSON.
 
-    "frames" are the fewest, the median and the most of a video; "classes" counts clean ones.
+    "frames" are the smallest, the median and the largest number of a video; "classes" counts
+    clean videos.
     """
-    read = [survey for survey in surveys if not survey.reason]
-    seconds = [s.facts.frames / s.facts.rate for s in read if s.facts.rate]
+    facts = [survey.facts for survey in surveys if survey.facts]
+    seconds = [fact.frames / fact.rate for fact in facts if fact.rate]
     classes = {}
-    if videos.labels is not None:
+    if videos.labels is not None and clean.labels is not None:
         highest = max(int(videos.labels.max()) + 1, len(videos.class_names or ()))
         names = videos.class_names or tuple(map(str, range(highest)))
         counts = Counter(clean.labels.tolist())
@@ -88,37 +105,30 @@ def summarize(videos, surveys, clean, bad: dict, remarks: list) -> dict:
         "remarks": dict(Counter(kind for _, kind, _ in remarks)),
         "hours": float(f"{sum(seconds) / 3600:.3g}"),
         "gigabytes": float(f"{sum(survey.size for survey in surveys) / 1e9:.3g}"),
-        "frames": spread(s.facts.frames for s in read),
+        "frames": spread(fact.frames for fact in facts),
         "classes": classes,
     }
 
 
-def spread(values) -> tuple[int, int, int]:
-    """Return the smallest, the middle and the largest of some numbers, zeros of none."""
-    values = sorted(values) or [0]
-    return values[0], values[len(values) // 2], values[-1]
+def spread(values: Iterable[int]) -> tuple[int, int, int]:
+    """Return the smallest, the median and the largest of some numbers, zeros if there are none."""
+    ordered = sorted(values) or [0]
+    return ordered[0], ordered[len(ordered) // 2], ordered[-1]
 
 
-def report(videos, surveys, summary: dict, rows: list, remarks: list) -> str:
-    """Return the page that shows it all."""
-    read = [survey for survey in surveys if not survey.reason]
-    sizes = Counter(f"{s.width} x {s.height}" for s in read)
-    rates = Counter(f"{s.facts.rate:.3g}" if s.facts.steady else "uneven" for s in read)
-    kinds = Counter(f"{s.facts.codec}, {s.facts.pixels}" for s in read)
-    figures = [
-        bars("seconds", histogram([s.facts.frames / s.facts.rate for s in read if s.facts.rate])),
-        bars("frames", histogram([float(s.facts.frames) for s in read])),
-        bars("frames per second", most(rates)),
-        bars("width x height", most(sizes)),
-        bars("codec and pixels", most(kinds)),
-    ]
+def report(
+    videos: Videos,
+    surveys: Sequence[Survey],
+    summary: dict,
+    rows: Sequence[Sequence],
+    remarks: Sequence[Sequence],
+) -> str:
+    """Return an HTML page with all results.
+
+    summary: see `summarize`. rows: (path, kind, reason) of the videos that are left out.
+    remarks: see `remark`.
+    """
     classes = Counter(summary["classes"])
-    if classes:
-        shown = classes.most_common()
-        if len(shown) > 60:
-            figures += [bars("largest classes", shown[:30]), bars("smallest classes", shown[-30:])]
-        else:
-            figures.append(bars("videos per class, clean", shown))
     low, middle, high = spread(classes.values())
     lead = (
         f"{summary['clean']:,} of {summary['videos']:,} videos are clean, {summary['hours']:g} "
@@ -127,23 +137,22 @@ def report(videos, surveys, summary: dict, rows: list, remarks: list) -> str:
     if classes:
         lead += f" {len(classes)} classes of {low:,} to {high:,} videos, median {middle:,}."
 
-    def caption(place: int) -> str:
-        survey = surveys[place]
-        lines = [Path(survey.path).name]
-        if videos.labels is not None:
-            lines.append(list(summary["classes"])[videos.labels[place]])
-        facts = survey.facts
-        return "\n".join([*lines, f"{survey.width}x{survey.height}, {facts.frames} frames"])
-
+    pictures = []
+    for index, survey in enumerate(surveys):
+        if survey.picture and survey.facts:
+            lines = [Path(survey.path).name]
+            if videos.labels is not None:
+                lines.append(list(summary["classes"])[videos.labels[index]])
+            lines.append(f"{survey.width}x{survey.height}, {survey.facts.frames} frames")
+            pictures.append((survey.picture, "\n".join(lines)))
     found = [*summary["left out"].items(), *summary["remarks"].items()]
-    pictures = [(s.picture, caption(place)) for place, s in enumerate(surveys) if s.picture]
     return page(
         f"Videos of {videos.name}",
         lead,
         [
             ("Found", table(("what", "videos"), found, limit=ROWS, more="")),
             ("Contact sheet", sheet(pictures)),
-            ("Distributions", charts(figures) if read else ""),
+            ("Distributions", _distributions(surveys, classes)),
             ("Left out", table(("video", "kind", "reason"), rows, limit=ROWS, more="bad.csv")),
             (
                 "Worth a look, and not left out for it",
@@ -153,11 +162,37 @@ def report(videos, surveys, summary: dict, rows: list, remarks: list) -> str:
     )
 
 
-def most(counts, *, limit: int = 12) -> list[tuple[str, int]]:
-    """Return the most frequent (name, count), the rest as one."""
+def _distributions(surveys: Sequence[Survey], classes: Counter[str]) -> str:
+    """Return the charts of readable videos, and of clean ones per class."""
+    facts = [survey.facts for survey in surveys if survey.facts]
+    if not facts:
+        return ""
+    seconds = [fact.frames / fact.rate for fact in facts if fact.rate]
+    rates = Counter(f"{fact.rate:.3g}" if fact.steady else "uneven" for fact in facts)
+    sizes = Counter(f"{survey.width} x {survey.height}" for survey in surveys if survey.facts)
+    codecs = Counter(f"{fact.codec}, {fact.pixels}" for fact in facts)
+    figures = [
+        bars("seconds", histogram(seconds)),
+        bars("frames", histogram([float(fact.frames) for fact in facts])),
+        bars("frames per second", most(rates)),
+        bars("width x height", most(sizes)),
+        bars("codec and pixels", most(codecs)),
+    ]
+    shown = classes.most_common()
+    if len(shown) > 60:
+        figures += [bars("largest classes", shown[:30]), bars("smallest classes", shown[-30:])]
+    elif shown:
+        figures.append(bars("videos per class, clean", shown))
+    return charts(figures)
+
+
+def most(counts: Counter[str], *, limit: int = 12) -> list[tuple[str, int]]:
+    """Return the most frequent (name, count), and the others together."""
     rows = counts.most_common(limit)
     rest = counts.total() - sum(count for _, count in rows)
-    return [*rows, *([("other", rest)] if rest else [])]
+    if rest:
+        rows.append(("other", rest))
+    return rows
 
 
 def histogram(values: list[float], *, bins: int = 12) -> list[tuple[str, int]]:

@@ -14,13 +14,14 @@ Result = TypeVar("Result")
 
 
 def read_with_retries(read: Callable[[], Result], path: str, bad: BadVideos) -> Result | None:
-    """Return what `read()` returns; None, recorded in `bad`, where the video is unreadable."""
-    for attempt in range(1 + RETRIES):
+    """Return `read()`; None, recorded in `bad`, if the video is unreadable."""
+    retries = RETRIES
+    while True:
         try:
             return read()
         except UnreadableVideo as error:
-            if attempt == RETRIES or not error.transient:
+            if not error.transient or not retries:
                 bad.add(path, str(error))
                 return None
+        retries -= 1
         time.sleep(PAUSE)
-    raise AssertionError("the last attempt returns")

@@ -1,20 +1,20 @@
-"""Which frames of a video, and which part of the picture, make a clip.
+"""Frame indices and crop boxes of clips.
 
-Pure functions of a frame count or a picture size. Indices are int64, in
-[0, count), sorted. The numbers are those of the released VideoMAE code; the
-tests hold them against `tests/data/recipe_tables.json`.
+Pure functions of the number of frames or of the image size. Indices are int64, in [0, count),
+sorted. The numbers are those of the released VideoMAE code; the tests compare them with
+`tests/data/recipe_tables.json`.
 """
 
 import numpy as np
 
-# Multi-scale crops: shares of the largest box, widest first. Index into this
-# tuple is what "the scales differ by at most one" counts.
+# Multi-scale crops: fractions of the largest box, in decreasing order. Width and height of a crop
+# use entries of this tuple that are at most one apart.
 SCALES = (1.0, 0.875, 0.75, 0.66)
-# A crop this near to the size of the clip is made exactly that size, so that
-# the most frequent crop needs no interpolation.
+# A crop whose size differs by less than this from the clip gets exactly the size of the clip, so
+# that the most frequent crop needs no interpolation.
 SNAP_PIXELS = 3
-# Thirteen places of a crop in quarters of the free room (x, y): the corners, the
-# centre, the middles of the sides, then the centres of the four quadrants.
+# Thirteen positions of a crop (x, y), in quarters of the margin: the corners, the centre, the
+# middles of the sides, then the centres of the four quadrants.
 QUARTERS = (
     (0, 0), (4, 0), (0, 4), (4, 4), (2, 2),
     (0, 2), (4, 2), (2, 4), (2, 0),
@@ -23,46 +23,51 @@ QUARTERS = (
 
 
 def pretrain_starts(count: int, *, frames: int, stride: int) -> int:
-    """The number of first frames that pre-training draws from, at least 1."""
+    """Return the number of start frames that pre-training draws from, at least 1."""
     return max(1, count - frames * stride + 1)
 
 
 def pretrain_indices(count: int, *, start: int, frames: int, stride: int) -> np.ndarray:
-    """Frames of a pre-training clip: exact stride, the last reachable one repeated. int64 [F]."""
+    """Return the frames of a pre-training clip, int64 [F].
+
+    The stride is exact; in a short video the last reachable frame is repeated.
+    """
     steps = np.arange(frames)
     if start + frames * stride > count:
-        # The reference never steps onto the very last frame of a video that is
-        # too short: 17 frames at stride 4 give 0 4 8 12 12 ..., without 16.
+        # The reference never uses the last frame of a video that is too short: 17 frames at
+        # stride 4 give 0 4 8 12 12 ..., without 16.
         steps = np.minimum(steps, max(0, count - 2 - start) // stride)
     return start + steps * stride
 
 
 def dense_ends(count: int, *, frames: int, stride: int) -> range:
-    """The `end` values that fine-tuning draws from; empty where the video is too short."""
+    """Return the `end` values that fine-tuning draws from; empty if the video is too short."""
     return range(frames * stride, count)
 
 
 def dense_indices(count: int, *, end: int | None, frames: int, stride: int) -> np.ndarray:
-    """Frames of a fine-tuning clip, evenly over the frames * stride ones before `end`. int64 [F].
+    """Return the frames of a fine-tuning clip, int64 [F].
 
-    `end` is one of `dense_ends`, or None where that is empty: then the clip
-    covers the whole video at about the same stride and repeats its last frame.
-    The spacing is not whole: 0 4 8 12 17 ... at stride 4.
+    They are evenly spaced over the frames * stride frames before `end`, one of `dense_ends`. If
+    that is empty, `end` is None: the clip covers the whole video at about the same stride and
+    repeats its last frame. The spacing is not an integer: 0 4 8 12 17 ... at stride 4.
     """
     window = frames * stride
     if end is not None:
-        places = np.linspace(end - window, end, frames)
+        points = np.linspace(end - window, end, frames)
     else:
-        own = min(frames, count // stride)
-        places = np.concatenate([np.linspace(0, count, own), np.full(frames - own, count)])
+        distinct = min(frames, count // stride)
+        repeated = np.full(frames - distinct, count)
+        points = np.concatenate([np.linspace(0, count, distinct), repeated])
     last = (count if end is None else end) - 1
-    return np.clip(places.astype(np.int64), 0, last)
+    return np.clip(points.astype(np.int64), 0, last)
 
 
 def dense_views(count: int, *, segments: int, frames: int, stride: int) -> np.ndarray:
-    """Frames of the test clips, spread evenly from the first to the last. int64 [segments, F].
+    """Return the frames of the test clips, int64 [segments, F].
 
-    One segment is the middle clip.
+    The clips are evenly spaced from the start to the end of the video; a single one is in the
+    middle.
     """
     thinned = np.arange(0, count, stride)
     free = max(0, len(thinned) - frames)
@@ -74,20 +79,23 @@ def dense_views(count: int, *, segments: int, frames: int, stride: int) -> np.nd
 
 
 def sparse_indices(count: int, rng: np.random.Generator, *, frames: int) -> np.ndarray:
-    """One random frame in each of `frames` equal parts of the video. int64 [F]."""
+    """Draw one frame from each of `frames` equal parts of the video: int64 [F]."""
     edges = np.arange(frames + 1) * count // frames
     return rng.integers(edges[:-1], np.maximum(edges[1:], edges[:-1] + 1))
 
 
 def sparse_views(count: int, *, frames: int, views: int = 2) -> np.ndarray:
-    """Frames of the sparse test clips, each shifted by a part of the spacing. int64 [views, F]."""
+    """Return the frames of the sparse test clips, int64 [views, F].
+
+    Each clip is shifted by 1 / views of the spacing between frames.
+    """
     spacing = count / frames
     shifts = np.arange(views)[:, None] * spacing / views
     return (shifts + spacing * np.arange(frames)).astype(np.int64)
 
 
 def middle_indices(count: int, *, frames: int, stride: int) -> np.ndarray:
-    """Frames of the pre-training clip in the middle of the video. int64 [F]."""
+    """Return the frames of the pre-training clip in the middle of the video: int64 [F]."""
     start = pretrain_starts(count, frames=frames, stride=stride) // 2
     return pretrain_indices(count, start=start, frames=frames, stride=stride)
 
@@ -95,37 +103,38 @@ def middle_indices(count: int, *, frames: int, stride: int) -> np.ndarray:
 def center_crop_box(
     width: int, height: int, *, target_width: int, target_height: int
 ) -> tuple[int, int, int, int]:
-    """The largest centred box of the target's shape: (x, y, width, height), in pixels."""
-    wide = max(1, min(width, round(height * target_width / target_height)))
-    high = max(1, min(height, round(width * target_height / target_width)))
-    return (width - wide) // 2, (height - high) // 2, wide, high
+    """Return the largest centred box of the target's aspect ratio: (x, y, width, height)."""
+    box_width = max(1, min(width, round(height * target_width / target_height)))
+    box_height = max(1, min(height, round(width * target_height / target_width)))
+    return (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
 
 
 def view_boxes(
     width: int, height: int, *, target_width: int, target_height: int, crops: int
 ) -> list[tuple[int, int, int, int]]:
-    """The largest boxes of the target's shape, evenly from one end of the picture to the other.
+    """Return the boxes of the test crops: (x, y, width, height) in pixels.
 
-    (x, y, width, height) in pixels. Resized to the target they are the test crops: along the
-    long side of a picture whose short side was resized. One crop is the centred one.
+    They are the largest boxes of the target's aspect ratio, evenly spaced from one end of the
+    image to the other; a single one is centred. Resized to the target, they equal crops along
+    the long side of an image whose short side was resized.
     """
-    x, y, wide, high = center_crop_box(
+    x, y, box_width, box_height = center_crop_box(
         width, height, target_width=target_width, target_height=target_height
     )
     if crops == 1:
-        return [(x, y, wide, high)]
-    free_x, free_y = width - wide, height - high
+        return [(x, y, box_width, box_height)]
+    margin_x, margin_y = width - box_width, height - box_height
     return [
-        (free_x * place // (crops - 1), free_y * place // (crops - 1), wide, high)
-        for place in range(crops)
+        (margin_x * crop // (crops - 1), margin_y * crop // (crops - 1), box_width, box_height)
+        for crop in range(crops)
     ]
 
 
 def window_indices(count: int, *, frames: int, stride: int, hop: int) -> np.ndarray:
-    """Frames of clips `hop` apart over the whole video, the last one at its end. int64 [n, F].
+    """Return the frames of clips `hop` frames apart, the last one at the end: int64 [n, F].
 
-    A clip spans frames * stride; with that as hop they stand side by side. A video shorter
-    than a clip repeats its last frame.
+    A clip spans frames * stride frames; with a hop of that length the clips do not overlap. A
+    video shorter than a clip repeats its last frame.
     """
     span = frames * stride
     starts = np.arange(0, max(1, count - span + 1), hop)
@@ -137,12 +146,12 @@ def window_indices(count: int, *, frames: int, stride: int, hop: int) -> np.ndar
 def multi_scale_pairs(
     width: int, height: int, *, target_width: int, target_height: int
 ) -> list[tuple[int, int]]:
-    """Sizes (width, height) of the multi-scale crops, all within the picture.
+    """Return the sizes (width, height) of the multi-scale crops, none larger than the image.
 
-    Each side is one of SCALES of the largest box of the target's shape (of the
-    short side, for square clips); the two scales are at most one apart.
+    Each side is one of SCALES times that of the largest box of the target's aspect ratio (of the
+    short side, for square clips); the two scales are at most one entry apart.
     """
-    _, _, wide, high = center_crop_box(
+    _, _, box_width, box_height = center_crop_box(
         width, height, target_width=target_width, target_height=target_height
     )
 
@@ -151,14 +160,14 @@ def multi_scale_pairs(
         snapped = [target if abs(size - target) < SNAP_PIXELS else size for size in sizes]
         return [min(max(size, 1), limit) for size in snapped]
 
-    widths = sides(wide, target_width, width)
-    heights = sides(high, target_height, height)
+    widths = sides(box_width, target_width, width)
+    heights = sides(box_height, target_height, height)
     return [(w, h) for i, h in enumerate(heights) for j, w in enumerate(widths) if abs(i - j) <= 1]
 
 
 def crop_offsets(
     width: int, height: int, *, crop_width: int, crop_height: int
 ) -> list[tuple[int, int]]:
-    """The thirteen places (x, y) of a crop in a picture, in pixels."""
-    across, down = (width - crop_width) // 4, (height - crop_height) // 4
-    return [(x * across, y * down) for x, y in QUARTERS]
+    """Return the thirteen positions (x, y) of a crop in an image, in pixels."""
+    step_x, step_y = (width - crop_width) // 4, (height - crop_height) // 4
+    return [(x * step_x, y * step_y) for x, y in QUARTERS]

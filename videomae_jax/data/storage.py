@@ -1,7 +1,8 @@
-"""Files by path or address: local ones, and whatever a TensorFlow file system opens."""
+"""Local files, and remote ones for which TensorFlow has a file system."""
 
 import os
 import re
+from typing import Any
 
 # Its start-up messages are about devices that it is not to use.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -21,14 +22,14 @@ def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}"
 
 
-def open_file(path: str, mode: str = "rb"):
+def open_file(path: str, mode: str = "rb") -> Any:
     """Open a binary file, local or remote."""
-    # TensorFlow's own reader of local files copies once more.
+    # TensorFlow's reader of local files makes one more copy.
     return tf.io.gfile.GFile(path, mode) if is_remote(path) else open(path, mode)
 
 
 def read_bytes(path: str, offset: int = 0, size: int = -1) -> bytes:
-    """Read a part of a file, less at its end. Raises UnreadableVideo."""
+    """Read a part of a file, fewer bytes at its end; size -1 is all. Raises UnreadableVideo."""
     try:
         with open_file(path) as file:
             file.seek(offset)
@@ -41,7 +42,7 @@ def read_bytes(path: str, offset: int = 0, size: int = -1) -> bytes:
 
 
 def exists(path: str) -> bool:
-    """Return whether there is a file. Raises UserError for an address that nothing can open."""
+    """Return whether a file exists. Raises UserError for an address that cannot be opened."""
     try:
         return tf.io.gfile.exists(path)
     except tf.errors.UnimplementedError:

@@ -1,7 +1,8 @@
-"""Look into every video of a list once: what it is, whether it decodes, what it looks like."""
+"""Inspect every video of a list once: its facts, whether it decodes, and thumbnails."""
 
 import hashlib
 import io
+import itertools
 import multiprocessing
 import os
 import signal
@@ -15,24 +16,24 @@ from PIL import Image
 
 from videomae_jax.data.decode import UnreadableVideo, VideoFacts, read_clip, read_facts
 
-# Frames decoded of each video, evenly from the first to the last.
+# Frames decoded of each video, evenly spaced from the first to the last.
 FRAMES = 5
-# The side of a thumbnail, and how far two of one picture lie apart in other encodings: see
-# `tests/test_survey.py` for what that tells apart.
+# The side of a thumbnail in pixels, and the largest difference between thumbnails of one frame in
+# different encodings: `tests/data/test_survey.py` shows what these tell apart.
 SIDE, TOLERANCE = 16, 20
-# A bucket of more look-alike candidates says nothing about them.
+# A larger bucket of candidates is ignored: it contains unrelated videos.
 CROWD = 64
-# The long side of a picture for people, in pixels.
+# The long side of the images of the report, in pixels.
 PICTURE = 192
 
 
 @dataclass(frozen=True)
 class Survey:
-    """One video: `reason` says why it cannot be read, else it is "" and the rest is known.
+    """Facts about one video. If it cannot be read, `reason` is not "" and the rest is unknown.
 
-    `digest` is that of its bytes, "" where there is no file. `width` and `height` are those of
-    the upright picture. `thumbnails` are grey uint8 [FRAMES, SIDE, SIDE], `picture` a JPEG of
-    the middle frame, b"" where none was asked for.
+    digest: of the bytes, "" if there is no file. size: in bytes. width, height: of the upright
+    frames. thumbnails: grey uint8 [FRAMES, SIDE, SIDE]. picture: a JPEG file of the middle frame,
+    b"" if it was not requested.
     """
 
     path: str
@@ -47,7 +48,7 @@ class Survey:
 
 
 def survey_video(path: str, picture: bool = False) -> Survey:
-    """Survey one video; never raises for what is wrong with the file."""
+    """Survey one video. Faults of the file are not raised, but stored in `reason`."""
     digest, size = "", 0
     try:
         with open(path, "rb") as file:
@@ -76,58 +77,60 @@ def survey_video(path: str, picture: bool = False) -> Survey:
 def survey_videos(
     paths: Sequence[str], *, pictures: Sequence[bool], workers: int = 0
 ) -> Iterator[Survey]:
-    """Survey videos in order, on all cores: `workers` processes, 0 for one per core."""
+    """Yield the surveys of videos in order, from `workers` processes, 0 for one per core."""
     workers = min(workers or os.cpu_count() or 1, len(paths))
-    # Not forked: the caller may have threads, which a fork would cut off in the middle.
+    # Not forked: the caller may have threads, whose locks a fork would copy.
     context = multiprocessing.get_context("spawn")
-    # Ctrl-C reaches every process; the one that asked for this ends the others.
-    ignore = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
-    with ProcessPoolExecutor(workers, mp_context=context, **ignore) as pool:
+    # Ctrl-C reaches every process; the parent stops the others.
+    ignore = signal.SIGINT, signal.SIG_IGN
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=signal.signal, initargs=ignore
+    ) as pool:
         yield from pool.map(survey_video, paths, pictures, chunksize=4)
 
 
 def find_copies(surveys: Sequence[Survey]) -> dict[int, int]:
-    """The place of each video whose bytes stand earlier in the list -> the first such place."""
+    """Return {index: first index} of videos with the same bytes as an earlier one."""
     first: dict[str, int] = {}
     copies = {}
-    for place, survey in enumerate(surveys):
+    for index, survey in enumerate(surveys):
         if survey.size:
-            known = first.setdefault(survey.digest, place)
-            if known != place:
-                copies[place] = known
+            known = first.setdefault(survey.digest, index)
+            if known != index:
+                copies[index] = known
     return copies
 
 
 def find_look_alikes(surveys: Sequence[Survey]) -> list[tuple[int, int]]:
-    """Pairs of places of videos that show the same, in other encodings or sizes.
+    """Return pairs of indices of videos that show the same in another encoding or size.
 
-    No cell of their thumbnails differs by more than TOLERANCE. Candidates share a run of
-    14 bits of which neighbour is brighter, so that not all pairs are compared. Videos without
-    contrast match nothing; copies of the same bytes are left out.
+    No pixel of their thumbnails differs by more than TOLERANCE. To avoid comparing all pairs,
+    candidates must share 14 consecutive bits of the comparisons between neighbouring cells of
+    the thumbnails. Videos without contrast match nothing; copies of the same bytes are left out.
     """
-    places = [
-        place
-        for place, survey in enumerate(surveys)
-        if survey.thumbnails is not None and survey.thumbnails.std() > TOLERANCE / 2
-    ]
-    if not places:
+    indices, thumbnails = [], []
+    for index, survey in enumerate(surveys):
+        if survey.thumbnails is not None and survey.thumbnails.std() > TOLERANCE / 2:
+            indices.append(index)
+            thumbnails.append(survey.thumbnails.astype(np.int16))
+    if not indices:
         return []
-    thumbnails = np.stack([surveys[place].thumbnails for place in places]).astype(np.int16)
-    coarse = thumbnails.reshape(len(places), FRAMES, SIDE // 2, 2, SIDE // 2, 2).mean(axis=(3, 5))
+    cells = np.stack(thumbnails).reshape(len(indices), FRAMES, SIDE // 2, 2, SIDE // 2, 2)
+    coarse = cells.mean(axis=(3, 5))
     brighter = coarse[..., 1:] > coarse[..., :-1]
-    runs = np.packbits(brighter.reshape(len(places), -1, 14), axis=-1)
-    pairs = set()
+    runs = np.packbits(brighter.reshape(len(indices), -1, 14), axis=-1)
+    pairs: set[tuple[int, int]] = set()
     for run in range(runs.shape[1]):
         buckets = defaultdict(list)
         for row, key in enumerate(runs[:, run]):
             buckets[key.tobytes()].append(row)
         for rows in buckets.values():
             if 1 < len(rows) <= CROWD:
-                pairs |= {(a, b) for index, b in enumerate(rows) for a in rows[:index]}
+                pairs |= set(itertools.combinations(rows, 2))
     return sorted(
-        (places[a], places[b])
+        (indices[a], indices[b])
         for a, b in pairs
-        if surveys[places[a]].digest != surveys[places[b]].digest
+        if surveys[indices[a]].digest != surveys[indices[b]].digest
         and np.abs(thumbnails[a] - thumbnails[b]).max() <= TOLERANCE
     )
 

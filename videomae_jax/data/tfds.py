@@ -1,4 +1,4 @@
-"""Data sets that tensorflow-datasets has prepared, as videos."""
+"""Videos in data sets that tensorflow-datasets has prepared."""
 
 import os
 import struct
@@ -19,7 +19,7 @@ from videomae_jax.errors import UserError  # noqa: E402
 
 
 def open_tfds(source: str) -> Videos:
-    """Open a prepared data set of tensorflow-datasets: by its name, or by its folder."""
+    """Open a prepared data set: `tfds:NAME[@SPLIT]`, or its folder. Raises UserError."""
     import tensorflow_datasets as tfds
 
     name, _, split = source.removeprefix("tfds:").partition("@")
@@ -41,13 +41,14 @@ def open_tfds(source: str) -> Videos:
         raise UserError(
             f"{source} is stored as {builder.info.file_format.value}: prepare it as tfrecord"
         )
-    key, kind = _video_feature(builder.info.features, source)
     features = builder.info.features
+    key, kind = _video_feature(features, source)
     label = features["label"] if "label" in features else None
-    classes = isinstance(label, tfds.features.ClassLabel)
+    class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else None
     shards = tuple(map(os.fspath, builder.info.splits[split].filepaths))
+    label_key = None if class_names is None else "label"
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda s: scan_shard(s, "label" if classes else None), shards))
+        found = list(pool.map(lambda shard: scan_shard(shard, label_key), shards))
     counts = [len(rows) for rows in found]
     offset, length, labels = np.concatenate(found).reshape(-1, 3).T
     names = [os.path.basename(shard) for shard in shards]
@@ -64,15 +65,15 @@ def open_tfds(source: str) -> Videos:
     )
     return Videos(
         paths=paths,
-        labels=labels.astype(np.int32) if classes else None,
-        class_names=tuple(label.names) if classes else None,
+        labels=None if class_names is None else labels.astype(np.int32),
+        class_names=class_names,
         name=source,
         reader=records,
     )
 
 
 def _video_feature(features, source: str) -> tuple[str, str]:
-    """The (key, kind) of the feature that holds the video."""
+    """Return (key, kind) of the feature with the video, see `Records`."""
     import tensorflow_datasets as tfds
 
     for key, feature in features.items():
@@ -84,55 +85,53 @@ def _video_feature(features, source: str) -> tuple[str, str]:
 
 
 def scan_shard(path: str, label: str | None) -> np.ndarray:
-    """Find the records of a TFRecord file: int64 [records, 3], offset, length and label or -1.
+    """Find the records of a TFRecord file: int64 [records, 3], offset, length and label.
 
-    The contents are skipped: only lengths and labels are read.
+    label: the key of the label feature; without it labels are -1. Only lengths and labels are
+    read, not the rest of the contents. Raises UserError for a truncated file.
     """
     rows, offset = [], 0
     with open_file(path) as file:
 
-        def peek(place: int, size: int) -> bytes:
-            file.seek(place)
+        def peek(position: int, size: int) -> bytes:
+            file.seek(position)
             return file.read(size)
 
         while header := peek(offset, HEADER):
             if len(header) < HEADER:
                 raise UserError(f"{path} is truncated at byte {offset}: prepare it again")
             size = struct.unpack("<Q", header[:8])[0]
-            number = _peek_label(peek, offset + HEADER, size, label) if label else -1
+            number = _peek_label(peek, offset + HEADER, label) if label else -1
             rows.append((offset, HEADER + size + FOOTER, number))
             offset += HEADER + size + FOOTER
     return np.array(rows, np.int64).reshape(-1, 3)
 
 
-def _peek_label(peek: Callable, place: int, size: int, key: str) -> int:
-    """The integer feature of that name of a serialized Example, without reading the others.
+def _peek_label(peek: Callable[[int, int], bytes], position: int, key: str) -> int:
+    """Return an integer feature of a serialized Example, without reading the other features.
 
-    An Example is one field of features, each a field of its own: the length before each tells
-    where the next begins.
+    An Example is one protobuf field of features, each a field of its own. The length before
+    each field gives the position of the next one.
     """
 
-    def field(place):
-        """The (begin, end) of the contents of the field at a place."""
-        data = peek(place, HEADER)
+    def field(position: int) -> tuple[int, int]:
+        """Return (begin, end) of the contents of the field at a position."""
+        data = peek(position, HEADER)
         length = shift = 0
         for used, byte in enumerate(data[1:], 2):
             length |= (byte & 127) << shift
             shift += 7
             if byte < 128:
-                return place + used, place + used + length
-        raise UserError(f"no tf.train.Example at byte {place}")
+                return position + used, position + used + length
+        raise UserError(f"no tf.train.Example at byte {position}")
 
-    place, end = field(place)
-    while place < end:
-        begin, after = field(place)
-        name = slice(*field(begin))
-        if peek(name.start, name.stop - name.start) == key.encode():
-            feature = tf.train.Feature.FromString(peek(*_span(field(name.stop))))
+    position, end = field(position)
+    while position < end:
+        begin, following = field(position)
+        name_begin, name_end = field(begin)
+        if peek(name_begin, name_end - name_begin) == key.encode():
+            value_begin, value_end = field(name_end)
+            feature = tf.train.Feature.FromString(peek(value_begin, value_end - value_begin))
             return feature.int64_list.value[0]
-        place = after
+        position = following
     return -1
-
-
-def _span(field: tuple[int, int]) -> tuple[int, int]:
-    return field[0], field[1] - field[0]

@@ -12,12 +12,11 @@ COLUMNS = ["path", "reason", "process"]
 
 
 class BadVideos:
-    """The unreadable ones of some videos, each recorded once with its reason.
+    """Records unreadable videos, each once with its reason.
 
-    With a `file` (`WORKDIR/bad_videos.csv`) they are also appended there, one row
-    each, and those that it lists already count from the start, so a resumed run
-    goes on counting. Several processes may share the file, and several threads
-    the object.
+    With a `file` (`WORKDIR/bad_videos.csv`) they are also appended there, one row each. Videos
+    that the file lists already are counted from the start, so a resumed run continues the count.
+    Several processes may share the file, and several threads the object.
     """
 
     def __init__(
@@ -43,11 +42,11 @@ class BadVideos:
 
     @property
     def share(self) -> float:
-        """The unreadable part of all videos, 0 to 1."""
+        """The fraction of the videos that is unreadable, 0 to 1."""
         return len(self) / self.total
 
     def add(self, path: str, reason: str) -> None:
-        """Record a video that could not be read. Raises UserError where the file cannot grow."""
+        """Record an unreadable video. Raises UserError if the file cannot be written."""
         with self._lock:
             if path in self.reasons:
                 return
@@ -56,10 +55,10 @@ class BadVideos:
                 _append(self.file, [path, reason, self._process_index])
 
     def check(self) -> None:
-        """Raise UserError where more than `max_share` of all videos are unreadable.
+        """Raise UserError if the fraction of unreadable videos is above `max_share`.
 
-        One bad video alone never does: among few it would be above any share. With
-        `max_share` 0 it does, since that asks for it.
+        A single unreadable video is always allowed, because among few videos it is above any
+        fraction, unless `max_share` is 0.
         """
         allowed = max(1, int(self.max_share * self.total)) if self.max_share else 0
         if len(self) > allowed:
@@ -83,16 +82,16 @@ class BadVideos:
 
 
 def _rows(file: str) -> list[tuple[str, str]]:
-    """The (path, reason) rows of a list, none where there is no list yet."""
+    """Return the (path, reason) rows of a file, none if there is no file yet."""
     if not os.path.exists(file):
         return []
     with open(file, newline="", encoding="utf-8", errors="surrogateescape") as lines:
-        # A header that another process wrote at the same moment may stand anywhere.
+        # Another process may have written the header at the same time, so it can be in any row.
         return [(row[0], row[1]) for row in csv.reader(lines) if len(row) == 3 and row != COLUMNS]
 
 
 def _append(file: str, row: list) -> None:
-    """Add one row in one write, which is whole even where processes share the file."""
+    """Append a row in a single write, which is atomic even if processes share the file."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     try:

@@ -1,10 +1,10 @@
-"""The videos of a data set: paths, labels, and what reads their frames."""
+"""The videos of a data set: paths, labels, and how their frames are read."""
 
 import difflib
 import functools
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -13,27 +13,29 @@ import numpy as np
 from videomae_jax.data.frame_cache import FrameMemory
 from videomae_jax.errors import UserError
 
+SUFFIXES = "mp4 mkv webm avi mov m4v mpg mpeg ts 3gp flv wmv ogv".split()
+
 
 class ClipReader(Protocol):
-    """Reads the videos of a source that are no files of their own, as `decode.read_clip` does."""
+    """Reads videos that are not files of their own, such as those in packed records."""
 
     def read_clip(
         self, path: str, choose: Callable[[int], np.ndarray], *, channels: int
-    ) -> np.ndarray: ...
+    ) -> np.ndarray:
+        """Return the frames that `choose` picks, as `decode.read_clip` does."""
 
-    def spans(
-        self, path: str, choose: Callable[[int], np.ndarray]
-    ) -> list[tuple[str, int, int]]: ...
+    def spans(self, path: str, choose: Callable[[int], np.ndarray]) -> list[tuple[str, int, int]]:
+        """Return where the bytes of these frames are: (file, offset, length)."""
 
 
 @dataclass(frozen=True)
 class Videos:
-    """Videos in a fixed order; the position in it is the id of a video.
+    """Videos in a fixed order; the index of a video is its id.
 
-    `paths` are absolute; where a `reader` reads them, names that it knows. `labels` are
-    int32 [count] or None; `class_names` are those of labels 0, 1, ..., where the source gave
-    names. `name` is the source.
-    `memory` keeps decoded videos, None decodes anew for every clip. `decoder` reads files.
+    paths: absolute, or names that `reader` knows. labels: int32 [len(paths)]. class_names: the
+    names of labels 0, 1, ..., if the source has names. name: the source. memory: a cache of
+    decoded videos; None decodes each clip anew. decoder: reads files, see
+    `decoders.open_decoder`.
     """
 
     paths: tuple[str, ...]
@@ -64,20 +66,21 @@ class Videos:
         return read(choose)
 
     def spans(self, index: int, choose: Callable[[int], np.ndarray]) -> list[tuple[str, int, int]]:
-        """Return where the bytes lie that `choose` needs: (file, offset, length); -1 is all."""
+        """Return where the bytes of the chosen frames are: (file, offset, length); -1 is all."""
         path = self.paths[index]
         return self.reader.spans(path, choose) if self.reader else [(path, 0, -1)]
 
 
 def split_videos(videos: Videos, *, holdout: float, seed: int) -> tuple[Videos, Videos]:
-    """Divide videos into (training, held out) for those who have no validation list.
+    """Split videos at random into (training, held out).
 
-    `holdout` is the share to hold out, between 0 and 1; at least one video lies on
-    each side. Which ones depends on the seed and on each path below the folder
-    that they share, so it survives a move, and new videos move few old ones.
+    `holdout` is the fraction to hold out, between 0 and 1; both parts get at least one video.
+    The split depends on the seed and on each path relative to the common folder. So it stays
+    the same when the folder moves, and new videos move few old ones to the other part.
+    Raises UserError for a fraction out of range, and for fewer than two videos.
     """
     if not 0 < holdout < 1:
-        raise UserError(f"holdout is a share between 0 and 1, not {holdout}: use 0.1")
+        raise UserError(f"holdout is a fraction between 0 and 1, not {holdout}: use 0.1")
     if len(videos) < 2:
         raise UserError(f"{videos.name} has {len(videos)} video: 2 are needed to hold one out")
     folder = os.path.commonpath([os.path.dirname(path) for path in videos.paths])
@@ -92,15 +95,15 @@ def split_videos(videos: Videos, *, holdout: float, seed: int) -> tuple[Videos, 
 
 
 def thin_videos(videos: Videos, *, most: int) -> Videos:
-    """Return at most `most` of the videos, evenly spaced, so that every class has its share."""
+    """Return at most `most` of the videos, evenly spaced over the list."""
     return pick_videos(videos, list(range(0, len(videos), -(-len(videos) // most))))
 
 
 def number_labels(videos: Videos, class_names: tuple[str, ...]) -> Videos:
-    """Number the classes of videos that name them by their place in `class_names`.
+    """Renumber the labels of videos with named classes to their indices in `class_names`.
 
-    Numbers stay as they are. Raises UserError for videos without labels, and for classes that
-    are not among the names.
+    Labels without names are not changed. Raises UserError for videos without labels, and for
+    classes that are not among the names.
     """
     if videos.labels is None:
         raise UserError(
@@ -120,8 +123,14 @@ def number_labels(videos: Videos, class_names: tuple[str, ...]) -> Videos:
             f"{len(class_names)} of training, first {unknown[0]!r}"
             f"{_did_you_mean(unknown[0], class_names)}"
         )
-    places = np.array([class_names.index(name) for name in videos.class_names], np.int32)
-    return replace(videos, labels=places[videos.labels], class_names=class_names)
+    numbers = np.array([class_names.index(name) for name in videos.class_names], np.int32)
+    return replace(videos, labels=numbers[videos.labels], class_names=class_names)
+
+
+def find_labels(labels: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """Return the index of each label in the distinct `names`: int32 [len(labels)]."""
+    numbers = {name: number for number, name in enumerate(names)}
+    return np.array([numbers[label] for label in labels], np.int32)
 
 
 def _did_you_mean(name: str, names: tuple[str, ...]) -> str:
@@ -130,7 +139,7 @@ def _did_you_mean(name: str, names: tuple[str, ...]) -> str:
 
 
 def pick_videos(videos: Videos, indices: list[int]) -> Videos:
-    """The videos at some places, in that order."""
+    """Return the videos at some indices, in that order."""
     return replace(
         videos,
         paths=tuple(videos.paths[index] for index in indices),

@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from videomae_jax.data.decode import UnreadableVideo
-from videomae_jax.data.pipeline import clip_batches, decode_clips
+from videomae_jax.data.pipeline import clip_batches
+from videomae_jax.data.regions import decode_clips
 from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.storage import is_remote, read_bytes
 from videomae_jax.data.synthetic import SyntheticSampler

@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
-    from videomae_jax.data.datasets import write_lines, write_manifest
+    from videomae_jax.data.manifest import write_lines, write_manifest
     from videomae_jax.data.quality import describe, leaks, left_out, remark, report, summarize
     from videomae_jax.data.sources import read_videos
     from videomae_jax.data.survey import find_copies, find_look_alikes, survey_videos

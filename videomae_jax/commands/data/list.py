@@ -53,12 +53,8 @@ def main(args: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
-    from videomae_jax.data.datasets import (
-        read_listing,
-        to_videos,
-        write_lines,
-        write_manifest,
-    )
+    from videomae_jax.data.datasets import read_listing, to_videos
+    from videomae_jax.data.manifest import write_lines, write_manifest
     from videomae_jax.errors import UserError
 
     listing, layout = read_listing(

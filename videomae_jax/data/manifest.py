@@ -1,0 +1,180 @@
+"""Lists of videos as text files: one `path` or `path label` per line."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from videomae_jax.data.videos import SUFFIXES, Videos, find_labels
+from videomae_jax.errors import UserError
+
+# How many files of a list are checked before all of it is accepted: a network disk takes
+# milliseconds for each, and a list may have a million.
+CHECKED = 64
+
+_QUOTED = re.compile(r"""(["'])(?P<path>.+?)\1(?:\s*(?P<gap>[,\t ])\s*(?P<label>.*))?""")
+# Greedy: the path ends at the last suffix, so it may contain spaces and commas.
+_SUFFIXED = re.compile(
+    rf"(?P<path>.*\.(?:{'|'.join(SUFFIXES)}))(?:\s*(?P<gap>[,\t ])\s*(?P<label>.*))?", re.I
+)
+_OTHER = re.compile(r"(?P<path>.*?)(?P<gap>\t|\s*,\s*|\s+)(?P<label>[^,\t ]*)")
+
+
+class Row(NamedTuple):
+    """One line of a manifest. line: counted from 1."""
+
+    line: int
+    path: str
+    label: str | None
+
+
+def read_manifest(manifest: Path) -> Videos:
+    """Read a manifest, see `sources.read_videos`.
+
+    Raises UserError for a file that is not UTF-8 text, an empty list, rows that do not agree,
+    and a list of which no file exists.
+    """
+    try:
+        text = manifest.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{manifest} is not a text file in UTF-8 (byte {error.start}); "
+            "a list of videos has one `path label` a line"
+        ) from None
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    rows = [
+        _read_row(line, number=number, manifest=manifest)
+        for number, line in lines
+        if line and not line.startswith("#")
+    ]
+    if len(rows) > 1 and _is_header(rows[0], rows[1]):
+        rows = rows[1:]
+    if not rows:
+        raise UserError(f"{manifest} lists no videos; it needs one `path label` a line")
+    paths = tuple(os.path.join(manifest.parent, row.path) for row in rows)
+    _check_exist(paths, manifest)
+    labels, class_names = _read_labels(rows, manifest)
+    return Videos(paths=paths, labels=labels, class_names=class_names, name=str(manifest))
+
+
+def write_manifest(videos: Videos, path: str | os.PathLike[str], *, numbers: bool = False) -> None:
+    """Write a manifest that `read_manifest` reads back: `"path","class"` lines.
+
+    Paths below the folder of the manifest become relative. Labels are numbers if `numbers` is
+    set, if there are no names, or if one of the names reads as a number. Raises UserError for a
+    path that a line cannot hold.
+    """
+    path = Path(path).expanduser().absolute()
+    labels = _format_labels(videos, numbers=numbers)
+    lines = []
+    for index, file in enumerate(videos.paths):
+        if path.parent in Path(file).parents:
+            file = os.path.relpath(file, path.parent)
+        quote = "'" if '"' in file else '"'
+        if quote in file or "\n" in file or "\r" in file:
+            raise UserError(f"a manifest cannot hold line breaks or both quotes: rename {file!r}")
+        line = f"{quote}{file}{quote}"
+        lines.append(f"{line},{labels[index]}" if labels else line)
+    write_lines(path, lines)
+
+
+def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
+    """Write text, one line each, and make the folder. Raises UserError if that fails."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(f"{line}\n" for line in lines)
+        Path(path).write_bytes(text.encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _format_labels(videos: Videos, *, numbers: bool) -> list[str] | None:
+    """Return the labels as they are written, None if there are none."""
+    if videos.labels is None:
+        return None
+    names = videos.class_names or ()
+    if numbers or not names or any(name.isdecimal() for name in names):
+        return [str(label) for label in videos.labels.tolist()]
+    return [f'"{names[label]}"' for label in videos.labels.tolist()]
+
+
+def _read_row(line: str, *, number: int, manifest: Path) -> Row:
+    match = _QUOTED.fullmatch(line) or _SUFFIXED.fullmatch(line)
+    if match is None and not os.path.exists(manifest.parent / line):
+        match = _OTHER.fullmatch(line)
+    if match is None:
+        return Row(number, line, None)
+    label = (match["label"] or "").strip()
+    gap = match["gap"]
+    if gap:
+        gap = gap.strip(" ") or " "
+    quoted = len(label) > 1 and label[0] == label[-1] and label[0] in "\"'"
+    if gap and not quoted and gap in label:
+        columns = 1 + len(label.split(gap) if gap != " " else label.split())
+        raise UserError(
+            f"{manifest} line {number} has {columns} columns, not `path` or `path label`: {line}"
+        )
+    if quoted:
+        label = label[1:-1]
+    return Row(number, match["path"].strip(), label or None)
+
+
+def _is_header(first: Row, second: Row) -> bool:
+    """Return whether the first row names the columns.
+
+    It then has words where the second row has a file or a number. A path without a suffix in a
+    list of such paths is not a header.
+    """
+
+    def is_file(path: str) -> bool:
+        return "." in os.path.basename(path) or os.sep in path
+
+    def is_number(label: str | None) -> bool:
+        return label is not None and label.lstrip("-").isdigit()
+
+    if is_file(first.path) or is_number(first.label):
+        return False
+    return is_file(second.path) or is_number(second.label)
+
+
+def _read_labels(
+    rows: list[Row], manifest: Path
+) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """Return (labels, class names): names are numbered in alphabetical order."""
+    labels = [row.label for row in rows if row.label is not None]
+    if not labels:
+        return None, None
+    if len(labels) < len(rows):
+        first = next(row.line for row in rows if row.label is None)
+        raise UserError(
+            f"{manifest}: {len(rows) - len(labels)} of {len(rows)} rows have no label, first line "
+            f"{first}; label all of them or none"
+        )
+    numeric = [label.lstrip("-").isdecimal() for label in labels]
+    if any(numeric) and not all(numeric):
+        number, word = rows[numeric.index(True)], rows[numeric.index(False)]
+        raise UserError(
+            f"{manifest} mixes numbers and names as labels: line {number.line} has "
+            f"{number.label}, line {word.line} has {word.label}; use one kind"
+        )
+    if not any(numeric):
+        names = sorted(set(labels))
+        return find_labels(labels, names), tuple(names)
+    for row, label in zip(rows, labels, strict=True):
+        if not 0 <= int(label) < 2**31:
+            raise UserError(f"{manifest} line {row.line}: label {label}; labels count from 0")
+    return np.array([int(label) for label in labels], np.int32), None
+
+
+def _check_exist(paths: tuple[str, ...], manifest: Path) -> None:
+    """Raise UserError if no file exists; single missing ones are unreadable videos later."""
+    some = paths[:: -(-len(paths) // CHECKED)]
+    if any(map(os.path.exists, some)) or any(map(os.path.exists, paths)):
+        return
+    raise UserError(
+        f"none of the {len(paths)} videos in {manifest} exists, first {paths[0]}; "
+        f"paths in a list are relative to its folder {manifest.parent}"
+    )

@@ -1,0 +1,99 @@
+"""The index of packed records: what it contains, and how it is read and verified.
+
+`index.json` describes the whole, `index.npz` has the columns: VIDEO_TYPES, RECORD_TYPES and
+TEXTS. `data.pack` writes them.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable
+
+import numpy as np
+
+from videomae_jax.data.decode import UnreadableVideo
+from videomae_jax.data.storage import join, read_bytes
+from videomae_jax.errors import UserError
+
+VERSION = 1
+INDEX, COLUMNS = "index.json", "index.npz"
+# The names of the data set and its split for tensorflow-datasets.
+DATASET, SPLIT = "videos", "train"
+# Columns with a row for each video or each record, in the order of the source.
+VIDEO_TYPES = {"label": np.int32, "parts": np.int32, "height": np.int32, "width": np.int32}
+RECORD_TYPES = {
+    "shard": np.int32,
+    "offset": np.int64,
+    "length": np.int64,  # of the record with its framing: every byte of a file is in one
+    "crc": np.uint32,  # zlib's, over `length` bytes
+    "frames": np.int32,
+}
+# Columns with a text for each video, see `pack_texts`.
+TEXTS = ("path", "reason")
+# Keys of index.json and their types.
+KEYS = {
+    "version": int,
+    "settings": dict,
+    "labelled": bool,
+    "class_names": list,
+    "videos": int,
+    "unreadable": int,
+    "records": int,
+    "frames": int,
+    "bytes": int,
+    "columns_sha256": str,
+    "shards": list,
+}
+
+
+def read_index(folder: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """Read and verify the index of packed records: (contents of index.json, all columns).
+
+    Raises UserError for an index of another version, and for one that is damaged.
+    """
+    name = join(folder, INDEX)
+    try:
+        index = json.loads(read_bytes(name))
+    except ValueError:
+        raise UserError(f"{name} is damaged: pack again into the same folder") from None
+    if not isinstance(index, dict) or index.get("version") != VERSION:
+        found = index.get("version") if isinstance(index, dict) else None
+        raise UserError(f"{name} is of version {found}, this program reads {VERSION}: pack again")
+    wrong = [key for key, kind in KEYS.items() if not isinstance(index.get(key), kind)]
+    if wrong:
+        raise UserError(f"{name} has no {wrong[0]} of the right type: pack again")
+    try:
+        data = read_bytes(join(folder, COLUMNS))
+    except UnreadableVideo as error:
+        raise UserError(f"{folder}: {error}; pack again into the same folder") from None
+    if hashlib.sha256(data).hexdigest() != index["columns_sha256"]:
+        raise UserError(f"{join(folder, COLUMNS)} is damaged: pack again into the same folder")
+    columns = read_columns(data)
+    types = VIDEO_TYPES | RECORD_TYPES | dict.fromkeys(TEXTS, np.uint8)
+    if {key: column.dtype for key, column in columns.items()} != types:
+        raise UserError(f"{join(folder, COLUMNS)} has other columns than {', '.join(types)}")
+    return index, columns
+
+
+def read_columns(data: bytes) -> dict[str, np.ndarray]:
+    """Return the arrays of an npz file. Raises ValueError, OSError or EOFError."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        return dict(file)
+
+
+def write_columns(columns: dict[str, np.ndarray]) -> bytes:
+    """Return an npz file of arrays."""
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **columns)
+    return file.getvalue()
+
+
+def pack_texts(texts: Iterable[str]) -> np.ndarray:
+    """Return texts as one row of bytes, uint8 [...], with a zero byte after each."""
+    data = "".join(f"{text}\0" for text in texts).encode("utf-8", "surrogateescape")
+    return np.frombuffer(data, np.uint8)
+
+
+def unpack_texts(data: np.ndarray) -> tuple[str, ...]:
+    """Return the texts that `pack_texts` joined."""
+    return tuple(data.tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1])
