@@ -26,7 +26,9 @@ from videomae_jax.models.vit import Size
 PATCH, GRID, CHANNELS = (2, 4, 4), (4, 4, 6), 3
 KINDS = ("tube", "random", "frame", "running_cell")
 SIZE = Size(width=12, depth=1, heads=2, mlp_width=24)
-MODEL = VideoMAE(SIZE, SIZE, patch=PATCH, mean=(0.5,) * CHANNELS, std=(0.25,) * CHANNELS)
+MODEL = VideoMAE(
+    encoder=SIZE, decoder=SIZE, patch=PATCH, mean=(0.5,) * CHANNELS, std=(0.25,) * CHANNELS
+)
 
 
 def draw(kind, *, clips=2):
