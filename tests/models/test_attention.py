@@ -229,6 +229,6 @@ def test_each_machine_gets_its_own():
 
 def test_a_kernel_that_fails_is_replaced_and_said(caplog):
     # There is no cuDNN on this machine: the try must fail, and must not end the run.
-    assert attention._tried("cudnn", jnp.dtype("bfloat16")) == "xla"
+    assert attention._test_kernel("cudnn", jnp.dtype("bfloat16")) == "xla"
     assert "attention 'cudnn' does not work here" in caplog.text
-    assert attention._tried("xla", jnp.dtype("bfloat16")) == "xla"
+    assert attention._test_kernel("xla", jnp.dtype("bfloat16")) == "xla"
