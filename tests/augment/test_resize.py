@@ -82,7 +82,7 @@ def test_what_is_not_filled_does_not_matter():
 
 def test_the_sums_are_exact_where_a_product_takes_eleven_bits():
     for size, target in [(256, 224), (168, 224), (456, 224), (1, 224), (256, 48), (1024, 224)]:
-        weights, totals = filter_weights(jnp.int32(size), room=1024, target=target)
+        weights, totals = filter_weights(jnp.int32(size), length=1024, target=target)
         assert weights.max() <= 2**11 and (weights == jnp.round(weights)).all()
         assert 255 * totals.max() < 2**24 and totals.min() > 0
 
