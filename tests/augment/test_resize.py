@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from videomae_jax.augment.resize import filter_weights, resize_clip
 from videomae_jax.data.samplers import resize_crop
 
-ROOM = (72, 96)  # height and width
+CANVAS = (72, 96)  # height and width
 SIZES = [(1, 1), (1, 96), (72, 1), (2, 3), (7, 5), (17, 31), (32, 48), (33, 47), (72, 96), (71, 95)]
 SIZES += [(64, 64), (36, 96), (72, 24), (40, 13)]
 TARGETS = [(32, 48), (1, 1), (72, 96), (5, 90), (100, 120)]
@@ -34,21 +34,20 @@ def clip_of(kind, size, channels=3, frames=2):
     return make[kind](clip)
 
 
-def on_canvas(clip, room=ROOM, rest=0):
-    canvas = np.full((len(clip), *room, clip.shape[-1]), rest, np.uint8)
-    canvas[:, : clip.shape[1], : clip.shape[2]] = clip
-    return canvas
+def on_canvas(clip, canvas=CANVAS, rest=0):
+    filled = np.full((len(clip), *canvas, clip.shape[-1]), rest, np.uint8)
+    filled[:, : clip.shape[1], : clip.shape[2]] = clip
+    return filled
 
 
-def both(clip, target, **canvas):
+def both(clip, target, **settings):
     """Device and host, int [F, height, width, C] each."""
-    high, wide = size = clip.shape[1:3]
-    height, width = target
+    size, (height, width) = clip.shape[1:3], target
     device = resize(
-        on_canvas(clip, **canvas), jnp.asarray(size, jnp.int32), height=height, width=width
+        on_canvas(clip, **settings), jnp.asarray(size, jnp.int32), height=height, width=width
     )
     assert device.dtype == np.uint8 and device.shape == (len(clip), *target, clip.shape[-1])
-    host = resize_crop(clip, box=(0, 0, wide, high), width=width, height=height)
+    host = resize_crop(clip, box=(0, 0, size[1], size[0]), width=width, height=height)
     return np.asarray(device).astype(int), host.astype(int)
 
 
@@ -66,7 +65,7 @@ def test_within_one_level_of_pillow(kind, target):
 
 @pytest.mark.parametrize("side", [256, 224, 192, 168])  # the crops of a short side of 256
 def test_at_the_size_of_the_recipes_most_pixels_are_equal(side):
-    device, host = both(clip_of("noise", (side, side), frames=1), (224, 224), room=(256, 256))
+    device, host = both(clip_of("noise", (side, side), frames=1), (224, 224), canvas=(256, 256))
     difference = np.abs(device - host)
     assert difference.max() <= 1 and (difference > 0).mean() < 0.13
     assert side != 224 or (device == host).all()
