@@ -156,7 +156,8 @@ def test_both_ways_to_count_agree():
 
 def test_draws_have_the_published_distribution():
     keys = jax.random.split(jax.random.key(0), 4000)
-    drawn = jax.vmap(lambda k: draw_operations(k, count=4, magnitude=7.0, deviation=0.5))(keys)
+    draw = jax.vmap(lambda k: draw_operations(k, count=4, magnitude=7.0, deviation=0.5))
+    drawn = jax.jit(draw)(keys)
     frequency = np.bincount(np.asarray(drawn.operation).ravel() + 1, minlength=16) / 16000
     assert abs(frequency[0] - 0.5) < 0.02
     np.testing.assert_allclose(frequency[1:], 0.5 / 15, atol=0.006)
@@ -164,11 +165,26 @@ def test_draws_have_the_published_distribution():
     assert abs(float(drawn.strength.std()) - 0.05) < 0.005
 
 
+@jax.jit
+@jax.vmap
+def augment_on_canvas(key, clip, size):
+    """Augment clips without erasing; all tests use the same shapes, so it compiles once."""
+    return augment(key, clip, size, **SETTINGS | dict(erase=0.0))
+
+
+def on_canvas(clip):
+    """Return 16 copies of a clip in the corner of a larger one, and their sizes."""
+    canvas = jnp.pad(clip, [(0, 0), (0, 17), (0, 9), (0, 0)])
+    sizes = jnp.broadcast_to(jnp.asarray(clip.shape[1:3]), (16, 2))
+    return jnp.broadcast_to(canvas, (16, *canvas.shape)), sizes
+
+
 def test_all_frames_get_the_same():
-    frame = jnp.broadcast_to(video(1), (4, 40, 48, 3))
-    run = jax.jit(jax.vmap(lambda key: augment(key, frame, **SETTINGS | dict(erase=0.0))))
-    clips = np.asarray(run(jax.random.split(jax.random.key(0), 16)))
-    assert clips.shape == (16, 4, 32, 32, 3) and clips.dtype == np.float32
+    frame = jnp.broadcast_to(video(1), (3, 40, 48, 3))
+    clips = np.asarray(
+        augment_on_canvas(jax.random.split(jax.random.key(0), 16), *on_canvas(frame))
+    )
+    assert clips.shape == (16, 3, 32, 32, 3) and clips.dtype == np.float32
     np.testing.assert_allclose(clips, np.broadcast_to(clips[:, :1], clips.shape), atol=1e-3)
     # Other clips get other draws.
     assert np.abs(clips[0] - clips[1]).mean() > 5
@@ -176,11 +192,12 @@ def test_all_frames_get_the_same():
 
 
 def test_the_result_of_a_clip_does_not_depend_on_its_index():
-    clips = jnp.stack([video(2) + index for index in range(6)]).astype(jnp.uint8)
-    keys = jax.random.split(jax.random.key(1), 6)
-    run = jax.jit(jax.vmap(lambda key, clip: augment(key, clip, **SETTINGS)))
-    moved = run(jnp.roll(keys, 2), jnp.roll(clips, 2, axis=0))
-    np.testing.assert_allclose(moved, np.roll(run(keys, clips), 2, axis=0), atol=1e-3)
+    clips, sizes = on_canvas(video())
+    clips = clips + jnp.arange(16, dtype=jnp.uint8)[:, None, None, None, None]
+    keys = jax.random.split(jax.random.key(1), 16)
+    still = augment_on_canvas(keys, clips, sizes)
+    moved = augment_on_canvas(jnp.roll(keys, 2), jnp.roll(clips, 2, axis=0), sizes)
+    np.testing.assert_allclose(moved, np.roll(still, 2, axis=0), atol=1e-3)
 
 
 @pytest.mark.parametrize("grey", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -189,15 +206,17 @@ def test_what_a_clip_does_not_fill_changes_nothing(grey):
     clip = noise()[..., :1] if grey else noise()
     mean, std = (MEAN[:1], STD[:1]) if grey else (MEAN, STD)
     how = SETTINGS | dict(mean=mean, std=std, erase=0.0)
-    canvas = jnp.pad(clip, [(0, 0), (0, 17), (0, 9), (0, 0)])
-    keys = jax.random.split(jax.random.key(2), 64)
-    alone = jax.jit(jax.vmap(lambda key: augment(key, clip, **how)))(keys)
-    filled = jax.jit(
-        jax.vmap(lambda key, size: augment(key, canvas, size, **how), in_axes=(0, None))
-    )
-    np.testing.assert_allclose(filled(keys, jnp.asarray(clip.shape[1:3])), alone, atol=0.01)
-    whole = filled(keys, jnp.asarray(canvas.shape[1:3]))
-    assert np.abs(whole - alone).mean() > 10
+    clips, sizes = on_canvas(clip)
+    run = augment_on_canvas
+    if grey:
+        run = jax.jit(jax.vmap(lambda key, clip, size: augment(key, clip, size, **how)))
+    augment_alone = jax.jit(jax.vmap(lambda key: augment(key, clip, **how)))
+    for seed in range(4):  # of 16 clips each
+        keys = jax.random.split(jax.random.key(seed), 16)
+        alone = augment_alone(keys)
+        np.testing.assert_allclose(run(keys, clips, sizes), alone, atol=0.01)
+        whole = run(keys, clips, jnp.broadcast_to(jnp.asarray(clips.shape[2:4]), (16, 2)))
+        assert np.abs(whole - alone).mean() > 10
 
 
 def test_a_flip_is_a_flip():
@@ -231,7 +250,8 @@ def test_resampling_a_box_is_a_bilinear_resize():
 
 def test_crops_have_the_published_areas_and_shapes():
     keys = jax.random.split(jax.random.key(0), 2000)
-    boxes = jax.vmap(lambda k: crop_box(k, height=256, width=340, min_area=0.08))(keys)
+    draw = jax.jit(jax.vmap(lambda k: crop_box(k, height=256, width=340, min_area=0.08)))
+    boxes = draw(keys)
     x, y, width, height = map(np.asarray, boxes)
     assert (x >= 0).all() and (x + width <= 340).all()
     assert (y >= 0).all() and (y + height <= 256).all()
@@ -326,14 +346,14 @@ def test_smoothed_targets_sum_to_one():
     np.testing.assert_allclose(mixed.sum(-1), 1, atol=1e-6)
 
 
-def test_a_group_mixes_alike_wherever_it_lies():
-    mixed, targets = mix(jax.random.key(5))
-    alone = mixed_clips(
-        jax.random.key(5), ramp_batch()[4:], jnp.eye(8)[4:], jnp.arange(4, 8),
-        group=4, mixup=0.8, cutmix=1.0, switch=0.5,
-    )  # fmt: skip
-    np.testing.assert_array_equal(alone[0], mixed[4:])
-    np.testing.assert_array_equal(alone[1], targets[4:])
+def test_a_group_mixes_alike_wherever_it_is_in_the_batch():
+    settings = dict(group=4, mixup=0.8, cutmix=1.0, switch=0.5)
+    batch = ramp_batch(), jnp.eye(8), jnp.arange(8)
+    still = mixed_clips(jax.random.key(5), *batch, **settings)
+    swapped = [jnp.roll(x, 4, axis=0) for x in batch]  # the two groups
+    moved = mixed_clips(jax.random.key(5), *swapped, **settings)
+    for one, other in zip(still, moved, strict=True):
+        np.testing.assert_array_equal(jnp.roll(one, 4, axis=0), other)
 
 
 def test_groups_that_do_not_fit_are_an_error():
