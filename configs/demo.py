@@ -19,19 +19,19 @@ def get_config() -> ConfigDict:
     if CLIPS.is_dir():
         config.data.train, config.data.eval = str(CLIPS / "train.csv"), str(CLIPS / "val.csv")
 
-    config.data.memory_gb = 4.0  # all of the clips, 1 GB
+    config.data.memory_gb = 4.0  # holds all clips, 1 GB
 
     # 72 tokens: a step costs 30 ms.
     config.clip.update(frames=8, stride=2, height=48, width=48)
-    config.clip.update(source_height=112, source_width=112)  # the whole frames
+    config.clip.update(source_height=112, source_width=112)  # the size of the videos
     config.model.patch = (4, 8, 8)
-    # A patch is a sixth of the image here, not a fourteenth: fewer visible ones contain too
-    # little information.
+    # An image has 6 x 6 patches here, not 14 x 14. With fewer visible ones, too little of the
+    # image is known to predict the rest.
     config.mask.ratio = 0.5
-    # Rendered backgrounds are flat, and normalizing a flat patch magnifies its coding noise.
+    # Rendered backgrounds are flat, and normalizing a flat patch amplifies its compression noise.
     config.normalized_targets = False
 
-    # Many small steps: learning which tokens are neighbours takes long.
+    # Many small steps: learning where the neighbours of a token are takes most of the time.
     config.batch_size = 8
     config.steps, config.warmup_steps = 7000, 200
     config.base_lr, config.lr, config.min_lr = 0.0, 2e-3, 1e-5

@@ -17,14 +17,15 @@ from videomae_jax.config import feed_keys, machine_keys, parse_choices
 from videomae_jax.errors import UserError
 from videomae_jax.models.vit import SIZES
 
-# batch_size counts videos: each gives `repeats` clips to a step, and the rate ignores them.
+# batch_size counts videos. Each video gives `repeats` clips per step; the learning rate does not
+# depend on them.
 DATA = {
     "k400": dict(epochs=75),
     "ssv2": dict(epochs=30, sampling="sparse", flip=False, views="2x3"),
     "ucf101": dict(
         batch_size=128, epochs=100, layer_decay=0.7, drop_path=0.2, head_dropout=0.5, min_lr=1e-5
     ),
-    # Unverified: the paper's appendix, from memory; it gives no dropout of the head.
+    # Not verified: from memory of the paper's appendix, which gives no dropout for the head.
     "hmdb51": dict(
         batch_size=128,
         base_lr=1e-3,
@@ -34,10 +35,10 @@ DATA = {
         drop_path=0.2,
         views="10x3",
     ),
-    # Ours: a batch that fits one machine, a tenth of the videos held out.
+    # Our own: a batch that fits one machine, and a tenth of the videos held out.
     "custom": dict(batch_size=16, epochs=50, holdout=0.1),
 }
-# Sizes that have scripts of their own; the others take those of ViT-B on the same data.
+# Sizes with released scripts of their own; the others use those of ViT-B for the same data.
 SIZE = {
     ("s", "k400"): dict(epochs=150),
     ("l", "k400"): dict(batch_size=128, base_lr=2e-3, epochs=35),
@@ -82,68 +83,68 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             name=f"VideoMAE fine-tuning, ViT-{size}, {data}",
             task="classify",
             seed=0,
-            init_from="",  # checkpoint to take the encoder from; "" starts from scratch
+            init_from="",  # checkpoint to load the encoder from; "" is random weights
             model=dict(
                 encoder=dataclasses.asdict(model.encoder),
                 patch=(2, model.patch, model.patch),
-                mean=(0.485, 0.456, 0.406),  # of ImageNet; one number per channel
+                mean=(0.485, 0.456, 0.406),  # ImageNet; one number per channel
                 std=(0.229, 0.224, 0.225),
                 position_grid=(),  # grid to interpolate positions from; () recomputes them
-                classes=0,  # 0 counts those of the training data
+                classes=0,  # 0 takes the number from the training data
             ),
             clip=dict(
                 frames=16,
-                sampling=values["sampling"],  # dense: a window of the video; sparse: all of it
-                stride=values["stride"],  # of dense clips
+                sampling=values["sampling"],  # dense: a window; sparse: the whole video
+                stride=values["stride"],  # of dense sampling
                 height=224,
                 width=224,
-                # Of training clips at most, on their way to the device, where they are cropped.
+                # Maximum size of training clips before the crop on the device.
                 source_height=256,
                 source_width=340,
             ),
             augment=dict(
-                operations=4,  # of RandAugment, each applied to every second clip; 0 for none
+                operations=4,  # of RandAugment, each applied with probability 0.5; 0 is off
                 magnitude=7.0,  # of 10
                 deviation=0.5,  # of the magnitude
-                min_area=0.08,  # of random crops, a fraction of the image
-                flip=values["flip"],  # left and right; not where direction is the class
-                erase=0.25,  # chance of random erasing
-                mixup=0.8,  # of the Beta distribution of mixing weights; 0 for none
+                min_area=0.08,  # of random crops, as a fraction of the image
+                flip=values["flip"],  # left-right; not for classes that differ by direction
+                erase=0.25,  # probability of random erasing
+                mixup=0.8,  # of the Beta distribution of the mixing fraction; 0 is off
                 cutmix=1.0,
-                switch=0.5,  # chance of cutmix, else mixup
-                # Clips mixed with each other, by one share. More than the repeats, which are
-                # clips of one video; the released code mixes the batch of a device instead.
+                switch=0.5,  # probability of cutmix, else mixup
+                # Clips that are mixed with each other, with the same fraction. More than `repeats`,
+                # which are clips of one video. The released code mixes the batch of a device.
                 group=4,
             ),
             label_smoothing=0.1,
-            drop_path=values["drop_path"],  # of the last block; falls to 0 at the first
+            drop_path=values["drop_path"],  # of the last block; falls linearly to 0 at the first
             head_dropout=values["head_dropout"],
-            layer_decay=values["layer_decay"],  # of the rate, from each block to the one below
-            ema_decay=0.0,  # of a moving average of the weights, evaluated too; 0 keeps none
+            layer_decay=values["layer_decay"],  # of the learning rate, per block towards the input
+            ema_decay=0.0,  # of averaged weights, which are evaluated too; 0 is off
             data=dict(
                 train="",  # manifest, folder, packed records, tfds:NAME[@SPLIT] or synthetic
-                eval="",  # likewise, or "" for a fraction `holdout` of train
+                eval="",  # likewise; "" holds out the fraction `holdout` of train
                 holdout=values["holdout"],
                 **feed_keys(),
-                class_names=(),  # of labels 0, 1, ...; () takes those of train
+                class_names=(),  # of labels 0, 1, ...; () takes them from train
             ),
-            views=values["views"],  # clips x crops of a test video
+            views=values["views"],  # clips x crops per test video
             batch_size=values["batch_size"],  # videos per optimizer step, over all devices
-            repeats=values["repeats"],  # clips of each video in a step, from one decode
-            accumulation=1,  # parts of a step's batch, computed one after the other
+            repeats=values["repeats"],  # clips of each video per step, from one decode
+            accumulation=1,  # microbatches per step, computed one after another
             epochs=values["epochs"],
             warmup_epochs=5,
-            steps=0,  # if set, instead of epochs
-            warmup_steps=0,  # with steps, instead of warmup_epochs
-            base_lr=values["base_lr"],  # the rate is base_lr * batch_size / 256 ...
-            lr=0.0,  # ... or lr as given; exactly one of the two is set
-            min_lr=values["min_lr"],  # where the cosine ends; scaled like the rate above it
+            steps=0,  # if not 0, replaces epochs
+            warmup_steps=0,  # with steps, replaces warmup_epochs
+            base_lr=values["base_lr"],  # the learning rate is base_lr * batch_size / 256 ...
+            lr=0.0,  # ... or lr itself; exactly one of the two is not 0
+            min_lr=values["min_lr"],  # end of the cosine schedule; scaled like the learning rate
             optimizer=dict(
                 b1=0.9,
                 b2=0.999,
                 eps=1e-8,
                 weight_decay=0.05,
-                clip_norm=0.0,  # of the global gradient; 0 does not clip
+                clip_norm=0.0,  # of the global gradient norm; 0 is off
             ),
             **machine_keys(),
         )

@@ -20,9 +20,9 @@ DATA = {
     "k400": dict(epochs=1600),
     "ssv2": dict(epochs=2400, batch_size=2048, stride=2),
     "ucf101": dict(epochs=3200, batch_size=192, base_lr=3e-4, mask_ratio=0.75),
-    # Unverified: the paper's appendix, from memory.
+    # Not verified: from memory of the paper's appendix.
     "hmdb51": dict(epochs=4800, batch_size=192, base_lr=3e-4, mask_ratio=0.75, stride=2),
-    # Ours: a batch that fits one machine, a twentieth of the videos held out.
+    # Our own: a batch that fits one machine, and a twentieth of the videos held out.
     "custom": dict(epochs=800, batch_size=64, holdout=0.05),
 }
 K400_SIZE = {
@@ -31,8 +31,8 @@ K400_SIZE = {
     "l": dict(batch_size=512, decoder_depth=12),
     "h": dict(batch_size=1024, decoder_depth=12),
 }
-# Dual masking. The scripts range over batches of 1024 to 2048 videos and 200 to 300 epochs, with
-# four clips of each video: what they call 1200 epochs are 300 passes over the videos, 1200 views.
+# Dual masking. The released scripts use batches of 1024 to 2048 videos and 200 to 300 epochs, with
+# four clips of each video: their "1200 epochs" are 300 passes over the videos.
 V2 = dict(epochs=300, batch_size=1024, repeats=4, base_lr=1e-3, decoder_ratio=0.5, decoder_depth=4)
 V2_SIZE = {
     "l": dict(decoder_width=512, decoder_heads=8),
@@ -65,13 +65,16 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
     values |= K400_SIZE.get(size, {}) if data == "k400" else {}
     values |= V2 | V2_SIZE.get(size, {}) if recipe == "v2" else {}
 
+    name = f"VideoMAE {'V2' if recipe == 'v2' else 'V1'} pre-training, ViT-{size}, {data}"
+    if recipe == "cross":
+        name += ", cross-attention decoder (not the paper's)"
+
     return ConfigDict(
         dict(
-            name=f"VideoMAE {'V2' if recipe == 'v2' else 'V1'} pre-training, ViT-{size}, {data}"
-            + ", cross-attention decoder (not the paper's)" * (recipe == "cross"),
+            name=name,
             task="pretrain",
             seed=0,
-            init_from="",  # checkpoint to take the encoder from; "" starts from scratch
+            init_from="",  # checkpoint to load the encoder from; "" is random weights
             model=dict(
                 encoder=dataclasses.asdict(model.encoder),
                 decoder=dict(
@@ -80,10 +83,10 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                     heads=values["decoder_heads"],
                     mlp_width=4 * values["decoder_width"],
                 ),
-                # Or cross: predicted tokens attend only to visible ones.
+                # self, or cross: predicted tokens attend only to the visible ones.
                 decoder_attention=values["decoder_attention"],
                 patch=(2, model.patch, model.patch),
-                mean=(0.485, 0.456, 0.406),  # of ImageNet; one number per channel
+                mean=(0.485, 0.456, 0.406),  # ImageNet; one number per channel
                 std=(0.229, 0.224, 0.225),
                 position_grid=(),  # grid to interpolate positions from; () recomputes them
             ),
@@ -92,46 +95,47 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 stride=values["stride"],
                 height=224,
                 width=224,
-                # Of training clips at most, on their way to an accelerator that resizes them.
+                # Maximum size of training clips before an accelerator resizes them.
                 source_height=256,
                 source_width=256,
             ),
             mask=dict(
                 kind="tube",  # or random, frame, running_cell
                 ratio=values["mask_ratio"],
-                decoder_ratio=values["decoder_ratio"],  # fraction the decoder skips
+                decoder_ratio=values["decoder_ratio"],  # fraction the decoder skips; 0 skips none
             ),
             normalized_targets=True,
-            # kNN top-1 of labelled held-out videos, at each evaluation.
+            # kNN accuracy on the held-out videos at each evaluation; needs labels.
             knn=dict(
-                k=0,  # neighbours; 0 for no kNN
-                videos=2000,  # training videos to compare with, at most
+                k=0,  # neighbours; 0 is off
+                videos=2000,  # at most this many training videos as neighbours
             ),
-            layer_decay=1.0,  # factor on the rate, from each block to the one below; 1 for none
-            ema_decay=0.0,  # of a moving average of the weights, evaluated too; 0 keeps none
+            layer_decay=1.0,  # factor on the learning rate, per block towards the input; 1 is off
+            ema_decay=0.0,  # of averaged weights, which are evaluated too; 0 is off
             data=dict(
                 train="",  # manifest, folder, packed records, tfds:NAME[@SPLIT] or synthetic
-                eval="",  # likewise, or "" for a fraction `holdout` of train
+                eval="",  # likewise; "" holds out the fraction `holdout` of train
                 holdout=values["holdout"],
                 **feed_keys(),
             ),
             batch_size=values["batch_size"],  # videos per optimizer step, over all devices
-            # Clips of each video in a step, from one decode; the rate and epochs ignore them.
+            # Clips of each video per step, from one decode. The learning rate and the number of
+            # steps in an epoch do not depend on them.
             repeats=values["repeats"],
-            accumulation=1,  # parts of a step's batch, computed one after the other
+            accumulation=1,  # microbatches per step, computed one after another
             epochs=values["epochs"],
             warmup_epochs=40,
-            steps=0,  # if set, instead of epochs
-            warmup_steps=0,  # with steps, instead of warmup_epochs
-            base_lr=values["base_lr"],  # the rate is base_lr * batch_size / 256 ...
-            lr=0.0,  # ... or lr as given; exactly one of the two is set
-            min_lr=1e-5,  # where the cosine ends; scaled like the rate above it
+            steps=0,  # if not 0, replaces epochs
+            warmup_steps=0,  # with steps, replaces warmup_epochs
+            base_lr=values["base_lr"],  # the learning rate is base_lr * batch_size / 256 ...
+            lr=0.0,  # ... or lr itself; exactly one of the two is not 0
+            min_lr=1e-5,  # end of the cosine schedule; scaled like the learning rate
             optimizer=dict(
                 b1=0.9,
                 b2=0.95,
                 eps=1e-8,
                 weight_decay=0.05,
-                clip_norm=values["clip_norm"],  # of the global gradient; 0 does not clip
+                clip_norm=values["clip_norm"],  # of the global gradient norm; 0 is off
             ),
             **machine_keys(),
         )

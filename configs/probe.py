@@ -30,14 +30,14 @@ def get_config(arguments: str = "linear,b,k400") -> ConfigDict:
     )
     config = load_recipe("finetune", f"{size},{data}")
     with config.unlocked():
-        # Nothing regularizes so few weights, and one clip of each video is tested.
+        # So few weights need no regularization, and evaluation uses one clip of each video.
         for key in ("label_smoothing", "drop_path", "head_dropout", "views"):
             del config[key]
         min_area, flip = config.augment.min_area, config.augment.flip
         config.augment = ConfigDict(dict(min_area=min_area, flip=flip))
         config.model.head = head
-        # One head for each, as multiples of the rate. Mean tokens differ little from clip to clip
-        # and are not normalized: the best rates are high.
+        # Multiples of the learning rate, with one head for each. Mean tokens differ little between
+        # clips and are not normalized, so the best rates are high.
         config.rates = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
     config.name = f"VideoMAE {head} probe, ViT-{size}, {data}"
     config.task = "probe"

@@ -18,7 +18,7 @@ WEIGHTS = {
 
 
 class Golden(NamedTuple):
-    """The arrays of one file, what it was made with, and its encoder and decoder sizes."""
+    """The arrays of one file, the settings of its model, and the sizes of encoder and decoder."""
 
     arrays: dict[str, np.ndarray]
     config: dict
@@ -56,7 +56,7 @@ class Golden(NamedTuple):
         """Return the fine-tuning tensors under "param", "grad" or "param_after", converted."""
         start = f"{prefix}/"
         take = {k.removeprefix(start): a for k, a in self.arrays.items() if k.startswith(start)}
-        # Its blocks have no prefix of their own, unlike those of pre-training.
+        # The names of its blocks have no prefix, unlike in pre-training.
         blocks = {f"encoder.{name}": array for name, array in take.items()}
         embed = take["patch_embed.proj.weight"].transpose(2, 3, 4, 1, 0)
         return {
@@ -73,7 +73,7 @@ class Golden(NamedTuple):
 
 
 def load_golden(name: str) -> Golden:
-    """Read tests/data/NAME.npz, and the weights, "param/...", from the .pth beside it."""
+    """Read tests/files/NAME.npz, and the weights, "param/...", from the .pth file of that model."""
     arrays = dict(np.load(DATA / f"{name}.npz"))
     file, key = WEIGHTS[name]
     weights = read_torch(DATA / file)[key]
@@ -88,7 +88,7 @@ def load_golden(name: str) -> Golden:
 
 
 def relative_error(ours, reference) -> float:
-    """The largest difference, as a share of the reference's largest absolute value."""
+    """Return the largest difference, divided by the largest absolute value of the reference."""
     reference = np.asarray(reference)
     return float(np.abs(np.asarray(ours) - reference).max() / np.abs(reference).max())
 
@@ -102,7 +102,7 @@ def _dense(take, name):
 
 
 def _blocks(take, side, size):
-    """Stack what every block has, along a leading depth axis."""
+    """Stack the parameters of the blocks along a leading depth axis."""
     head = (size.heads, size.width // size.heads)
 
     def block(index):

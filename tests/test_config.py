@@ -1,4 +1,4 @@
-"""Reading configs: which numbers none can have, and what is said of them."""
+"""Loading configs: recipes, files, overrides and illegal numbers."""
 
 import re
 import sys
@@ -36,7 +36,7 @@ RECIPES = ("pretrain:tiny,custom", "finetune:tiny,custom", "probe:linear,tiny,cu
         (2, "optimizer.b1=1.0", "optimizer.b1 1.0: use 0 to below 1"),
     ],
 )
-def test_numbers_that_no_run_can_have(recipe, override, words):
+def test_illegal_numbers_name_the_nearest_legal_one(recipe, override, words):
     with pytest.raises(UserError, match=words):
         load_config(RECIPES[recipe], [f"--config.{override}"])
 
@@ -52,7 +52,7 @@ def test_a_recipe_is_named_or_given_as_the_file_of_a_checkout():
 
 
 def test_the_current_directory_is_no_place_for_recipes(tmp_path, monkeypatch):
-    """Many projects have a configs/pretrain.py; only who types its path means it."""
+    """Many projects have a configs/pretrain.py: it is read only if its path is given."""
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/pretrain.py").write_text("raise SystemExit('executed')\n")
     (tmp_path / "pretrain.py").write_text("raise SystemExit('executed')\n")
@@ -65,7 +65,7 @@ def test_the_current_directory_is_no_place_for_recipes(tmp_path, monkeypatch):
 
 
 def test_a_file_imports_modules_of_its_own_folder(tmp_path):
-    """Each its own, whatever another config imported under that name."""
+    """Its own module, even if another config imported one of that name."""
     for name in ("one", "two"):
         folder = tmp_path / name
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Read configs: a recipe of the package or a file, then `--config.key=value` on top."""
+"""Load configs: a recipe of the package or a file, then overrides `--config.key=value`."""
 
 import difflib
 import importlib.util
@@ -17,12 +17,17 @@ from ml_collections import ConfigDict, config_flags
 from videomae_jax.errors import UserError
 
 _PACKAGE = Path(__file__).parent
-# setup.cfg maps the top-level configs/ into the installed package; in a checkout it is beside it.
+# setup.cfg maps the top-level configs/ into the installed package. In a checkout, configs/ is
+# beside the package.
 RECIPES = next(p / "configs" for p in (_PACKAGE, _PACKAGE.parent) if (p / "configs").is_dir())
 
 
 class Limit(NamedTuple):
-    """What numbers are legal under some keys; `below`: up to `most`, but not that itself."""
+    """The legal numbers of some keys.
+
+    keys: a regular expression for dotted keys. least, most: inclusive, but `most` is exclusive
+    if `below` is True.
+    """
 
     keys: str
     least: float
@@ -48,13 +53,13 @@ LIMITS = (
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Load the config a user named, and apply overrides such as "--config.seed=1".
+    """Load a config that a user named, and apply overrides such as "--config.seed=1".
 
     spec: "NAME[:ARGUMENTS]" for a recipe of the package, such as "pretrain:b,k400", or
     "PATH.py[:ARGUMENTS]" for a file, which may import modules of its own folder. A path
-    configs/NAME.py that does not exist names the recipe.
-    Returns a locked config; values have the type that the config gives them. Raises UserError
-    for an unknown file, argument or key, and for an illegal value.
+    configs/NAME.py that does not exist means the recipe.
+    Returns a locked config; overrides have the types of the values they replace. Raises
+    UserError for an unknown file, argument or key, and for an illegal value.
     """
     is_file = re.fullmatch(r"(.*?\.py)(?::(.*))?", spec, re.DOTALL)
     if not is_file:
@@ -70,9 +75,10 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def load_recipe(name: str, arguments: str = "", overrides: Sequence[str] = ()) -> ConfigDict:
-    """Load a recipe of the package; the current directory is never looked at.
+    """Load a recipe of the package, and never a file of the current directory.
 
-    See `load_config` for the overrides, the result and the errors.
+    name, arguments: such as "pretrain" and "b,k400". See `load_config` for the overrides, the
+    result and the errors.
     """
     if name not in recipe_names():
         raise UserError(f"config {name!r} is no recipe and no .py file: {_suggest(name)}")
@@ -96,8 +102,8 @@ def _read_config(path: Path, arguments: str, overrides: Sequence[str]) -> Config
     config = module.get_config(arguments) if arguments else module.get_config()
     _check_keys(overrides, config)
 
-    # ml_collections' own flag parses and types the values. On private flag values, because
-    # the process-wide ones would carry one run's overrides into the next.
+    # The flag of ml_collections parses the values and converts their types. It uses private flag
+    # values, because the global ones would keep the overrides of one call for the next.
     flag_values = flags.FlagValues()
     command = ["videomae", *overrides]
     holder = config_flags.DEFINE_config_dict(
@@ -122,18 +128,20 @@ def _read_config(path: Path, arguments: str, overrides: Sequence[str]) -> Config
 
 
 def check_limits(config: ConfigDict) -> None:
-    """Raise UserError for a number that no run can have, with the nearest legal one."""
+    """Raise UserError for an illegal number, with the nearest legal one in the message."""
     leaves = flatten(config)
     for key, value in leaves.items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        numbers = [n for n in numbers if isinstance(n, (int, float))]
+        values = value if isinstance(value, tuple) else (value,)
+        numbers = [n for n in values if isinstance(n, (int, float))]
         if not all(map(math.isfinite, numbers)):
             raise UserError(f"{key} is {value}: give a number")
         for limit in (limit for limit in LIMITS if re.fullmatch(limit.keys, key)):
             for n in numbers:
                 if n < limit.least or n > limit.most or (limit.below and n == limit.most):
-                    upper = f"{'below ' * limit.below}{limit.most:.10g}"
-                    upper = "or more" if limit.most == math.inf else f"to {upper}"
+                    if limit.most == math.inf:
+                        upper = "or more"
+                    else:
+                        upper = f"to {'below ' if limit.below else ''}{limit.most:.10g}"
                     raise UserError(f"{key} {n}: use {limit.least:g} {upper}")
     for key in ("model.patch", "model.position_grid"):
         if leaves.get(key) and len(leaves[key]) != 3:
@@ -154,16 +162,16 @@ def check_limits(config: ConfigDict) -> None:
 def machine_keys() -> dict[str, Any]:
     """Return the top-level keys that depend on the machine and not on the recipe."""
     return dict(
-        max_skipped_steps=10,  # non-finite steps in a row before the run gives up
-        # Devices along each axis; -1 is the rest. slices: groups that a slower network
-        # joins, which only data crosses; -1 is what the devices say.
+        max_skipped_steps=10,  # end the run after this many non-finite steps in a row
+        # Devices along each axis; -1 takes the rest. slices: groups of devices connected by a
+        # slower network, which only the data axis crosses; -1 asks the devices.
         mesh=dict(slices=-1, data=-1, fsdp=1, tensor=1),
-        watchdog_seconds=600,  # without a step before a process ends itself
-        heartbeat_seconds=100,  # of silence before a process counts as dead
+        watchdog_seconds=600,  # end a process that completes no step for this long
+        heartbeat_seconds=100,  # a process that is silent for this long counts as dead
         run=dict(
             dtype="auto",  # of the computation: bfloat16 on accelerators, else float32
             attention="auto",  # xla, chunked, splash, cudnn
-            scan=False,  # loop over blocks to compile sooner; CPUs do, and TPUs with over 12
+            scan=False,  # loop over blocks to compile faster; deep CPU and TPU models do
             remat="none",  # or dots, full: recompute activations to save memory
         ),
         log_every=20,
@@ -176,16 +184,16 @@ def machine_keys() -> dict[str, Any]:
 def feed_keys() -> dict[str, Any]:
     """Return the keys under `data` that depend on the machine and not on the data set."""
     return dict(
-        max_bad_share=0.05,  # end the run when more of the videos cannot be read
-        decoder="pyav",  # or torchcodec, decord, where installed; the frames are the same
-        threads=0,  # decoders; 0 takes one per core
-        ahead=2,  # batches kept ready on the host, and as many on the devices
-        memory_gb=0.0,  # of decoded videos kept in main memory; 0 decodes for each clip
+        max_bad_share=0.05,  # end the run if more than this fraction of videos is unreadable
+        decoder="pyav",  # or torchcodec, decord, if installed; all return the same frames
+        threads=0,  # decoder threads; 0 is one per core
+        ahead=2,  # batches to prefetch on the host, and as many on the devices
+        memory_gb=0.0,  # cache of decoded videos in main memory; 0 decodes every clip
     )
 
 
 def parse_views(text: str) -> tuple[int, int]:
-    """Read "5x3", clips x crops, as (5, 3)."""
+    """Return (clips, crops) of such as "5x3"; raises UserError for anything else."""
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if not match:
         raise UserError(f"views {text!r} is not CLIPSxCROPS: use such as 5x3")
@@ -193,7 +201,11 @@ def parse_views(text: str) -> tuple[int, int]:
 
 
 def parse_choices(arguments: str, **choices: Sequence[str]) -> tuple[str, ...]:
-    """Split "b,k400" into one legal value per keyword; left out at the end, its first one."""
+    """Split arguments such as "b,k400" into one value per keyword.
+
+    choices: the legal values of each argument, in order. Missing arguments at the end get the
+    first legal value. Raises UserError for too many arguments or an illegal value.
+    """
     given = [part.strip() for part in arguments.split(",")] if arguments else []
     if len(given) > len(choices):
         raise UserError(
@@ -209,9 +221,9 @@ def parse_choices(arguments: str, **choices: Sequence[str]) -> tuple[str, ...]:
     return tuple(values)
 
 
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
-    """Return every leaf under its dotted name."""
-    leaves = {}
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Return {dotted key: value} for every leaf."""
+    leaves: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict):
             leaves |= flatten(value, f"{prefix}{key}.")
@@ -231,7 +243,7 @@ def _check_keys(overrides: Sequence[str], config: ConfigDict) -> None:
 
 def _import_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"videomae_config_{path.stem}", path)
-    assert spec and spec.loader  # of every .py file
+    assert spec and spec.loader  # every .py file has them
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -239,9 +251,10 @@ def _import_file(path: Path) -> ModuleType:
 
 @contextmanager
 def _import_from(folder: Path) -> Iterator[None]:
-    """Let imports find the modules of a folder first, inside only.
+    """Put a folder first in the import path, within this context.
 
-    They are forgotten afterwards: a config of another folder may have others of these names.
+    Its modules are removed from `sys.modules` afterwards, because a config of another folder may
+    have modules of the same names.
     """
     before = set(sys.modules)
     sys.path.insert(0, str(folder.resolve()))
@@ -256,7 +269,7 @@ def _import_from(folder: Path) -> Iterator[None]:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Return {key: (old value, new value)} for every leaf in which two configs differ."""
+    """Return {dotted key: (old value, new value)} for every leaf that differs; None if absent."""
     before, after = flatten(old), flatten(new)
     keys = sorted(before.keys() | after.keys())
     pairs = {key: (before.get(key), after.get(key)) for key in keys}

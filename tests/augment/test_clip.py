@@ -1,4 +1,4 @@
-"""What the augmentations mean: one draw for a whole clip, from its own key alone."""
+"""Augmentations: Pillow's operations, one draw per clip, from the key of the clip only."""
 
 import re
 
@@ -47,15 +47,15 @@ SETTINGS = dict(
 OFF = SETTINGS | dict(operations=0, min_area=1.0, flip=False, erase=0.0)
 
 
-def picture(seed=0, height=40, width=48):
-    """A smooth uint8 picture that does not use all values, so that contrast can be stretched."""
+def image(seed=0, height=40, width=48):
+    """Return a smooth uint8 image of a narrow range, so that its contrast can be stretched."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(20, 200, (6, 7, 3), dtype=np.uint8))
     return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def video(frames=3, **size):
-    return jnp.asarray(np.stack([picture(frame, **size) for frame in range(frames)]))
+    return jnp.asarray(np.stack([image(frame, **size) for frame in range(frames)]))
 
 
 def noise(frames=3):
@@ -65,9 +65,14 @@ def noise(frames=3):
 
 
 def draws(*names, strength=0.7, sign=1.0):
+    """Return four draws, so that all tests share a compiled function; the rest do nothing."""
+    names = [*names, None, None, None, None][:4]
     count = len(names)
     operation = jnp.asarray([OPERATIONS.index(n) if n else NONE for n in names], jnp.int32)
     return Draws(operation, jnp.full(count, strength), jnp.full(count, sign, jnp.float32))
+
+
+change = jax.jit(change_pixels)
 
 
 # What the draws of level 7 mean in Pillow's words.
@@ -90,18 +95,22 @@ PILLOW = {
 @pytest.mark.parametrize("name", PILLOW)
 def test_each_operation_is_pillows(name):
     clip = noise()
-    ours = np.asarray(jax.jit(change_pixels)(clip, draws(name), (40, 48)))
+    ours = np.asarray(change(clip, draws(name), (40, 48)))
     theirs = np.stack([np.asarray(PILLOW[name](Image.fromarray(np.asarray(f)))) for f in clip])
     assert np.abs(theirs.astype(float) - np.asarray(clip)).max() > 10
     # Pillow cuts off what is behind the point; the factor multiplies its rounding of the grey.
     assert np.abs(ours - theirs).max() <= (2.1 if name == "sharpness" else 1.5)
 
 
+maps = jax.jit(compose_maps, static_argnames=("height", "width"))
+resampled = jax.jit(resample, static_argnames=("height", "width"))
+
+
 @pytest.mark.parametrize("name", ["rotate", "shear_x", "shear_y", "translate_x", "translate_y"])
 def test_each_map_is_pillows(name):
     clip = video(height=40, width=48)
-    source = compose_maps(draws(name), height=40, width=48)
-    ours = np.asarray(resample(clip, source, (40, 48), height=40, width=48))
+    source = maps(draws(name), height=40, width=48)
+    ours = np.asarray(resampled(clip, source, (40, 48), height=40, width=48))
     fill, linear = (128,) * 3, Image.Resampling.BILINEAR
     forms = {
         "shear_x": (1, 0.21, 0, 0, 1, 0),
@@ -125,21 +134,18 @@ def test_each_map_is_pillows(name):
     assert np.mean(np.abs(ours - np.asarray(clip, float)) > 6) > 0.2
 
 
-def test_tables_see_the_picture_as_those_before_left_it():
+def test_tables_get_the_result_of_the_tables_before_them():
     clip = video()
-    both = jax.jit(change_pixels)(clip, draws("invert", None, "equalize", "solarize_add"), (40, 48))
-    one = jax.jit(change_pixels)
+    both = change(clip, draws("invert", None, "equalize", "solarize_add"), (40, 48))
     step = clip
     for name in ("invert", "equalize", "solarize_add"):
-        step = one(step, draws(name, None, None, None), (40, 48)).astype(jnp.uint8)
+        step = change(step, draws(name), (40, 48)).astype(jnp.uint8)
     np.testing.assert_array_equal(both.astype(jnp.uint8), step)
 
 
 def test_no_draw_changes_nothing():
-    np.testing.assert_allclose(
-        change_pixels(video(), draws(None, None), (40, 48)), video(), atol=1e-4
-    )
-    np.testing.assert_array_equal(compose_maps(draws(None), height=4, width=6), jnp.eye(3))
+    np.testing.assert_allclose(change(video(), draws(), (40, 48)), video(), atol=1e-4)
+    np.testing.assert_array_equal(compose_maps(draws(), height=4, width=6), jnp.eye(3))
 
 
 def test_both_ways_to_count_agree():
@@ -150,55 +156,75 @@ def test_both_ways_to_count_agree():
 
 def test_draws_have_the_published_distribution():
     keys = jax.random.split(jax.random.key(0), 4000)
-    drawn = jax.vmap(lambda k: draw_operations(k, count=4, magnitude=7.0, deviation=0.5))(keys)
-    share = np.bincount(np.asarray(drawn.operation).ravel() + 1, minlength=16) / 16000
-    assert abs(share[0] - 0.5) < 0.02
-    np.testing.assert_allclose(share[1:], 0.5 / 15, atol=0.006)
+    draw = jax.vmap(lambda k: draw_operations(k, count=4, magnitude=7.0, deviation=0.5))
+    drawn = jax.jit(draw)(keys)
+    frequency = np.bincount(np.asarray(drawn.operation).ravel() + 1, minlength=16) / 16000
+    assert abs(frequency[0] - 0.5) < 0.02
+    np.testing.assert_allclose(frequency[1:], 0.5 / 15, atol=0.006)
     assert abs(float(drawn.strength.mean()) - 0.7) < 0.005
     assert abs(float(drawn.strength.std()) - 0.05) < 0.005
 
 
+@jax.jit
+@jax.vmap
+def augment_on_canvas(key, clip, size):
+    """Augment clips without erasing; all tests use the same shapes, so it compiles once."""
+    return augment(key, clip, size, **SETTINGS | dict(erase=0.0))
+
+
+def on_canvas(clip):
+    """Return 16 copies of a clip in the corner of a larger one, and their sizes."""
+    canvas = jnp.pad(clip, [(0, 0), (0, 17), (0, 9), (0, 0)])
+    sizes = jnp.broadcast_to(jnp.asarray(clip.shape[1:3]), (16, 2))
+    return jnp.broadcast_to(canvas, (16, *canvas.shape)), sizes
+
+
 def test_all_frames_get_the_same():
-    frame = jnp.broadcast_to(video(1), (4, 40, 48, 3))
-    run = jax.jit(jax.vmap(lambda key: augment(key, frame, **SETTINGS | dict(erase=0.0))))
-    clips = np.asarray(run(jax.random.split(jax.random.key(0), 16)))
-    assert clips.shape == (16, 4, 32, 32, 3) and clips.dtype == np.float32
+    frame = jnp.broadcast_to(video(1), (3, 40, 48, 3))
+    clips = np.asarray(
+        augment_on_canvas(jax.random.split(jax.random.key(0), 16), *on_canvas(frame))
+    )
+    assert clips.shape == (16, 3, 32, 32, 3) and clips.dtype == np.float32
     np.testing.assert_allclose(clips, np.broadcast_to(clips[:, :1], clips.shape), atol=1e-3)
-    # ... and other clips another.
+    # Other clips get other draws.
     assert np.abs(clips[0] - clips[1]).mean() > 5
     assert clips.min() >= 0 and clips.max() <= 255.01
 
 
-def test_one_key_gives_one_result_in_any_batch():
-    clips = jnp.stack([video(2) + index for index in range(6)]).astype(jnp.uint8)
-    keys = jax.random.split(jax.random.key(1), 6)
-    run = jax.jit(jax.vmap(lambda key, clip: augment(key, clip, **SETTINGS)))
-    np.testing.assert_allclose(run(keys, clips)[4:5], run(keys[4:5], clips[4:5]), atol=1e-3)
+def test_the_result_of_a_clip_does_not_depend_on_its_index():
+    clips, sizes = on_canvas(video())
+    clips = clips + jnp.arange(16, dtype=jnp.uint8)[:, None, None, None, None]
+    keys = jax.random.split(jax.random.key(1), 16)
+    still = augment_on_canvas(keys, clips, sizes)
+    moved = augment_on_canvas(jnp.roll(keys, 2), jnp.roll(clips, 2, axis=0), sizes)
+    np.testing.assert_allclose(moved, np.roll(still, 2, axis=0), atol=1e-3)
 
 
-@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("grey", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_a_clip_does_not_fill_changes_nothing(grey):
     """A clip in the corner of a larger one is augmented like the same clip alone."""
     clip = noise()[..., :1] if grey else noise()
     mean, std = (MEAN[:1], STD[:1]) if grey else (MEAN, STD)
     how = SETTINGS | dict(mean=mean, std=std, erase=0.0)
-    room = jnp.pad(clip, [(0, 0), (0, 17), (0, 9), (0, 0)])
-    keys = jax.random.split(jax.random.key(2), 64)
-    alone = jax.jit(jax.vmap(lambda key: augment(key, clip, **how)))(keys)
-    inside = jax.jit(jax.vmap(lambda key, size: augment(key, room, size, **how)))(
-        keys, jnp.broadcast_to(jnp.asarray(clip.shape[1:3]), (64, 2))
-    )
-    np.testing.assert_allclose(inside, alone, atol=0.01)
-    whole = jax.jit(jax.vmap(lambda key: augment(key, room, **how)))(keys)
-    assert np.abs(whole - alone).mean() > 10
+    clips, sizes = on_canvas(clip)
+    run = augment_on_canvas
+    if grey:
+        run = jax.jit(jax.vmap(lambda key, clip, size: augment(key, clip, size, **how)))
+    augment_alone = jax.jit(jax.vmap(lambda key: augment(key, clip, **how)))
+    for seed in range(4):  # of 16 clips each
+        keys = jax.random.split(jax.random.key(seed), 16)
+        alone = augment_alone(keys)
+        np.testing.assert_allclose(run(keys, clips, sizes), alone, atol=0.01)
+        whole = run(keys, clips, jnp.broadcast_to(jnp.asarray(clips.shape[2:4]), (16, 2)))
+        assert np.abs(whole - alone).mean() > 10
 
 
 def test_a_flip_is_a_flip():
     clip = video(height=32, width=32)
-    flipped = resample(clip, flip_map(32), (32, 32), height=32, width=32)
+    flipped = resampled(clip, flip_map(32), (32, 32), height=32, width=32)
     np.testing.assert_allclose(flipped, pix.flip_left_right(clip), atol=1e-3)
     keys = jax.random.split(jax.random.key(0), 64)
-    # A square picture, cropped to all of it or nearly: what differs is the mirror.
+    # The crop of a square image is nearly all of it, so only the mirror differs.
     run = jax.jit(jax.vmap(lambda key: augment(key, clip[:1], **OFF | dict(flip=True))))
     still = jax.jit(jax.vmap(lambda key: augment(key, clip[:1], **OFF)))(keys)
     out = run(keys)
@@ -210,25 +236,27 @@ def test_a_flip_is_a_flip():
 def test_resampling_a_box_is_a_bilinear_resize():
     clip = video(height=40, width=48)
     box = Box(*map(jnp.float32, (8, 10, 20, 16)))
-    ours = resample(clip, box_map(box, height=32, width=30), (40, 48), height=32, width=30)
+    ours = resampled(clip, box_map(box, height=32, width=30), (40, 48), height=32, width=30)
     theirs = jax.image.resize(
         clip[:, 10:26, 8:28].astype(jnp.float32), (3, 32, 30, 3), "bilinear", antialias=False
     )
     # The border differs: ours interpolates with what lies outside of the box.
     np.testing.assert_allclose(ours[:, 1:-1, 1:-1], theirs[:, 1:-1, 1:-1], atol=0.02)
-    whole = resample(clip, jnp.eye(3), (40, 48), height=40, width=48)
+    whole = resampled(clip, jnp.eye(3), (40, 48), height=40, width=48)
     np.testing.assert_allclose(whole, clip, atol=1e-3)
-    outside = resample(clip, jnp.eye(3).at[0, 2].set(100.0), (40, 48), height=40, width=48)
+    outside = resampled(clip, jnp.eye(3).at[0, 2].set(100.0), (40, 48), height=40, width=48)
     np.testing.assert_array_equal(outside, GREY)
 
 
 def test_crops_have_the_published_areas_and_shapes():
     keys = jax.random.split(jax.random.key(0), 2000)
-    boxes = jax.vmap(lambda k: crop_box(k, height=256, width=340, min_area=0.08))(keys)
-    x, y, wide, high = map(np.asarray, boxes)
-    assert (x >= 0).all() and (y >= 0).all() and (x + wide <= 340).all() and (y + high <= 256).all()
-    assert (np.abs(np.log(wide / high)) < np.log(4 / 3) + 0.02).all()
-    area = wide * high / (256 * 340)
+    draw = jax.jit(jax.vmap(lambda k: crop_box(k, height=256, width=340, min_area=0.08)))
+    boxes = draw(keys)
+    x, y, width, height = map(np.asarray, boxes)
+    assert (x >= 0).all() and (x + width <= 340).all()
+    assert (y >= 0).all() and (y + height <= 256).all()
+    assert (np.abs(np.log(width / height)) < np.log(4 / 3) + 0.02).all()
+    area = width * height / (256 * 340)
     assert 0.078 < area.min() < 0.1 and area.max() > 0.9
     whole = crop_box(keys[0], height=200, width=100, min_area=1.0)
     assert [int(side) for side in whole] == [0, 33, 100, 133]
@@ -257,7 +285,7 @@ def test_erasing_is_one_box_of_unit_noise_in_all_frames():
 
 
 def ramp_batch(count=8):
-    """Clips that are 1, 2, 4, ... everywhere, so that any mixture tells its parts."""
+    """Return clips that are 1, 2, 4, ... everywhere, so that a mixture identifies its parts."""
     values = 2.0 ** jnp.arange(count)
     return jnp.broadcast_to(values[:, None, None, None, None], (count, 2, 16, 16, 3))
 
@@ -265,26 +293,29 @@ def ramp_batch(count=8):
 def mix(key, rows=None, *, mixup=0.8, cutmix=1.0, group=4, switch=0.5):
     rows = jnp.arange(8) if rows is None else rows
     targets = jnp.eye(8)[: len(rows)]
-    return mix_clips(
+    return mixed_clips(
         key, ramp_batch(8)[: len(rows)], targets, rows,
         group=group, mixup=mixup, cutmix=cutmix, switch=switch,
     )  # fmt: skip
 
 
-def test_mixup_mixes_pairs_of_a_group_by_the_share_of_the_target():
+mixed_clips = jax.jit(mix_clips, static_argnames=("group", "mixup", "cutmix", "switch"))
+
+
+def test_mixup_mixes_pairs_of_a_group_with_the_weight_of_the_target():
     mixed, targets = mix(jax.random.key(0), cutmix=0.0)
     np.testing.assert_allclose(targets.sum(-1), 1, atol=1e-6)
-    shares = np.diagonal(targets)
+    weights = np.diagonal(targets)
     for index in range(8):
         partner = 4 * (index // 4) + 3 - index % 4
-        assert targets[index, partner] == pytest.approx(1 - shares[index], abs=1e-6)
-        blend = shares[index] * 2.0**index + (1 - shares[index]) * 2.0**partner
+        assert targets[index, partner] == pytest.approx(1 - weights[index], abs=1e-6)
+        blend = weights[index] * 2.0**index + (1 - weights[index]) * 2.0**partner
         np.testing.assert_allclose(mixed[index], blend, rtol=1e-5)
-    # One share to a group, another to the next.
-    assert np.ptp(shares[:4]) < 1e-6 and abs(shares[0] - shares[4]) > 1e-3
+    # One fraction per group.
+    assert np.ptp(weights[:4]) < 1e-6 and abs(weights[0] - weights[4]) > 1e-3
 
 
-def test_the_share_of_a_cutmix_target_is_the_area():
+def test_the_weight_of_a_cutmix_target_is_the_area():
     for seed in range(8):
         mixed, targets = mix(jax.random.key(seed), mixup=0.0)
         for index in range(8):
@@ -315,14 +346,14 @@ def test_smoothed_targets_sum_to_one():
     np.testing.assert_allclose(mixed.sum(-1), 1, atol=1e-6)
 
 
-def test_a_group_mixes_alike_wherever_it_lies():
-    mixed, targets = mix(jax.random.key(5))
-    alone = mix_clips(
-        jax.random.key(5), ramp_batch()[4:], jnp.eye(8)[4:], jnp.arange(4, 8),
-        group=4, mixup=0.8, cutmix=1.0, switch=0.5,
-    )  # fmt: skip
-    np.testing.assert_array_equal(alone[0], mixed[4:])
-    np.testing.assert_array_equal(alone[1], targets[4:])
+def test_a_group_mixes_alike_wherever_it_is_in_the_batch():
+    settings = dict(group=4, mixup=0.8, cutmix=1.0, switch=0.5)
+    batch = ramp_batch(), jnp.eye(8), jnp.arange(8)
+    still = mixed_clips(jax.random.key(5), *batch, **settings)
+    swapped = [jnp.roll(x, 4, axis=0) for x in batch]  # the two groups
+    moved = mixed_clips(jax.random.key(5), *swapped, **settings)
+    for one, other in zip(still, moved, strict=True):
+        np.testing.assert_array_equal(jnp.roll(one, 4, axis=0), other)
 
 
 def test_groups_that_do_not_fit_are_an_error():
@@ -342,6 +373,11 @@ def task():
     return build_task(load_config("finetune:tiny,custom", overrides))
 
 
+@pytest.fixture(scope="module")
+def params(task):
+    return jax.jit(task.init)(jax.random.key(0))
+
+
 def batch_of(count, frames=2, height=24, width=32):
     rng = np.random.default_rng(0)
     return {
@@ -352,9 +388,8 @@ def batch_of(count, frames=2, height=24, width=32):
 
 
 @pytest.mark.slow
-def test_one_device_and_eight_take_the_same_step_and_move_no_clips(task):
+def test_one_device_and_eight_take_the_same_step_and_move_no_clips(task, params):
     batch, key = batch_of(16), jax.random.key(7)
-    params = task.init(jax.random.key(0))
     one = jax.jit(task.train_sums)(params, batch, key)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     shard, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
@@ -368,9 +403,8 @@ def test_one_device_and_eight_take_the_same_step_and_move_no_clips(task):
 
 
 @pytest.mark.slow
-def test_a_clip_is_trained_alike_in_any_part_of_the_batch(task):
+def test_a_clip_is_trained_alike_in_any_part_of_the_batch(task, params):
     batch, key = batch_of(8), jax.random.key(7)
-    params = task.init(jax.random.key(0))
     sums = jax.jit(task.train_sums)
     first, second = ({k: v[part] for k, v in batch.items()} for part in (slice(4), slice(4, 8)))
     halves = jax.tree.map(jnp.add, sums(params, first, key), sums(params, second, key))
@@ -378,11 +412,11 @@ def test_a_clip_is_trained_alike_in_any_part_of_the_batch(task):
         assert float(halves[name]) == pytest.approx(float(value), rel=1e-4), name
 
 
-def test_evaluation_is_not_augmented(task):
-    params = task.init(jax.random.key(0))
+def test_evaluation_is_not_augmented(task, params):
     batch = batch_of(4, height=16, width=16)
     del batch["row"]
-    first, second = (jax.jit(task.eval_sums)(params, batch) for _ in range(2))
+    evaluate = jax.jit(task.eval_sums)
+    first, second = evaluate(params, batch), evaluate(params, batch)
     assert first["error"].shape == (4,)
     np.testing.assert_array_equal(first["error"], second["error"])
     # An untrained head, nearly zero: the loss of a guess among three.

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from videomae_jax.augment.resize import filter_weights, resize_clip
 from videomae_jax.data.samplers import resize_crop
 
-ROOM = (72, 96)  # height and width
+CANVAS = (72, 96)  # height and width
 SIZES = [(1, 1), (1, 96), (72, 1), (2, 3), (7, 5), (17, 31), (32, 48), (33, 47), (72, 96), (71, 95)]
 SIZES += [(64, 64), (36, 96), (72, 24), (40, 13)]
 TARGETS = [(32, 48), (1, 1), (72, 96), (5, 90), (100, 120)]
@@ -34,21 +34,20 @@ def clip_of(kind, size, channels=3, frames=2):
     return make[kind](clip)
 
 
-def on_canvas(clip, room=ROOM, rest=0):
-    canvas = np.full((len(clip), *room, clip.shape[-1]), rest, np.uint8)
-    canvas[:, : clip.shape[1], : clip.shape[2]] = clip
-    return canvas
+def on_canvas(clip, canvas=CANVAS, rest=0):
+    filled = np.full((len(clip), *canvas, clip.shape[-1]), rest, np.uint8)
+    filled[:, : clip.shape[1], : clip.shape[2]] = clip
+    return filled
 
 
-def both(clip, target, **canvas):
+def both(clip, target, **settings):
     """Device and host, int [F, height, width, C] each."""
-    high, wide = size = clip.shape[1:3]
-    height, width = target
+    size, (height, width) = clip.shape[1:3], target
     device = resize(
-        on_canvas(clip, **canvas), jnp.asarray(size, jnp.int32), height=height, width=width
+        on_canvas(clip, **settings), jnp.asarray(size, jnp.int32), height=height, width=width
     )
     assert device.dtype == np.uint8 and device.shape == (len(clip), *target, clip.shape[-1])
-    host = resize_crop(clip, box=(0, 0, wide, high), width=width, height=height)
+    host = resize_crop(clip, box=(0, 0, size[1], size[0]), width=width, height=height)
     return np.asarray(device).astype(int), host.astype(int)
 
 
@@ -66,7 +65,7 @@ def test_within_one_level_of_pillow(kind, target):
 
 @pytest.mark.parametrize("side", [256, 224, 192, 168])  # the crops of a short side of 256
 def test_at_the_size_of_the_recipes_most_pixels_are_equal(side):
-    device, host = both(clip_of("noise", (side, side), frames=1), (224, 224), room=(256, 256))
+    device, host = both(clip_of("noise", (side, side), frames=1), (224, 224), canvas=(256, 256))
     difference = np.abs(device - host)
     assert difference.max() <= 1 and (difference > 0).mean() < 0.13
     assert side != 224 or (device == host).all()
@@ -81,8 +80,9 @@ def test_what_is_not_filled_does_not_matter():
 
 
 def test_the_sums_are_exact_where_a_product_takes_eleven_bits():
+    compute = jax.jit(filter_weights, static_argnames=("length", "target"))
     for size, target in [(256, 224), (168, 224), (456, 224), (1, 224), (256, 48), (1024, 224)]:
-        weights, totals = filter_weights(jnp.int32(size), room=1024, target=target)
+        weights, totals = compute(jnp.int32(size), length=1024, target=target)
         assert weights.max() <= 2**11 and (weights == jnp.round(weights)).all()
         assert 255 * totals.max() < 2**24 and totals.min() > 0
 
@@ -95,6 +95,6 @@ def test_one_device_and_eight_agree_and_move_nothing():
     shard = NamedSharding(mesh, P("data"))
     step = jax.jit(function, in_shardings=shard, out_shardings=shard).lower(clips, sizes).compile()
     np.testing.assert_array_equal(
-        step(*jax.device_put((clips, sizes), shard)), function(clips, sizes)
+        step(*jax.device_put((clips, sizes), shard)), jax.jit(function)(clips, sizes)
     )
     assert not re.findall("all-gather|all-to-all|all-reduce|collective", step.as_text())

@@ -73,7 +73,7 @@ def test_every_recipe_has_the_same_keys_and_builds():
         ("b,k400", ["model.classes=3", "drop_path=1.0"], "drop_path 1.0: use 0 to below 1"),
     ],
 )
-def test_mistakes_are_told(arguments, overrides, says):
+def test_mistakes_are_errors(arguments, overrides, says):
     with pytest.raises(UserError, match=says):
         build_task(load(arguments, *(f"--config.{text}" for text in overrides)))
 
@@ -88,7 +88,7 @@ def test_groups_divide_what_a_device_takes_at_once():
 
 
 class Frames:
-    """Stands for videos: remembers which frames were asked for."""
+    """A video source that records the frames it was asked for."""
 
     def __init__(self, count, height, width):
         self.video = np.zeros((count, height, width, 3), np.uint8)
@@ -105,16 +105,16 @@ def test_training_clips_move_in_time_and_place_and_evaluation_clips_do_not(kind)
     frames = Frames(count=100, height=128, width=256)
     fields = dict(frames=8, height=60, width=80, channels=3)
     fields |= dict(stride=4) if kind is DenseSampler else {}
-    seen, places, heights = set(), set(), set()
+    seen, lefts, heights = set(), set(), set()
     for seed in range(20):
         clip = kind(**fields, train=True)(frames, 0, np.random.default_rng(seed))
         assert clip.shape == (8, 60, 80, 3) and clip.dtype == np.uint8
         seen.add(tuple(frames.indices))
-        # Red counts the columns: the box is 171 of 256 wide, wherever it is, and full height.
-        places.add(int(clip[0, 30, 0, 0]))
+        # Red counts the columns: the box has a width of 171 of 256 and full height.
+        lefts.add(int(clip[0, 30, 0, 0]))
         heights.add((int(clip[0, 0, 40, 1]), int(clip[0, -1, 40, 1])))
         assert 165 < int(clip[0, 30, -1, 0]) - int(clip[0, 30, 0, 0]) <= 171
-    assert len(seen) > 10 and min(places) < 20 and max(places) > 60
+    assert len(seen) > 10 and min(lefts) < 20 and max(lefts) > 60
     assert heights == {(1, 127)} or all(low <= 1 and high >= 126 for low, high in heights)
     seen = set()
     for seed in range(5):

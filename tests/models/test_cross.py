@@ -1,4 +1,4 @@
-"""The decoder with cross-attention: what it computes, what it cannot see, and where it may go."""
+"""The decoder with cross-attention: its mathematics, its information flow, its checkpoints."""
 
 import functools
 import math
@@ -41,19 +41,26 @@ def parameters(recipe="cross"):
     return jax.jit(pretrain.build_task(small(recipe)).init)(jax.random.key(0))
 
 
+@functools.cache
+def masks(clips):
+    """Return a mask of the encoder, and one of V2's decoder."""
+    keys = jax.random.split(jax.random.key(1), clips)
+    return (
+        draw_mask(keys, "tube", grid=GRID, ratio=0.75),
+        draw_mask(keys, "running_cell", grid=GRID, ratio=0.5),
+    )
+
+
 def make(config, recipe="cross", *, clips=2):
-    """A model with its parameters, patches and masks; the second mask is one of V2's decoder."""
+    """Return a model with its parameters, patches and the two masks."""
     model, params = pretrain.build_model(config), parameters(recipe)
     rng = np.random.default_rng(0)
     patches = rng.integers(0, 256, (clips, 64, 2 * 8 * 8 * 3), dtype=np.uint8)
-    keys = jax.random.split(jax.random.key(1), clips)
-    mask = draw_mask(keys, "tube", grid=GRID, ratio=0.75)
-    half = draw_mask(keys, "running_cell", grid=GRID, ratio=0.5)
-    return model, params, patches, mask, half
+    return model, params, patches, *masks(clips)
 
 
 def block_of_float64(params, x, context, heads):
-    """One block, written out: queries from the normed tokens, keys and values as they come."""
+    """Compute one block: queries from normalized tokens, keys and values from plain ones."""
     p = jax.tree.map(np.float64, params)
 
     def norm(x, name):
@@ -77,15 +84,16 @@ def block_of_float64(params, x, context, heads):
     return x + dense(hidden * 0.5 * (1 + erf(hidden / np.sqrt(2))), p["mlp"]["fc2"])
 
 
-@pytest.mark.parametrize("implementation", ["xla", "chunked"])
+@pytest.mark.parametrize("implementation", [pytest.param("xla", marks=pytest.mark.slow), "chunked"])
 def test_a_block_is_that_of_float64(implementation):
     rng = np.random.default_rng(0)
     x, context = (rng.normal(size=(1, n, 32)).astype(np.float32) for n in (400, 9))
     block = Block(Size(32, 1, 4, 48), Execution(attention=implementation))
     params = jax.jit(block.init)(jax.random.key(0), x, None, None, context)["params"]
-    # Biases begin at zero, where a wrong place would not show.
+    # Biases start at zero, which would hide a bias that is added in the wrong position.
     params = jax.tree.map(lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape), params)
-    got = block.apply({"params": params}, x, None, None, context)[0][0]
+    apply = jax.jit(block.apply, static_argnums=3)
+    got = apply({"params": params}, x, None, None, context)[0][0]
     assert relative_error(got, block_of_float64(params, x[0], context[0], heads=4)) < 2e-6
 
 
@@ -102,7 +110,7 @@ def test_hidden_pixels_do_not_reach_the_prediction():
 
 @pytest.mark.parametrize(("recipe", "alone"), [("cross", True), ("v1", False)])
 def test_predicted_tokens_do_not_see_each_other(recipe, alone):
-    """Then predicting half of them gives the same: that is what makes this decoder another."""
+    """With cross-attention, predicting half of them gives the same; with self-attention not."""
     model, params, patches, mask, half = make(small(recipe), recipe)
     apply = jax.jit(lambda decoded: model.apply({"params": params}, patches, mask, GRID, decoded))
     every, some = apply(None), apply(half)
@@ -129,18 +137,20 @@ def test_every_parameter_learns(dual):
         assert all(np.isfinite(part).all() and (part != 0).any() for part in parts), path
 
 
+@functools.cache
+def loss_and_gradient(*overrides):
+    model, params, patches, mask, _ = make(small("cross", *overrides))
+
+    def loss(params):
+        return jnp.square(model.apply({"params": params}, patches, mask, GRID)).mean()
+
+    return jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(params))
+
+
 @pytest.mark.parametrize("run", [{"remat": "full"}, {"scan": True, "remat": "dots"}])
 def test_however_it_is_run_it_computes_the_same(run):
     overrides = [f"--config.run.{key}={value}" for key, value in run.items()]
-    results = []
-    for config in (small(), small("cross", *overrides)):
-        model, params, patches, mask, _ = make(config)
-
-        def loss(params, model=model, patches=patches, mask=mask):
-            return jnp.square(model.apply({"params": params}, patches, mask, GRID)).mean()
-
-        results.append(jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(params)))
-    for ours, theirs in zip(*results, strict=True):
+    for ours, theirs in zip(loss_and_gradient(), loss_and_gradient(*overrides), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
@@ -157,7 +167,7 @@ def test_operations_are_those_of_the_compiled_block(context):
     assert block_flops(size, tokens, context=context) == pytest.approx(counted, rel=0.05)
 
 
-def test_it_is_labelled_wherever_it_is_told():
+def test_the_banner_and_the_name_say_that_it_is_not_the_papers():
     config = small()
     facts = pretrain.build_task(config).summary
     assert "CrossMAE, not the paper's" in facts["decoder"] and "not the paper's" in config.name
@@ -166,7 +176,7 @@ def test_it_is_labelled_wherever_it_is_told():
         pretrain.build_model(small("v1", "--config.model.decoder_attention=both"))
 
 
-def test_a_run_cannot_go_on_with_the_other_decoder():
+def test_a_run_cannot_resume_with_the_other_decoder():
     with pytest.raises(UserError, match="model.decoder_attention='self', the config says 'cross'"):
         check_same_model({"model.decoder_attention": ("self", "cross")}, workdir="runs/mine")
 

@@ -1,6 +1,7 @@
 """Sizes, other inputs than 16 x 224 x 224, and the closed-form counts."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -71,8 +72,8 @@ def test_flops_of_the_closed_form(size, depth, forward, train):
     [
         (4, 32, 48, 3, "tube"),
         (6, 24, 16, 1, "random"),
-        (8, 16, 16, 4, "frame"),
-        (2, 32, 32, 2, "running_cell"),
+        pytest.param(8, 16, 16, 4, "frame", marks=pytest.mark.slow),
+        pytest.param(2, 32, 32, 2, "running_cell", marks=pytest.mark.slow),
     ],
 )
 def test_any_frames_size_and_channels(frames, height, width, channels, kind):
@@ -100,37 +101,42 @@ def test_any_frames_size_and_channels(frames, height, width, channels, kind):
     assert float(metrics["r2"]) == pytest.approx(1 - float(metrics["vs_zero"]), abs=1e-4)
 
 
+@functools.cache
+def small_evaluation(position_grid=()):
+    """Return the compiled evaluation of a small model as a function of a batch, and a video."""
+    config = load_config(
+        "pretrain:tiny,custom",
+        [
+            "--config.clip.height=32",
+            "--config.clip.width=32",
+            "--config.model.encoder.depth=1",
+            "--config.model.decoder.depth=1",
+            f"--config.model.position_grid={position_grid}",
+        ],
+    )
+    task = pretrain.build_task(config)
+    rng = np.random.default_rng(0)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape, scale=0.1).astype(x.dtype), params)
+    video = rng.integers(0, 256, (2, 16, 32, 32, 3), dtype=np.uint8)
+    return functools.partial(jax.jit(task.eval_sums), params), video
+
+
 def test_the_mask_of_a_clip_follows_its_id_and_the_step_not_its_row():
-    task = pretrain.build_task(load_config("pretrain:tiny,custom", ["--config.clip.height=32"]))
-    params = jax.jit(task.init)(jax.random.key(0))
-    video = np.random.default_rng(0).integers(0, 256, (2, 16, 32, 224, 3), dtype=np.uint8)
-    evaluate = jax.jit(task.eval_sums)
-    one = evaluate(params, {"video": video, "id": jnp.asarray([5, 9])})["error"]
-    swapped = evaluate(params, {"video": video[::-1], "id": jnp.asarray([9, 5])})["error"]
+    evaluate, video = small_evaluation()
+    one = evaluate({"video": video, "id": jnp.asarray([5, 9])})["error"]
+    swapped = evaluate({"video": video[::-1], "id": jnp.asarray([9, 5])})["error"]
     np.testing.assert_allclose(one, swapped[::-1], rtol=1e-6)
-    other = evaluate(params, {"video": video, "id": jnp.asarray([6, 9])})["error"]
+    other = evaluate({"video": video, "id": jnp.asarray([6, 9])})["error"]
     assert one[0] != other[0] and one[1] == other[1]
 
 
 def test_positions_can_be_interpolated_from_another_grid():
-    def loss(*overrides):
-        config = load_config(
-            "pretrain:tiny,custom",
-            [
-                "--config.clip.height=32",
-                "--config.clip.width=32",
-                "--config.model.encoder.depth=1",
-                *overrides,
-            ],
-        )
-        task = pretrain.build_task(config)
-        video = np.random.default_rng(0).integers(0, 256, (1, 16, 32, 32, 3), dtype=np.uint8)
-        batch = {"video": jnp.asarray(video), "id": jnp.arange(1)}
-        params = jax.jit(task.init)(jax.random.key(0))
-        return float(jax.jit(task.eval_sums)(params, batch)["error"][0])
+    def errors(position_grid):
+        evaluate, video = small_evaluation(position_grid)
+        return evaluate({"video": video, "id": jnp.asarray([5, 9])})["error"]
 
-    assert loss() == loss("--config.model.position_grid=(8,4,4)")
-    assert loss() != loss("--config.model.position_grid=(8,28,28)")
+    assert (errors(()) != errors((8, 28, 28))).all()
 
 
 @pytest.mark.parametrize("taken_in", [False, True], ids=["alone", "in the next layer"])
@@ -155,17 +161,22 @@ def test_the_norm_and_its_gradients_are_those_of_flax(dtype, taken_in):
         return standardize(x, jnp.float32) @ kernel + more
 
     given = (x, scale, bias, kernel, more)
-    mine, pull = jax.vjp(ours, *given)
-    other, pull_other = jax.vjp(reference, *given)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def differentiate(function, *given):
+        out, pull = jax.vjp(function, *given)
+        return out, pull(grad)
+
+    mine, slopes = differentiate(ours, *given)
+    other, their_slopes = differentiate(reference, *given)
     np.testing.assert_allclose(mine, other, atol=1e-4)
-    for mine, other in zip(pull(grad), pull_other(grad), strict=True):
+    for mine, other in zip(slopes, their_slopes, strict=True):
         assert mine.dtype == other.dtype
         bound = 1e-2 if mine.dtype == jnp.bfloat16 else 1e-4
         np.testing.assert_allclose(np.float32(mine), np.float32(other), atol=bound, rtol=bound)
 
 
-@pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
-@pytest.mark.parametrize("last", [None, 3])
+@pytest.mark.parametrize(("cross", "last"), [(False, None), (False, 3), (True, None)])
 def test_a_block_is_its_norms_attention_and_mlp_one_after_the_other(cross, last):
     size, run = Size(24, 1, 2, 48), Execution()
     keys = iter(jax.random.split(jax.random.key(0), 40))
@@ -174,7 +185,8 @@ def test_a_block_is_its_norms_attention_and_mlp_one_after_the_other(cross, last)
     block = Block(size, run)
     shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), x, None, None, context))
     params = jax.tree.map(lambda s: jax.random.normal(next(keys), s.shape) / 4, shapes)["params"]
-    out, _ = block.apply({"params": params}, x, None, None if cross else last, context)
+    apply = jax.jit(block.apply, static_argnums=3)
+    out, _ = apply({"params": params}, x, None, last, context)
 
     def norm(name, x):
         unit = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
@@ -195,7 +207,7 @@ def test_a_block_is_its_norms_attention_and_mlp_one_after_the_other(cross, last)
     hidden *= 0.5 * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2)))
     x = x + hidden @ p["mlp"]["fc2"]["kernel"] + p["mlp"]["fc2"]["bias"]
     np.testing.assert_allclose(out, x[:, -out.shape[1] :], atol=2e-5)
-    assert out.shape[1] == (3 if last and not cross else 5)
+    assert out.shape[1] == (last or 5)
 
 
 def test_the_gelu_and_its_derivative_are_those_of_float64():
@@ -217,20 +229,25 @@ class Stack(nn.Module):
         return apply_blocks(x, Size(16, 3, 2, 32), self.run, last=self.last)
 
 
+@functools.cache
+def stack_slopes(run, last):
+    """Return parameters, input, loss of the last five tokens, and its gradient."""
+    model, x = Stack(run, last), jax.random.normal(jax.random.key(0), [2, 9, 16])
+    params = jax.jit(Stack(Execution(), None).init)(jax.random.key(1), x)
+
+    def loss(params):
+        return jnp.sin(model.apply(params, x)[:, -5:]).sum()
+
+    return params, x, *jax.jit(jax.value_and_grad(loss))(params)
+
+
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_the_last_tokens_alone_are_the_last_of_all(scan, remat):
-    x = jax.random.normal(jax.random.key(0), [2, 9, 16])
-    whole = Stack(Execution(), None)
-    params = whole.init(jax.random.key(1), x)
-
-    def loss(params, model):
-        return jnp.sin(model.apply(params, x)[:, -5:]).sum()
-
-    wanted, slopes = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, whole)
-    model = Stack(Execution(scan=scan, remat=remat), 5)
-    assert jax.eval_shape(model.apply, params, x).shape == (2, 5, 16)
-    got, ours = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, model)
+    params, x, wanted, slopes = stack_slopes(Execution(), None)
+    run = Execution(scan=scan, remat=remat)
+    assert jax.eval_shape(Stack(run, 5).apply, params, x).shape == (2, 5, 16)
+    *_, got, ours = stack_slopes(run, 5)
     assert abs(got - wanted) < 1e-5
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(slopes), strict=True):
         assert np.abs(a - b).max() < 2e-5

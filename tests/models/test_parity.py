@@ -4,6 +4,8 @@ The golden file holds a tiny model's weights, a clip, masks, outputs, gradients 
 after three AdamW steps, all computed by the original PyTorch code.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -26,12 +28,19 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def golden():
+@functools.cache
+def load():
     return load_golden("pretrain_tiny")
 
 
-def setup(golden, run=RUNS["unrolled"]):
+@pytest.fixture
+def golden():
+    return load()
+
+
+@functools.cache
+def setup(run="unrolled"):
+    golden = load()
     patch = (golden.config["tubelet"], golden.config["patch"], golden.config["patch"])
     model = VideoMAE(
         encoder=golden.encoder,
@@ -39,7 +48,7 @@ def setup(golden, run=RUNS["unrolled"]):
         patch=patch,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
-        run=run,
+        run=RUNS[run],
     )
     video = jnp.asarray(golden.arrays["video_uint8"])
     grid = patch_grid(video.shape[1:4], patch)
@@ -60,10 +69,11 @@ def setup(golden, run=RUNS["unrolled"]):
 
 
 def test_visible_tokens_targets_and_prediction(golden):
-    model, patches, grid, masks, _ = setup(golden)
+    model, patches, grid, masks, _ = setup()
     params = {"params": golden.tree("param")}
-    encoded = model.apply(params, patches, masks[0], grid, method="encode")
-    prediction = model.apply(params, patches, masks[0], grid)
+    encode = functools.partial(model.apply, method="encode")
+    encoded = jax.jit(encode, static_argnums=3)(params, patches, masks[0], grid)
+    prediction = jax.jit(model.apply, static_argnums=3)(params, patches, masks[0], grid)
     target = pixel_targets(
         gather_tubes(patches, masks[0].masked, masks[0]), channels=3, normalized=True
     )
@@ -73,9 +83,16 @@ def test_visible_tokens_targets_and_prediction(golden):
     assert relative_error(prediction[:, ::4], golden.arrays["prediction"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(
+    "run",
+    # Fast: each value of each option once.
+    [
+        pytest.param(run, marks=pytest.mark.slow) if run in ("scanned", "remat") else run
+        for run in RUNS
+    ],
+)
 def test_loss_and_every_gradient(golden, run):
-    *_, masks, loss_and_grad = setup(golden, RUNS[run])
+    *_, masks, loss_and_grad = setup(run)
     loss, grads = loss_and_grad(golden.tree("param"), masks[0])
     assert abs(loss / golden.arrays["losses"][0] - 1) < TOLERANCE
     errors = jax.tree.map(relative_error, grads, golden.tree("grad"))
@@ -83,7 +100,7 @@ def test_loss_and_every_gradient(golden, run):
 
 
 def test_three_adamw_steps(golden):
-    *_, masks, loss_and_grad = setup(golden)
+    *_, masks, loss_and_grad = setup()
     c = golden.config
     settings = dict(
         b1=c["betas"][0], b2=c["betas"][1], eps=c["eps"], weight_decay=c["weight_decay"]

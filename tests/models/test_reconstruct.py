@@ -1,4 +1,4 @@
-"""Reconstructions: every patch in its place, and nothing of the hidden ones in the prediction."""
+"""Reconstructions: patches in the right position, and no hidden pixel in the prediction."""
 
 import functools
 import itertools
@@ -26,7 +26,9 @@ from videomae_jax.models.vit import Size
 PATCH, GRID, CHANNELS = (2, 4, 4), (4, 4, 6), 3
 KINDS = ("tube", "random", "frame", "running_cell")
 SIZE = Size(width=12, depth=1, heads=2, mlp_width=24)
-MODEL = VideoMAE(SIZE, SIZE, patch=PATCH, mean=(0.5,) * CHANNELS, std=(0.25,) * CHANNELS)
+MODEL = VideoMAE(
+    encoder=SIZE, decoder=SIZE, patch=PATCH, mean=(0.5,) * CHANNELS, std=(0.25,) * CHANNELS
+)
 
 
 def draw(kind, *, clips=2):
@@ -138,12 +140,12 @@ def test_statistics_are_weighted_by_the_distance_in_space_and_time(kind):
     visible = gather_tubes(patches, mask.visible, mask)
     mean, std = estimate_statistics(visible, mask, grid=GRID, channels=CHANNELS)
     hidden = np.asarray(mask_to_bool(mask, count=patches.shape[1]))
-    places = np.array(list(itertools.product(*map(range, GRID))))
+    points = np.array(list(itertools.product(*map(range, GRID))))
     for clip in range(2):
-        values = np.asarray(patches[clip]).reshape(len(places), -1, CHANNELS) / 255
+        values = np.asarray(patches[clip]).reshape(len(points), -1, CHANNELS) / 255
         seen = values[~hidden[clip]]
-        for row, place in enumerate(places[hidden[clip]]):
-            distance = np.linalg.norm(places[~hidden[clip]] - place, axis=-1)
+        for row, point in enumerate(points[hidden[clip]]):
+            distance = np.linalg.norm(points[~hidden[clip]] - point, axis=-1)
             near = dict(weights=distance**-6.0, axis=0)
             expected = np.average(seen.mean(1), **near), np.average(seen.std(1, ddof=1), **near)
             actual = mean[clip, row], std[clip, row]

@@ -14,6 +14,7 @@ from videomae_jax.models.tokens import (
     patchify,
     pixel_targets,
     pixels_from_targets,
+    positions,
     sincos_positions,
     unpatchify,
 )
@@ -94,8 +95,11 @@ def test_positions_are_the_textbook_sines():
 def test_interpolated_positions_agree_with_jax_resize_and_keep_their_own_grid():
     table, source, grid = sincos_positions(4 * 6 * 5, 16), (4, 6, 5), (8, 9, 7)
     np.testing.assert_array_equal(interpolate_positions(table, source, source), table)
+    for same in (source, None):
+        np.testing.assert_array_equal(positions(source, 16, source=same), table)
     reference = jax.image.resize(
         jnp.asarray(table).reshape(*source, 16), (*grid, 16), "linear", antialias=False
     )
     got = interpolate_positions(table, source, grid)
     np.testing.assert_allclose(got, np.asarray(reference).reshape(-1, 16), atol=1e-5)
+    np.testing.assert_array_equal(positions(grid, 16, source=source), got)

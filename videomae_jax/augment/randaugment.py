@@ -1,16 +1,16 @@
-"""RandAugment of a whole clip: the same operations and strengths for all its frames.
+"""RandAugment for clips: the same operations and strengths for all frames of a clip.
 
 Cubuk, Zoph, Shlens and Le, "RandAugment", 2020, in the form m7-n4-mstd0.5-inc1: four draws
-from fifteen operations that grow with the magnitude, each then applied with chance a half.
-What each does to a picture is what Pillow's operation of that name does, up to rounding.
+from fifteen operations whose strength grows with the magnitude, each applied with probability
+0.5. Each operation has the effect of Pillow's operation of that name, up to rounding.
 
-Branching on the draw would cost all fifteen branches for every clip once it is mapped over
-a batch. But the operations are of four kinds, each closed under composition: tables of 256
-values (eight of them), colour, sharpness, and affine maps (five). So the draws are
-composed within their kind, on small tables and matrices, and the pixels are touched once
-per kind, in that order, whatever was drawn. The price: operations of different kinds swap
-places, and two sharpenings become one by the product of their factors. Maps come last, so
-the grey that they move in stays grey, and several of them, crop and flip interpolate once.
+Under `vmap`, a branch on the drawn operation would compute all fifteen for every clip. But there
+are four kinds of operations, each closed under composition: tables of 256 values (eight of
+them), colour, sharpness, and affine maps (five). So the draws of one kind are composed first, on
+small tables and matrices, and the pixels are changed once per kind, in that order. The cost:
+operations of different kinds are reordered, and two sharpness operations become one with the
+product of their factors. Maps are last, so the grey that they fill in stays grey, and all maps,
+crop and flip together interpolate once.
 """
 
 import math
@@ -19,7 +19,6 @@ from typing import NamedTuple
 import dm_pix as pix
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 OPERATIONS = (
     "auto_contrast",
@@ -45,7 +44,7 @@ MAX_LEVEL = 10.0
 
 
 class Draws(NamedTuple):
-    """The operations of one clip in their order.
+    """The operations of one clip, in the order in which they are applied.
 
     operation: int32 [n], an index into OPERATIONS or NONE. strength: float32 [n], 0 to 1.
     sign: float32 [n], 1 or -1: the direction, for operations that have two.
@@ -57,7 +56,10 @@ class Draws(NamedTuple):
 
 
 def draw_operations(key: jax.Array, *, count: int, magnitude: float, deviation: float) -> Draws:
-    """Draw `count` operations with replacement, their levels normal around `magnitude` of 10."""
+    """Draw `count` operations with replacement, and a level for each.
+
+    magnitude, deviation: mean and standard deviation of the level, 0 to `MAX_LEVEL`.
+    """
     which, applied, level, sign = jax.random.split(key, 4)
     operation = jax.random.randint(which, [count], 0, len(OPERATIONS))
     level = magnitude + deviation * jax.random.normal(level, [count])
@@ -69,10 +71,10 @@ def draw_operations(key: jax.Array, *, count: int, magnitude: float, deviation: 
 
 
 def change_pixels(video: jax.Array, draws: Draws, size: jax.Array) -> jax.Array:
-    """Apply all draws but the maps to uint8 [F, H, W, C]: float32 in [0, 255].
+    """Apply all operations except maps to uint8 [F, H, W, C]: float32 in [0, 255].
 
-    size: int32 [2], the height and the width that the clip fills; beyond it are zeros, of which
-    anything may become.
+    size: int32 [2], the height and the width that the clip fills. The zeros outside of it may
+    get any value.
     """
     x = look_up(video, compose_tables(histogram(video, size), draws)).astype(jnp.float32)
     color, sharpness = (
@@ -87,9 +89,10 @@ def change_pixels(video: jax.Array, draws: Draws, size: jax.Array) -> jax.Array:
 def histogram(video: jax.Array, size: jax.Array) -> jax.Array:
     """Count the values of each frame and channel of uint8 [F, H, W, C]: int32 [F, C, 256].
 
-    Without the zeros beyond `size`, int32 [2].
+    size: int32 [2], the height and the width that the clip fills. The zeros outside of it are
+    not counted.
     """
-    # TPUs scatter one value after the other; CPUs compare 80 times slower than they scatter.
+    # TPUs scatter one value at a time. On CPUs, comparing is 80 times slower than scattering.
     counts = jax.lax.platform_dependent(
         video, tpu=_count_by_comparing, default=_count_by_scattering
     )
@@ -109,21 +112,21 @@ def _count_by_comparing(video: jax.Array) -> jax.Array:
 
 
 def _cells(video: jax.Array) -> jax.Array:
-    """Number the cells [F, C, 256] of a table: that of each value of uint8 [F, H, W, C]."""
+    """Return the index of each value of uint8 [F, H, W, C] in a flattened table [F, C, 256]."""
     frames, _, _, channels = video.shape
     return 256 * jnp.arange(frames * channels).reshape(frames, 1, 1, channels) + video
 
 
 def look_up(video: jax.Array, tables: jax.Array) -> jax.Array:
-    """Replace values of uint8 [F, H, W, C] by those in uint8 [F, C, 256]."""
+    """Map the values of uint8 [F, H, W, C] by tables uint8 [F, C, 256]: uint8 [F, H, W, C]."""
     return tables.reshape(-1).at[_cells(video)].get(mode="promise_in_bounds")
 
 
 def compose_tables(counts: jax.Array, draws: Draws) -> jax.Array:
-    """Return all the table operations drawn as one, uint8 [F, C, 256].
+    """Return the composition of all table operations that were drawn, uint8 [F, C, 256].
 
-    counts: the `histogram` of the clip. Those that depend on it see it as the ones before
-    them left it.
+    counts: the `histogram` of the clip. An operation that depends on the histogram gets the one
+    that the operations before it produce.
     """
     identity = jnp.broadcast_to(jnp.arange(256), counts.shape)
 
@@ -137,19 +140,23 @@ def compose_tables(counts: jax.Array, draws: Draws) -> jax.Array:
         counts = (moved * counts[..., None, :]).sum(-1)
         return (jnp.take_along_axis(table, total, axis=-1), counts), None
 
-    # A loop, although short: unrolled, XLA on CPUs computes all of this anew for every pixel.
-    draws = (draws.operation, draws.strength, _factors(draws))
-    (total, _), _ = jax.lax.scan(compose, (identity, counts), draws)
+    # A loop, although it is short: XLA on CPUs would fuse the unrolled steps into `look_up`, and
+    # compute them again for every pixel.
+    steps = (draws.operation, draws.strength, _factors(draws))
+    (total, _), _ = jax.lax.scan(compose, (identity, counts), steps)
     return total.astype(jnp.uint8)
 
 
 def _tables(counts: jax.Array, strength: jax.Array, factor: jax.Array) -> dict[str, jax.Array]:
-    """Return each table operation at one strength, int32 [F, C, 256]."""
+    """Return the table of each operation at one strength, int32 [F, C, 256].
+
+    counts: int [F, C, 256]. strength: [], 0 to 1. factor: [], see `_factors`.
+    """
     values = jnp.arange(256)
     present = counts > 0
     low = jnp.argmax(present, axis=-1, keepdims=True)
     high = 255 - jnp.argmax(present[..., ::-1], axis=-1, keepdims=True)
-    # An equalized picture spreads all but its brightest pixels over 255 equal steps.
+    # "equalize" distributes all pixels except the brightest over 255 equal steps.
     brightest = jnp.take_along_axis(counts, high, axis=-1)
     step = (counts.sum(-1, keepdims=True) - brightest) // 255
     darker = jnp.cumsum(counts, axis=-1) - counts
@@ -166,7 +173,7 @@ def _tables(counts: jax.Array, strength: jax.Array, factor: jax.Array) -> dict[s
         "equalize": jnp.where(step > 0, equalized, values),
         "invert": 255 - values,
         "posterize": values - values % cell,
-        # dm-pix counts from 0 to 1.
+        # dm-pix expects values from 0 to 1.
         "solarize": jnp.round(255 * pix.solarize(values / 255, threshold / 255)),
         "solarize_add": jnp.where(values < 128, brighter, values),
         "contrast": mean + factor * (values - mean),
@@ -179,37 +186,40 @@ def _tables(counts: jax.Array, strength: jax.Array, factor: jax.Array) -> dict[s
 
 
 def luma(x: jax.Array) -> jax.Array:
-    """Return the brightness of float32 [..., C]: [..., 1]; of RGB where C is 3, else the mean."""
+    """Return the brightness [..., 1] of float32 [..., C]: luma of RGB if C is 3, else the mean."""
     if x.shape[-1] != 3:
         return x.mean(-1, keepdims=True)
     return pix.rgb_to_grayscale(x)
 
 
 def detail(x: jax.Array, size: jax.Array) -> jax.Array:
-    """Return [F, H, W, C] less its blur, a 3 x 3 mean of five times the centre.
+    """Return float32 [F, H, W, C] minus its blur, a 3 x 3 mean with weight 5 at the centre.
 
-    0 at the border of the part that is filled, `size`, int32 [2].
+    size: int32 [2], the height and the width that the clip fills. The result is 0 at the border
+    of that part and outside of it.
     """
     rows = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
     total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
     centre = x[:, 1:-1, 1:-1]
-    rows, columns = (jnp.arange(1, room - 1) for room in x.shape[1:3])
+    rows, columns = (jnp.arange(1, length - 1) for length in x.shape[1:3])
     inside = (rows[:, None] < size[0] - 1) & (columns < size[1] - 1)
     change = jnp.where(inside[..., None], centre - (total + 4 * centre) / 13, 0)
     return jnp.pad(change, [(0, 0), (1, 1), (1, 1), (0, 0)])
 
 
-def compose_maps(draws: Draws, *, height: ArrayLike, width: ArrayLike) -> jax.Array:
-    """Return the maps drawn as one, float32 [3, 3]: where each place (x, y, 1) of the result
-    lies in a source of this size. Places are in pixels from the top left corner, so a pixel's
-    centre is at a half.
+def compose_maps(draws: Draws, *, height: int | jax.Array, width: int | jax.Array) -> jax.Array:
+    """Return the composition of all maps that were drawn, float32 [3, 3].
+
+    It maps a point (x, y, 1) of the result to its point in the source, of this height and
+    width. Coordinates are in pixels from the top left corner, so the centre of the first pixel
+    is (0.5, 0.5).
     """
     total = jnp.eye(3)
     centre = jnp.asarray([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1]])
     back = jnp.asarray([[1, 0, -width / 2], [0, 1, -height / 2], [0, 0, 1]])
     for index in range(len(draws.operation)):
         amount = draws.sign[index] * draws.strength[index]
-        angle, shear_x, shear_y, right, down = (
+        angle, shear_x, shear_y, translate_x, translate_y = (
             jnp.where(draws.operation[index] == OPERATIONS.index(name), most * amount, 0)
             for name, most in (
                 ("rotate", math.radians(30)),
@@ -221,11 +231,11 @@ def compose_maps(draws: Draws, *, height: ArrayLike, width: ArrayLike) -> jax.Ar
         )
         cos, sin, one, zero = jnp.cos(angle), jnp.sin(angle), jnp.ones([]), jnp.zeros([])
         turn = jnp.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one]).reshape(3, 3)
-        slide = jnp.stack([one, shear_x, right, shear_y, one, down, zero, zero, one])
+        slide = jnp.stack([one, shear_x, translate_x, shear_y, one, translate_y, zero, zero, one])
         total = total @ centre @ turn @ back @ slide.reshape(3, 3)
     return total
 
 
 def _factors(draws: Draws) -> jax.Array:
-    """Return by how much colour, contrast, brightness and sharpness are multiplied, [n]."""
+    """Return the factors of colour, contrast, brightness and sharpness operations, [n]."""
     return jnp.maximum(0.1, 1 + 0.9 * draws.sign * draws.strength)

@@ -1,38 +1,44 @@
-"""The resizing of clips on the device: Pillow's bilinear filter as two matrix products."""
+"""Resize clips on the device: Pillow's bilinear filter as two matrix products."""
 
 import jax
 import jax.numpy as jnp
 
 
 def resize_clip(video: jax.Array, size: jax.Array, *, height: int, width: int) -> jax.Array:
-    """Resize the part of a clip that is filled: uint8 [F, height, width, C].
+    """Resize the filled part of a clip: uint8 [F, height, width, C].
 
     video: uint8 [F, H, W, C], filled from the top left corner. size: int32 [2], the height and
-    the width of that. The same on all devices, and within one level of `clips.resize_crop`: the
-    means that fall on a half differ, and pictures of which Pillow resizes the columns first.
+    the width of the filled part.
+    The result is the same on all devices, and within one level of `samplers.resize_crop`. They
+    differ where a mean is exactly between two levels, and where Pillow resizes columns first.
     """
-    across, across_total = filter_weights(size[1], room=video.shape[2], target=width)
-    down, down_total = filter_weights(size[0], room=video.shape[1], target=height)
-    # Sums of whole numbers, exact in float32 and in the three passes of bfloat16 or the one of
-    # tfloat32 that "high" is elsewhere. Channels first, while pixels are bytes: large products.
+    horizontal, row_sums = filter_weights(size[1], length=video.shape[2], target=width)
+    vertical, column_sums = filter_weights(size[0], length=video.shape[1], target=height)
+    # The products are sums of integers, exact in float32 and in what "high" means on other
+    # devices: three passes of bfloat16, or one of tfloat32. The channels are moved first while
+    # the pixels are bytes, which gives few and large products.
     x = video.transpose(0, 3, 1, 2).astype(jnp.float32)
-    x = jnp.einsum("fchw,xw->fchx", x, across, precision="high")
-    # The quarter rounds a half up here, and in the second product down, whatever a division does
-    # to it. Pillow's way with halves is that of its fixed point; up twice, we could be two levels
-    # from it.
-    x = jnp.floor((x + 0.25) / across_total + 0.5)
-    x = jnp.einsum("fchx,yh->fcyx", x, down, precision="high")
-    x = jnp.floor((x - 0.25) / down_total[:, None] + 0.5)
+    x = jnp.einsum("fchw,xw->fchx", x, horizontal, precision="high")
+    # A mean can be exactly between two levels, where the error of the division would decide. The
+    # quarter rounds such a mean up here, and down after the second product. Pillow rounds it as
+    # its fixed-point weights happen to fall; with two roundings up, the result could be two
+    # levels away from Pillow's.
+    x = jnp.floor((x + 0.25) / row_sums + 0.5)
+    x = jnp.einsum("fchx,yh->fcyx", x, vertical, precision="high")
+    x = jnp.floor((x - 0.25) / column_sums[:, None] + 0.5)
     return x.astype(jnp.uint8).transpose(0, 2, 3, 1)
 
 
-def filter_weights(size: jax.Array, *, room: int, target: int) -> tuple[jax.Array, jax.Array]:
-    """Return what each of `target` pixels takes of `size`, [target, room], and the sums [target].
+def filter_weights(size: jax.Array, *, length: int, target: int) -> tuple[jax.Array, jax.Array]:
+    """Return the filter weights, float32 [target, length], and their sums [target].
 
-    A triangle around the pixel's centre, one pixel of the coarser of the two sides wide to
-    either side, cut off at the edges. In whole numbers: 2 max(size, target) at its top.
+    Row i has the weights with which pixel i of the result averages the first `size` of `length`
+    pixels; the others get zero. The filter is a triangle around the centre of the pixel that
+    extends one pixel to each side, a pixel of the source or of the result, whichever is larger,
+    and that is cut off at the edges. The weights are integers, at most 2 max(size, target).
     """
-    pixels, places = 2 * jnp.arange(room) + 1, (2 * jnp.arange(target) + 1)[:, None]
-    weights = 2 * jnp.maximum(size, target) - jnp.abs(pixels * target - places * size)
-    weights = jnp.where(jnp.arange(room) < size, jnp.maximum(weights, 0), 0).astype(jnp.float32)
+    sources = 2 * jnp.arange(length) + 1
+    centres = 2 * jnp.arange(target)[:, None] + 1
+    weights = 2 * jnp.maximum(size, target) - jnp.abs(sources * target - centres * size)
+    weights = jnp.where(jnp.arange(length) < size, jnp.maximum(weights, 0), 0).astype(jnp.float32)
     return weights, weights.sum(axis=-1)

@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 
 from videomae_jax.errors import UserError
 from videomae_jax.models.classifier import VideoClassifier
-from videomae_jax.models.mae import Encoder, VideoMAE, reconstruction_sums
+from videomae_jax.models.mae import VideoMAE, reconstruction_sums
 from videomae_jax.models.masking import mask_from_bool
-from videomae_jax.models.tokens import Triple, normalize_pixels, patch_grid, patchify, positions
+from videomae_jax.models.tokens import Triple, patch_grid, patchify
 from videomae_jax.tasks import TASKS
 from videomae_jax.tasks.task import Params
 
@@ -76,11 +76,9 @@ def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax
         found = network.apply({"params": params}, method=classify_tokens)
         return cast(dict[str, jax.Array], found)
 
-    # A transformers model made to be pooled has no final norm.
-    encoder = Encoder(network.encoder, network.run, final_norm="norm" in params["encoder"])
-    pixels = normalize_pixels(patches, network.mean, network.std)
-    places = positions(grid, network.encoder.width, source=network.position_grid)[None]
-    tokens = cast(jax.Array, encoder.apply({"params": params["encoder"]}, pixels, places))
+    # A transformers model made for pooling has no final norm.
+    encoder = network.build_encoder(final_norm="norm" in params["encoder"])
+    tokens = cast(jax.Array, encoder.apply({"params": params["encoder"]}, patches, grid))
     tokens = tokens.astype("float32")
     steps = step_means(tokens, grid)
     return {"tokens": tokens, "steps": steps, "features": tokens.mean(axis=1)}

@@ -1,12 +1,12 @@
-"""Softmax attention behind one function.
+"""Softmax attention, in several implementations behind one function.
 
-"xla"      plain matrix products with a float32 softmax; runs everywhere
-"chunked"  never holds an N x N array: one head at a time, a block of queries at a time, the
-           blocks computed again in the backward pass. For CPUs and float32; up to one block of
-           tokens it is "xla", which is faster there
-"splash"   the Pallas kernel that comes with JAX, for TPUs
-"cudnn"    the fused kernel of NVIDIA GPUs, for bfloat16 and float16 only; it must be asked for
-           by name: `jax.nn.dot_product_attention` never picks it by itself
+"xla"      matrix products with a float32 softmax; runs everywhere
+"chunked"  holds no N x N array: one head at a time, one block of queries at a time, recomputed
+           in the backward pass. For CPUs and float32. For at most one block of tokens it is
+           "xla", which is faster there
+"splash"   the Pallas kernel of JAX for TPUs
+"cudnn"    the fused kernel of NVIDIA GPUs, for bfloat16 and float16 only. It is requested by
+           name because `jax.nn.dot_product_attention` never chooses it by default
 """
 
 import functools
@@ -21,24 +21,24 @@ from videomae_jax.errors import UserError
 
 IMPLEMENTATIONS = ("auto", "xla", "chunked", "splash", "cudnn")
 
-# How q, k and v [B, N, heads, d] are split over a mesh: by clip, and by head. Named here because
-# a kernel has to say itself how it is split, and the partitioner follows; a test holds them to
-# the axes of `training.sharding`.
+# The mesh axes that split q, k and v [B, N, heads, d] by clip and by head. A kernel declares its
+# own sharding, so the names are needed here; a test compares them with `devices.sharding`.
 CLIP_AXES, HEAD_AXES = ("data", "fsdp"), ("tensor",)
 
-# Queries (keys, in the backward pass) of "chunked" at a time: a block of scores against
-# 1,568 tokens is 2.5 MB, about what the cache of a core holds.
+# Block size of "chunked", in queries (in keys, in the backward pass): the scores of a block
+# against 1,568 tokens are 2.5 MB, about the cache of a core.
 CHUNK = 392
 
-# Rows and columns of scores the TPU kernel has on the chip at a time; 1,568 tokens become 2,048
-# or, with this, 1,792.
+# Block size of the TPU kernel, in rows and columns of scores. It pads 1,568 tokens to 1,792;
+# a block of 1,024 would pad them to 2,048.
 SPLASH_BLOCK, LANES = 896, 128
 
 
 def choose_implementation(name: str, *, platform: str, dtype: jnp.dtype) -> str:
-    """Resolve "auto" for a platform ("cpu", "gpu", "tpu") and a compute dtype.
+    """Return the implementation for a platform ("cpu", "gpu", "tpu") and a compute dtype.
 
-    A kernel that "auto" would take is tried first, where this process has such a device.
+    "auto" chooses the fastest, and tests it first if this process has such a device. Any other
+    name is returned as it is. Raises UserError if the name is unknown or cannot run there.
     """
     if name not in IMPLEMENTATIONS:
         raise UserError(f"attention {name!r} is unknown: use one of {', '.join(IMPLEMENTATIONS)}")
@@ -57,19 +57,19 @@ def choose_implementation(name: str, *, platform: str, dtype: jnp.dtype) -> str:
     if platform == "cpu" and dtype == jnp.float32:
         return "chunked"
     fused = next((kernel for kernel, (_, fits) in needs.items() if fits), "xla")
-    return fused if platform != jax.default_backend() else _tried(fused, dtype)
+    return fused if platform != jax.default_backend() else _test_kernel(fused, dtype)
 
 
 @functools.cache
-def _tried(name: str, dtype: jnp.dtype) -> str:
-    """Return `name` if its gradient is finite on this machine, else "xla" and a warning."""
+def _test_kernel(name: str, dtype: jnp.dtype) -> str:
+    """Return `name` if its gradient is finite on this machine, else log a warning: "xla"."""
     one = jnp.ones([1, 256, 1, 64], dtype)
     try:
         grad = jax.jit(
             jax.grad(lambda x: attend(x, x, x, implementation=name).astype(jnp.float32).sum())
         )(one)
         reason = "" if bool(jnp.isfinite(grad).all()) else "its gradient is not finite"
-    except Exception as error:  # of whatever kind a driver or a compiler raises
+    except Exception as error:  # drivers and compilers raise many types
         reason = str(error).partition("\n")[0]
     if reason:
         logging.getLogger(__name__).warning("attention %r does not work here: %s", name, reason)
@@ -78,7 +78,11 @@ def _tried(name: str, dtype: jnp.dtype) -> str:
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str) -> jax.Array:
-    """Return softmax(q k^T / sqrt(d)) v, [B, n, heads, d] as q is; k and v are [B, N, heads, d]."""
+    """Return softmax(q k^T / sqrt(d)) v, of the shape and dtype of q.
+
+    q: [B, n, heads, d]. k, v: [B, N, heads, d]. implementation: one that
+    `choose_implementation` returned.
+    """
     if implementation == "cudnn":
         return _on_each_device(_attend_cudnn, q, k, v)
     if implementation == "chunked" and q.shape[1] > CHUNK:
@@ -93,9 +97,9 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str) -> 
 
 
 def _on_each_device(function, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Apply a function of q, k, v to the clips and heads each device has.
+    """Apply a function of q, k, v on each device to its own clips and heads.
 
-    Loops and kernels are opaque to the partitioner: it would gather all clips on all devices.
+    The partitioner cannot split loops and kernels; it would gather all clips on all devices.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -113,10 +117,11 @@ def _on_each_device(function, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.A
 
 
 def constrain_batch_sharding(x: jax.Array) -> jax.Array:
-    """Say of [B, N, D] that each device has whole tokens of its own clips.
+    """Constrain [B, N, D] so that each device has whole tokens of its own clips.
 
-    Where parameters are split over the axes of the clips too, the partitioner then gathers them;
-    it might else split the tokens as the parameters are, and move activations at every layer.
+    If the parameters are split over the same mesh axes as the clips, the partitioner then
+    gathers parameters. Otherwise it might split the tokens like the parameters, and move
+    activations in every layer.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -125,9 +130,10 @@ def constrain_batch_sharding(x: jax.Array) -> jax.Array:
 
 
 def _divide(axes: tuple[str, ...], size: int) -> tuple[str, ...] | None:
-    """The axes of the mesh in use that `size` things are split over: none if they do not divide.
+    """Return those of the mesh axes that can split a dimension of `size`, or None.
 
-    Those that a `shard_map` around has split already are not in question.
+    None if the size is not divisible. Axes that an enclosing `shard_map` has already split are
+    left out.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(axis for axis in axes if axis in mesh.auto_axes)
@@ -137,8 +143,8 @@ def _divide(axes: tuple[str, ...], size: int) -> tuple[str, ...] | None:
 def _attend_chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     batch, _, heads, width = q.shape
 
-    # One matrix product after the other over contiguous [N, d] matrices, each on all cores:
-    # batched ones, or ones that read strided heads, are slower.
+    # One matrix product at a time, over contiguous [N, d] matrices and on all cores. Batched
+    # products, or products of strided heads, are slower.
     def rows(x):
         return x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, width)
 
@@ -153,7 +159,7 @@ def _attend_cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _attend_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T) v of one head, float32 [n, d]; k and v [N, d]."""
+    """Return softmax(q k^T) v of one head: q is float32 [n, d], k and v are [N, d]."""
     return _attend_head_forward(q, k, v)[0]
 
 
@@ -172,10 +178,11 @@ def _attend_head_forward(q, k, v):
 
 def _attend_head_backward(saved, grad):
     q, k, v, out, norm = saved
-    # What the softmax's gradient subtracts, known without the weights (FlashAttention, 2205.14135).
+    # The sum that the gradient of a softmax subtracts, from the output instead of the weights
+    # (FlashAttention, 2205.14135).
     inner = (grad * out).sum(-1)
-    # dq as [d, n]: the product that takes the block's transpose would otherwise be half again as
-    # slow as the other four.
+    # dq as [d, n]: a product with the transposed block would take 1.5 times as long as the other
+    # four.
     dq, dk, dv = jnp.zeros_like(q.T), [], []
     for block in _blocks(len(k)):
         weights = jnp.exp(k[block] @ q.T - norm)
@@ -190,7 +197,7 @@ _attend_head.defvjp(_attend_head_forward, _attend_head_backward)
 
 
 def _blocks(count: int) -> list[slice]:
-    """Cut `count` rows into as few blocks of at most CHUNK as possible, of about one size."""
+    """Divide `count` rows into the fewest blocks of at most CHUNK rows, of about equal size."""
     size = -(-count // -(-count // CHUNK))
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
@@ -198,7 +205,7 @@ def _blocks(count: int) -> list[slice]:
 def _attend_splash(
     q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False
 ) -> jax.Array:
-    """interpret: run the kernel as plain JAX operations, on any device."""
+    """Run the Pallas kernel; interpret: as plain JAX operations, on any device."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     heads, width = q.shape[2:]
@@ -221,7 +228,7 @@ def _attend_splash(
         x = jnp.pad(x, ((0, 0), (0, padded - x.shape[1]), (0, 0), (0, 0)))
         return x.transpose(0, 2, 1, 3)
 
-    # Tokens attend to their own segment only: those of the clip to each other, not to padding.
+    # Tokens attend to their own segment only, so the tokens of the clip ignore the padding.
     segments = splash.SegmentIds(
         q=(jnp.arange(queries) >= q.shape[1]).astype(jnp.int32),
         kv=(jnp.arange(keys) >= k.shape[1]).astype(jnp.int32),
@@ -233,7 +240,7 @@ def _attend_splash(
 
 
 def _padding(count: int) -> tuple[int, int]:
-    """Return the rows `count` is padded to, and a block that divides them."""
+    """Return the padded number of rows, and a block size that divides it."""
     block = min(SPLASH_BLOCK, _round_up(count, LANES))
     return _round_up(count, block), block
 

@@ -1,4 +1,4 @@
-"""A fine-tuned encoder: every patch of a clip, mean over the tokens, a linear head.
+"""A fine-tuned encoder: all patches of a clip, the mean over the tokens, a linear head.
 
 The parameters under "encoder" are those of `mae.VideoMAE`, without its final norm.
 """
@@ -9,39 +9,31 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from videomae_jax.models.mae import Encoder
-from videomae_jax.models.tokens import Triple, normalize_pixels, positions
-from videomae_jax.models.vit import Execution, LayerNorm, Size
+from videomae_jax.models.encoder import VideoModel
+from videomae_jax.models.tokens import Triple
+from videomae_jax.models.vit import LayerNorm
 
-# The reference cuts its normal distribution at +-2, a hundred sigmas: it never does.
+# The reference truncates this distribution at +-2. That is a hundred sigmas, so it has no effect.
 linear = nn.initializers.normal(0.02)
 
-HEAD_SCALE = 0.001  # the head begins almost at zero: all classes alike, small gradients below
+HEAD_SCALE = 0.001  # the head starts near zero: equal logits, and small gradients in the encoder
 
 
-class VideoClassifier(nn.Module):
-    """The fine-tuning model. Without keys nothing in it is random.
+class VideoClassifier(VideoModel, kw_only=True):
+    """The fine-tuning model. Nothing is random unless keys are given.
 
-    encoder: the transformer; patch, mean, std, position_grid: as in `mae.VideoMAE`.
-    drop_path: rate of the last block, see `vit.apply_blocks`. head_dropout: the chance that
-    a feature is dropped before the head.
+    drop_path: rate of the last block, see `vit.apply_blocks`. head_dropout: the probability
+    that a feature is dropped before the head. The other fields are those of
+    `encoder.VideoModel`.
     """
 
-    encoder: Size
-    patch: Triple
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     classes: int
-    position_grid: Triple | None = None
-    run: Execution = Execution()
     drop_path: float = 0.0
     head_dropout: float = 0.0
 
     def setup(self):
-        self.video_encoder = Encoder(
-            self.encoder, self.run, final_norm=False, drop_path=self.drop_path, name="encoder"
-        )
-        # In float32 whatever the compute dtype: one vector per clip costs nothing.
+        self.video_encoder = self.build_encoder(final_norm=False, drop_path=self.drop_path)
+        # float32 for any compute dtype: one vector per clip costs nothing.
         self.fc_norm = LayerNorm(jnp.float32, name="fc_norm")
         self.head = nn.Dense(
             self.classes, kernel_init=nn.initializers.normal(0.02 * HEAD_SCALE), name="head"
@@ -52,7 +44,7 @@ class VideoClassifier(nn.Module):
     ) -> jax.Array:
         """Return logits, float32 [B, classes], of patches [B, N, P].
 
-        patches: uint8, or float32 on the same scale of 0 to 255 after augmentation.
+        patches: uint8, or float32 in [0, 255] after augmentation. grid: (T, rows, columns).
         keys: typed PRNG keys [B], one per clip, for drop path and dropout; None for neither.
         """
         if keys is None:
@@ -64,19 +56,20 @@ class VideoClassifier(nn.Module):
     def features(
         self, patches: jax.Array, grid: Triple, keys: jax.Array | None = None
     ) -> jax.Array:
-        """Return what the head sees, float32 [B, D]: the mean token, normed."""
+        """Return the input of the head, float32 [B, D]: the mean token after a LayerNorm."""
         tokens = self.tokens(patches, grid, keys)
         return self.fc_norm(tokens.astype(jnp.float32).mean(axis=1))
 
     def tokens(self, patches: jax.Array, grid: Triple, keys: jax.Array | None = None) -> jax.Array:
-        """Return the last block's output [B, N, D], in the compute dtype, not normed."""
-        places = positions(grid, self.encoder.width, source=self.position_grid)
-        pixels = normalize_pixels(patches, self.mean, self.std)
-        return self.video_encoder(pixels, places[None], keys)
+        """Return the output of the last block, [B, N, D] in the compute dtype, before any norm."""
+        return self.video_encoder(patches, grid, keys=keys)
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
-    """Zero each value of [B, D] with the chance `rate`, and scale up the others."""
+    """Set each value of [B, D] to zero with probability `rate`, and scale up the others.
+
+    keys: typed PRNG keys [B], one per clip.
+    """
     if not rate:
         return x
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
@@ -84,21 +77,23 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
 
 
 def init_classifier(model: VideoClassifier, key: jax.Array, grid: Triple) -> dict:
-    """Return parameters to fine-tune from scratch.
+    """Return random parameters, to train without pre-training.
 
-    As pre-training begins, but for the matrices of the blocks: those are normal 0.02 in
-    fine-tuning, Xavier-uniform in pre-training.
+    They are drawn as in pre-training, except for the matrices of the blocks: normal with
+    deviation 0.02 here, Xavier-uniform there.
     """
     values = math.prod(model.patch) * len(model.mean)
     patches = jnp.zeros([1, math.prod(grid), values], jnp.uint8)
     params = model.init(key, patches, grid)["params"]
-    leaves, structure = jax.tree_util.tree_flatten_with_path(params["encoder"]["blocks"])
+    blocks = params["encoder"]["blocks"]
+    leaves = jax.tree_util.tree_leaves_with_path(blocks)
 
     def draw(index, path, leaf):
         if path[-1].key not in ("kernel", "qkv"):
             return leaf
         return linear(jax.random.fold_in(key, index), leaf.shape)
 
-    blocks = [draw(index, path, leaf) for index, (path, leaf) in enumerate(leaves)]
-    encoder = {**params["encoder"], "blocks": structure.unflatten(blocks)}
+    drawn = [draw(index, path, leaf) for index, (path, leaf) in enumerate(leaves)]
+    blocks = jax.tree.unflatten(jax.tree.structure(blocks), drawn)
+    encoder = {**params["encoder"], "blocks": blocks}
     return {**params, "encoder": encoder}

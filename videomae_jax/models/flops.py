@@ -1,15 +1,15 @@
-"""Floating-point operations in closed form; one multiply-add is two.
+"""Floating-point operations in closed form; a multiply-add counts as two.
 
-Compilers' own counts are no use here: XLA counts the body of a scan once.
+The counts of the compiler cannot be used: XLA counts the body of a scan once.
 """
 
 from videomae_jax.models.vit import Size
 
 
 def block_flops(size: Size, tokens: int, *, context: int | None = None) -> float:
-    """Forward operations of one transformer block over `tokens` tokens of one clip.
+    """Return the forward operations of one transformer block for `tokens` tokens of one clip.
 
-    context: how many tokens they attend to, where those are others than they themselves.
+    context: the number of tokens they attend to, if these are not the tokens themselves.
     """
     sources = tokens if context is None else context
     projections = 4 * (tokens + sources) * size.width**2
@@ -19,9 +19,9 @@ def block_flops(size: Size, tokens: int, *, context: int | None = None) -> float
 
 
 def finetune_flops(encoder: Size, *, tokens: int, values: int, classes: int) -> tuple[float, float]:
-    """Return (forward, train) operations of one clip, all N = `tokens` of it encoded.
+    """Return the (forward, train) operations of one clip, of which all tokens are encoded.
 
-    values: P, numbers per token. Training as in `pretrain_flops`.
+    tokens: N. values: P, the values per token. Training is counted as in `pretrain_flops`.
     """
     embed = 2 * tokens * values * encoder.width
     body = encoder.depth * block_flops(encoder, tokens) + 2 * encoder.width * classes
@@ -31,11 +31,11 @@ def finetune_flops(encoder: Size, *, tokens: int, values: int, classes: int) -> 
 def pretrain_flops(
     encoder: Size, decoder: Size, *, visible: int, decoded: int, values: int, cross: bool = False
 ) -> tuple[float, float]:
-    """Return (forward, train) operations of one clip.
+    """Return the (forward, train) operations of one clip.
 
-    visible: tokens encoded; decoded: mask tokens predicted; values: P, numbers per token.
-    cross: the decoder attends from these to those only, see `mae.Decoder`.
-    Training is three times the forward pass, but the embedding needs no input gradient.
+    visible: the number of encoded tokens. decoded: the number of predicted tokens. values: P,
+    the values per token. cross: the decoder has cross-attention, see `mae.Decoder`.
+    Training is three times the forward pass, except that the embedding needs no input gradient.
     """
     embed = 2 * visible * values * encoder.width
     block = (

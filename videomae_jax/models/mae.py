@@ -1,4 +1,4 @@
-"""VideoMAE: encode the visible tenth of a clip, decode all of it, predict what was hidden.
+"""VideoMAE: encode the visible tenth of a clip, decode all of it, predict the masked patches.
 
 Tong, Song, Wang and Wang, "VideoMAE: Masked Autoencoders are Data-Efficient Learners for
 Self-Supervised Video Pre-Training", NeurIPS 2022.
@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from videomae_jax.models.encoder import VideoModel, broadcast_to_clips, uniform_fan_in
 from videomae_jax.models.masking import Mask, gather_tubes, mask_to_bool
-from videomae_jax.models.tokens import Triple, normalize_pixels, pixel_targets, positions
+from videomae_jax.models.tokens import Triple, pixel_targets, positions
 from videomae_jax.models.vit import (
     Affine,
     Dense,
     Execution,
-    LayerNorm,
     Size,
     apply_blocks,
     standardize,
@@ -24,55 +24,17 @@ from videomae_jax.models.vit import (
 )
 
 
-def _one_over_root(fan_in: int):
-    """The uniform +-1/sqrt(fan_in) a PyTorch layer starts from where the reference sets none."""
-
-    def init(key, shape, dtype=jnp.float32):
-        bound = fan_in**-0.5
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
 def _mask_token(key, shape, dtype=jnp.float32):
-    """Normal 0.02, cut at one sigma."""
+    """Draw from a normal distribution of deviation 0.02, truncated at one sigma."""
     return 0.02 * jax.random.truncated_normal(key, -1, 1, shape, dtype)
-
-
-class Encoder(nn.Module):
-    """Patch embedding, positions, blocks and the final norm, on whatever tokens it is given.
-
-    final_norm: fine-tuning does without, its norm comes after the pooling. drop_path: see
-    `vit.apply_blocks`.
-    """
-
-    size: Size
-    run: Execution
-    final_norm: bool = True
-    drop_path: float = 0.0
-
-    @nn.compact
-    def __call__(
-        self, patches: jax.Array, places: jax.Array, keys: jax.Array | None = None
-    ) -> jax.Array:
-        """Encode normalized patches float32 [B, n, P] at positions float32 [B or 1, n, D].
-
-        keys: typed PRNG keys [B] for drop path; None drops nothing. Returns [B, n, D] in the
-        compute dtype.
-        """
-        init = _one_over_root(patches.shape[-1])
-        # A dense layer on flattened pixels is the reference's strided Conv3d.
-        embed = Dense(self.size.width, self.run.dtype, init, init, name="embed")
-        x = embed(patches) + places.astype(self.run.dtype)
-        x = apply_blocks(x, self.size, self.run, drop_path=self.drop_path, keys=keys)
-        return LayerNorm(self.run.dtype, name="norm")(x) if self.final_norm else x
 
 
 class Decoder(nn.Module):
     """A narrow transformer, and a head on the masked tokens.
 
-    attention: "self", the paper's: all tokens attend to all. "cross": the masked ones attend to
-    the visible, never to each other, and the visible stay as they are (CrossMAE, 2401.14391).
+    attention: "self" (the paper): all tokens attend to all tokens. "cross": the masked tokens
+    attend to the visible ones, never to each other, and the visible ones do not change
+    (CrossMAE, 2401.14391). outputs: P, the values per predicted patch.
     """
 
     size: Size
@@ -82,12 +44,12 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, visible: jax.Array, hidden: jax.Array) -> jax.Array:
-        """[B, n, Dd] and [B, m, Dd] -> float32 [B, m, P]."""
+        """Predict float32 [B, m, P] from visible tokens [B, n, Dd] and masked tokens [B, m, Dd]."""
         if self.attention == "cross":
             x = apply_blocks(hidden, self.size, self.run, context=visible)
         else:
-            # Visible first, then masked, never put back in raster order: attention does not
-            # care, each token carries its position, and the head needs only the masked tail.
+            # Visible tokens first, then masked ones. Raster order is not needed: attention does
+            # not depend on the order, and the head reads only the masked tokens at the end.
             both = jnp.concatenate([visible, hidden], axis=1)
             x = apply_blocks(both, self.size, self.run, last=hidden.shape[1])
         head = Dense(self.outputs, self.run.dtype, xavier, name="head")
@@ -95,35 +57,26 @@ class Decoder(nn.Module):
         return x.astype(jnp.float32)
 
 
-class VideoMAE(nn.Module):
-    """The pre-training model. The mask is an input: nothing random happens here.
+class VideoMAE(VideoModel, kw_only=True):
+    """The pre-training model. The mask is an input, so nothing is random.
 
-    encoder, decoder: the two transformers. decoder_attention: see `Decoder`.
-    patch: (frames, height, width) of a tubelet.
-    mean, std: pixel statistics; their length is the number of channels. position_grid: the
-    grid the position tables are made for, interpolated to the clip's; None makes them for
-    the clip's own, as the reference does.
+    decoder: the size of the decoder. decoder_attention: see `Decoder`. The other fields are
+    those of `encoder.VideoModel`.
     """
 
-    encoder: Size
     decoder: Size
-    patch: Triple
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    position_grid: Triple | None = None
-    run: Execution = Execution()
     decoder_attention: str = "self"
 
     def setup(self):
         outputs = math.prod(self.patch) * len(self.mean)
         width = self.decoder.width
-        self.video_encoder = Encoder(self.encoder, self.run, name="encoder")
+        self.video_encoder = self.build_encoder()
         self.video_decoder = Decoder(
             self.decoder, self.run, outputs, self.decoder_attention, name="decoder"
         )
         self.mask_token = self.param("mask_token", _mask_token, (width,))
         self.encoder_to_decoder = Dense(
-            width, self.run.dtype, _one_over_root(self.encoder.width), bias_init=None
+            width, self.run.dtype, uniform_fan_in(self.encoder.width), bias_init=None
         )
 
     def __call__(
@@ -131,34 +84,28 @@ class VideoMAE(nn.Module):
     ) -> jax.Array:
         """Predict the targets of the masked patches.
 
-        patches: uint8 [B, N, P], all of them (only the visible are read). decoded: predict
-        only the patches this mask leaves visible (VideoMAE V2's dual masking).
+        patches: uint8 [B, N, P], masked ones included; only the visible are read. grid:
+        (T, rows, columns). decoded: predict only the patches this mask leaves visible
+        (the dual masking of VideoMAE V2).
         Returns float32 [B, n, P] in the order of `predicted_patches`.
         """
         visible = self.encoder_to_decoder(self.encode(patches, mask, grid))
-        places = self._places(grid, self.decoder.width, batch=patches.shape[0])
-        visible += gather_tubes(places, mask.visible, mask).astype(visible.dtype)
-        hidden = self.mask_token + predicted_patches(places, mask, decoded)
+        table = positions(grid, self.decoder.width, source=self.position_grid)
+        every = broadcast_to_clips(table, patches.shape[0])
+        visible += gather_tubes(every, mask.visible, mask).astype(visible.dtype)
+        hidden = self.mask_token + predicted_patches(every, mask, decoded)
         return self.video_decoder(visible, hidden.astype(visible.dtype))
 
     def encode(self, patches: jax.Array, mask: Mask, grid: Triple) -> jax.Array:
-        """Encode the visible patches of uint8 [B, N, P]: [B, N * K / cells, D]."""
-        # Raw uint8 patches are gathered before they are embedded: a tenth of the work, and
-        # pixels need no gradient.
-        visible = normalize_pixels(gather_tubes(patches, mask.visible, mask), self.mean, self.std)
-        places = self._places(grid, self.encoder.width, batch=patches.shape[0])
-        return self.video_encoder(visible, gather_tubes(places, mask.visible, mask))
-
-    def _places(self, grid: Triple, width: int, *, batch: int) -> jax.Array:
-        """The position table, float32 [B, N, D], the same for every clip."""
-        table = positions(grid, width, source=self.position_grid)
-        return jnp.broadcast_to(table, (batch, *table.shape))
+        """Encode the visible patches of uint8 [B, N, P]: [B, T * K, D] in the compute dtype."""
+        return self.video_encoder(patches, grid, mask=mask)
 
 
 def predicted_patches(tokens: jax.Array, mask: Mask, decoded: Mask | None = None) -> jax.Array:
-    """Take from [B, N, P] the patches the decoder predicts, [B, n, P], in its order.
+    """Return the patches [B, n, P] of [B, N, P] that the decoder predicts, in its order.
 
-    All masked ones, or with `decoded` those it leaves visible, whether masked or not.
+    These are the masked patches or, if given, the patches that `decoded` leaves visible,
+    whether they are masked or not.
     """
     if decoded is None:
         return gather_tubes(tokens, mask.masked, mask)
@@ -174,11 +121,12 @@ def reconstruction_sums(
     channels: int,
     normalized: bool,
 ) -> dict[str, jax.Array]:
-    """Return what the loss and its yardsticks are made of, per clip, float32 [B] each.
+    """Return the sums from which the loss and its baselines are computed, float32 [B] each.
 
-    Sums over the masked patches among the predicted ones: "error" of the squared error (the
-    mean over a patch's values), "square" and "target" of the squared and plain target, and
-    their number, "count". Sums, so that batches of any size add up exactly.
+    prediction: float32 [B, n, P]. patches: uint8 [B, N, P]. normalized: see `pixel_targets`.
+    Each is a sum over the masked patches of a clip that are predicted: "error" (squared error,
+    averaged over the values of a patch), "square" and "target" (the squared and the plain
+    target, averaged likewise) and "count". Sums of any batches can be added exactly.
     """
     targets = pixel_targets(
         predicted_patches(patches, mask, decoded), channels, normalized=normalized
@@ -190,7 +138,7 @@ def reconstruction_sums(
         "count": jnp.ones(targets.shape[:2]),
     }
     if decoded is not None:
-        # The decoder also meets patches the encoder saw: they cost nothing, they teach nothing.
+        # The decoder also predicts patches that the encoder saw: they do not count in the loss.
         hidden = mask_to_bool(mask, count=patches.shape[1])
         weight = predicted_patches(hidden, mask, decoded).astype(jnp.float32)
         values = {name: value * weight for name, value in values.items()}

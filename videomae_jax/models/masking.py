@@ -1,13 +1,13 @@
-"""Which patches of a clip the encoder may see, and how to pick them out of a batch.
+"""Masks: which patches of a clip are visible to the encoder, and how to gather them.
 
-Start here: everything special about VideoMAE happens between these functions. A tube
-mask hides the same spatial patches in every time step, so one row of spatial ids per
-clip describes it. The sizes K and M are known before tracing, so a jitted step never
-sees a boolean mask or a ragged shape.
+Read this module first: it is what distinguishes VideoMAE from other transformers. A tube mask
+hides the same spatial patches in every time step, so one row of spatial ids per clip describes
+it. The sizes K and M are known before tracing, so a jitted step has no boolean mask and no
+ragged shape.
 
-The other kinds (random, frame, running_cell) hide different patches at different times.
-They use the same structure with the whole clip as a single long time step: ids then
-run over all N tokens instead of over the S patches of a step.
+The other kinds (random, frame, running_cell) hide different patches at different times. They
+use the same structure with the whole clip as one long time step: the ids then number all N
+tokens instead of the S patches of a time step.
 """
 
 import math
@@ -23,10 +23,11 @@ CELL = 2  # a running cell is 2 x 2 patches
 
 
 class Mask(NamedTuple):
-    """The patches of each clip, split in two; both rows ascending, together a partition.
+    """The visible and the masked patches of each clip: a partition, both in ascending order.
 
-    visible: int32 [B, K], masked: int32 [B, M]; ids in [0, K + M).
-    K + M = S for tubes (every time step uses the same ids) and N for the other kinds.
+    visible: int32 [B, K]. masked: int32 [B, M]. The ids are in [0, `positions`), and
+    `positions` = K + M is S for tubes, where all time steps use the same ids, and N for the
+    other kinds.
     """
 
     visible: jax.Array
@@ -34,24 +35,24 @@ class Mask(NamedTuple):
 
     @property
     def positions(self) -> int:
-        """How many positions the ids choose from: S for tubes, N otherwise."""
+        """The number of positions that the ids index: S for tubes, N for the other kinds."""
         return self.visible.shape[-1] + self.masked.shape[-1]
 
 
 def mask_counts(kind: str, grid: tuple[int, int, int], *, ratio: float) -> tuple[int, int]:
-    """Return the static sizes (K, M) of a mask, in ids as `Mask` counts them.
+    """Return the static sizes (K, M) of `Mask.visible` and `Mask.masked`.
 
-    grid: (T, rows, columns) of patches. Every kind but "frame" hides int(ratio * S)
-    patches per time step on average, the reference's rounding; "frame" hides
-    int(ratio * T) whole time steps. Raises UserError when a mask would leave nothing
-    visible or nothing to predict.
+    grid: (T, rows, columns) of patches. ratio: the fraction to hide, in (0, 1). Every kind but
+    "frame" hides int(ratio * S) patches per time step on average, rounded as in the
+    reference; "frame" hides int(ratio * T) whole time steps.
+    Raises UserError for an unknown kind, and when nothing would be visible or nothing masked.
     """
     steps, rows, columns = grid
     patches = rows * columns
     if kind == "tube":
         total, masked, unit = patches, int(ratio * patches), patches
     elif kind == "random":
-        # T * int(ratio * S), not int(ratio * N): the same cost as the tube it is compared to.
+        # T * int(ratio * S), not int(ratio * N): the same cost as a tube mask.
         total, masked, unit = steps * patches, steps * int(ratio * patches), patches
     elif kind == "frame":
         total, masked, unit = steps * patches, int(ratio * steps) * patches, steps
@@ -72,7 +73,7 @@ def mask_counts(kind: str, grid: tuple[int, int, int], *, ratio: float) -> tuple
         raise UserError(f"mask kind {kind!r} is unknown: use one of {', '.join(KINDS)}")
     if not 0 < masked < total:
         side = "visible" if masked >= total else "masked"
-        # Rounded inwards to four digits, so that the limits named are themselves legal.
+        # Rounded inwards to four digits, so that the limits in the message are legal.
         low, high = math.ceil(1e4 / unit) / 1e4, math.floor(1e4 * (1 - 1 / unit)) / 1e4
         raise UserError(
             f"mask ratio {ratio} of {unit} {'time steps' if kind == 'frame' else 'patches'} "
@@ -84,8 +85,9 @@ def mask_counts(kind: str, grid: tuple[int, int, int], *, ratio: float) -> tuple
 def draw_mask(keys: jax.Array, kind: str, *, grid: tuple[int, int, int], ratio: float) -> Mask:
     """Draw one mask per clip.
 
-    keys: a [B] array of typed PRNG keys, one per clip; clip b depends on keys[b] alone,
-    so the same key gives the same mask in any batch on any number of devices.
+    keys: typed PRNG keys [B], one per clip. Clip b depends on keys[b] only, so the same key
+    gives the same mask in any batch and on any number of devices. kind, grid, ratio: see
+    `mask_counts`.
     """
     steps, rows, columns = grid
     patches = rows * columns
@@ -104,12 +106,12 @@ def draw_mask(keys: jax.Array, kind: str, *, grid: tuple[int, int, int], ratio: 
         return Mask(tokens(order[: visible // patches]), tokens(order[visible // patches :]))
 
     def running_cell(key):
-        # The hidden places of a 2 x 2 cell move on by one each time step, so nothing stays
-        # hidden or visible for long; only where the run begins is random.
+        # The hidden patches of a 2 x 2 cell move by one in each time step, so no patch stays
+        # hidden or visible for long. Only the start is random.
         start = jax.random.randint(key, [], 0, CELL**2)
         time, row, column = jnp.indices(grid, sparse=True)
-        place = CELL * (row % CELL) + column % CELL
-        hidden = (place - start - time) % CELL**2 < ratio * CELL**2
+        within_cell = CELL * (row % CELL) + column % CELL
+        hidden = (within_cell - start - time) % CELL**2 < ratio * CELL**2
         return mask_from_bool(hidden.reshape(-1), masked=masked)
 
     draw = {"frame": frame, "running_cell": running_cell}.get(kind, tube_or_random)
@@ -117,26 +119,28 @@ def draw_mask(keys: jax.Array, kind: str, *, grid: tuple[int, int, int], ratio: 
 
 
 def mask_from_bool(hidden: jax.Array, *, masked: int) -> Mask:
-    """Turn bool [..., K + M] (True is masked, `masked` of them in every row) into ids.
+    """Convert bool [..., K + M], True where masked, to a `Mask`.
 
-    The count is an argument because a traced array cannot set a shape.
+    masked: M, the number of True values in each row. It is an argument because a traced array
+    cannot determine a shape.
     """
-    # A stable sort of the flags lists first the visible ids, then the masked, both ascending.
+    # A stable sort of the flags gives the visible ids and then the masked ids, both ascending.
     order = jnp.argsort(hidden, axis=-1, stable=True).astype(jnp.int32)
     split = hidden.shape[-1] - masked
     return Mask(order[..., :split], order[..., split:])
 
 
 def as_tubes(tokens: jax.Array, mask: Mask) -> jax.Array:
-    """View [B, N, ...] as [B, N / cells, cells, ...], the shape the ids of `mask` index."""
+    """Reshape [B, N, ...] to [B, N / positions, positions, ...], which the ids of `mask` index."""
     batch, count = tokens.shape[:2]
     return tokens.reshape(batch, count // mask.positions, mask.positions, *tokens.shape[2:])
 
 
 def gather_tubes(tokens: jax.Array, ids: jax.Array, mask: Mask) -> jax.Array:
-    """Take the patches `ids` (mask.visible or mask.masked) out of every time step.
+    """Gather the patches `ids` of every time step.
 
-    tokens: [B, N, P] of any dtype, ids: int32 [B, K] -> [B, N * K / cells, P], raster order.
+    tokens: [B, N, P] of any dtype. ids: int32 [B, K], mask.visible or mask.masked.
+    Returns [B, N * K / mask.positions, P] in raster order.
     """
 
     # One vmapped gather: indexing with an explicit arange over the batch makes XLA
@@ -151,9 +155,9 @@ def gather_tubes(tokens: jax.Array, ids: jax.Array, mask: Mask) -> jax.Array:
 
 
 def scatter_tubes(visible: jax.Array, masked: jax.Array, mask: Mask) -> jax.Array:
-    """Put visible [B, T*K, P] and masked [B, T*M, P] back in place: [B, N, P].
+    """Merge visible [B, T*K, P] and masked [B, T*M, P] tokens in raster order: [B, N, P].
 
-    The inverse of two `gather_tubes`, itself a gather by the inverse permutation.
+    Undoes two `gather_tubes`. It is a gather too, by the inverse permutation.
     """
     batch = visible.shape[0]
     count = visible.shape[1] + masked.shape[1]
@@ -173,7 +177,7 @@ def scatter_tubes(visible: jax.Array, masked: jax.Array, mask: Mask) -> jax.Arra
 
 
 def mask_to_bool(mask: Mask, *, count: int) -> jax.Array:
-    """Return bool [B, N = count], True where masked."""
+    """Return bool [B, N], True where masked; count: N."""
     rank = jnp.argsort(jnp.concatenate(mask, axis=-1), axis=-1)
     hidden = rank >= mask.visible.shape[-1]
     return jnp.tile(hidden, [1, count // mask.positions])

@@ -1,25 +1,26 @@
 """Probes: small heads on the tokens of a frozen encoder, trained side by side.
 
-The parameters under "encoder" are those of `mae.VideoMAE`, its final norm included: what a
-probe measures is what pre-training put out. Those under "heads" have a leading [R] axis, one
-entry per head.
+The parameters under "encoder" are those of `mae.VideoMAE`, including its final norm: a probe
+measures the features that pre-training produced. Those under "heads" have a leading [R] axis,
+one entry per head.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from videomae_jax.models.mae import Encoder
-from videomae_jax.models.tokens import Triple, normalize_pixels, positions
-from videomae_jax.models.vit import Execution, Size, xavier
+from videomae_jax.models.encoder import VideoModel
+from videomae_jax.models.tokens import Triple
+from videomae_jax.models.vit import xavier
 
 KINDS = ("linear", "attentive")
 
 
 class Head(nn.Module):
-    """Tokens pooled to one vector, then a matrix that begins at zero.
+    """Tokens pooled to one vector, then a linear layer that starts at zero.
 
-    kind: "linear" takes the mean token, "attentive" what a learned query finds.
+    kind: "linear" pools by the mean, "attentive" by attention with a learned query.
+    attention_heads: of the attentive head.
     """
 
     kind: str
@@ -28,15 +29,16 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Float32 [B, N, D] -> logits [B, classes]."""
+        """Return logits, float32 [B, classes], of tokens float32 [B, N, D]."""
         pooled = self._attend(tokens) if self.kind == "attentive" else tokens.mean(axis=1)
         return nn.Dense(self.classes, kernel_init=nn.initializers.zeros, name="linear")(pooled)
 
     def _attend(self, tokens):
-        """Cross-attention of one query, [B, N, D] -> [B, D].
+        """Pool [B, N, D] to [B, D] by cross-attention with one query.
 
-        With one query the projection of the keys is a part of it, and that of the values may
-        follow the pooling: the same functions, without a matrix product per token.
+        With one query, the projection of the keys can be merged into it, and the projection of
+        the values can follow the pooling: this computes the same functions without a matrix
+        product per token.
         """
         width, heads = tokens.shape[-1], self.attention_heads
 
@@ -50,24 +52,18 @@ class Head(nn.Module):
         return jnp.einsum("bhw,whd->bhd", pooled, value).reshape(-1, width)
 
 
-class Probe(nn.Module):
-    """A frozen encoder and `heads` heads of one kind, which all begin alike.
+class Probe(VideoModel, kw_only=True):
+    """A frozen encoder and `heads` heads of one kind, which all start with the same weights.
 
-    encoder, patch, mean, std, position_grid, run: as in `mae.VideoMAE`. head: one of `KINDS`.
+    head: one of `KINDS`. The other fields are those of `encoder.VideoModel`.
     """
 
-    encoder: Size
-    patch: Triple
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     classes: int
     head: str
     heads: int
-    position_grid: Triple | None = None
-    run: Execution = Execution()
 
     def setup(self):
-        self.video_encoder = Encoder(self.encoder, self.run, name="encoder")
+        self.video_encoder = self.build_encoder()
         stack = nn.vmap(
             Head,
             in_axes=None,
@@ -81,10 +77,8 @@ class Probe(nn.Module):
     def __call__(self, patches: jax.Array, grid: Triple) -> jax.Array:
         """Return logits, float32 [B, heads, classes], of patches [B, N, P].
 
-        patches: uint8, or float32 on the same scale of 0 to 255 after augmentation. No
-        gradient goes into the encoder.
+        patches: uint8, or float32 in [0, 255] after augmentation. grid: (T, rows, columns).
+        The encoder gets no gradient.
         """
-        places = positions(grid, self.encoder.width, source=self.position_grid)
-        pixels = normalize_pixels(patches, self.mean, self.std)
-        tokens = jax.lax.stop_gradient(self.video_encoder(pixels, places[None]))
+        tokens = jax.lax.stop_gradient(self.video_encoder(patches, grid))
         return self.head_stack(tokens.astype(jnp.float32))

@@ -1,7 +1,7 @@
-"""Pixels to patches and back, what is regressed, and where each patch stands.
+"""Patches, pixel normalization, regression targets and position tables.
 
 A token is a tubelet of `patch = (pt, ph, pw)` pixels, flattened as (pt, ph, pw, c):
-the order the published weights use. Tokens run in raster order, time slowest.
+the order of the published weights. Tokens are in raster order, time slowest.
 """
 
 import math
@@ -16,7 +16,7 @@ Triple = tuple[int, int, int]
 
 
 def patch_grid(video: Triple, patch: Triple) -> Triple:
-    """Return (T, rows, columns) of patches for (frames, height, width) of pixels.
+    """Return the patches (T, rows, columns) of a video of (frames, height, width) pixels.
 
     Raises UserError when a side is not a whole number of patches.
     """
@@ -25,20 +25,24 @@ def patch_grid(video: Triple, patch: Triple) -> Triple:
             below = size // step * step
             legal = f"{below} or {below + step}" if below else f"{step}"
             raise UserError(f"{name} {size} is not a multiple of the patch's {step}: use {legal}")
-    return tuple(size // step for size, step in zip(video, patch, strict=True))
+    (frames, height, width), (pt, ph, pw) = video, patch
+    return frames // pt, height // ph, width // pw
 
 
 def patchify(video: jax.Array, patch: Triple) -> jax.Array:
-    """Cut [B, F, H, W, C] into tokens [B, N, P], dtype kept."""
-    batch, *pixels, channels = video.shape
-    (t, h, w), (pt, ph, pw) = patch_grid(tuple(pixels), patch), patch
+    """Cut a video [B, F, H, W, C] of any dtype into tokens [B, N, P] of the same dtype.
+
+    Raises UserError when a side is not a whole number of patches.
+    """
+    batch, frames, height, width, channels = video.shape
+    (t, h, w), (pt, ph, pw) = patch_grid((frames, height, width), patch), patch
     x = video.reshape(batch, t, pt, h, ph, w, pw, channels)
     x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)  # [B, t, h, w, pt, ph, pw, c]
     return x.reshape(batch, t * h * w, pt * ph * pw * channels)
 
 
 def unpatchify(tokens: jax.Array, grid: Triple, patch: Triple) -> jax.Array:
-    """Join tokens [B, N, P] into a video [B, F, H, W, C]: the inverse of `patchify`."""
+    """Join tokens [B, N, P] of any dtype into a video [B, F, H, W, C]: undo `patchify`."""
     (t, h, w), (pt, ph, pw) = grid, patch
     batch = tokens.shape[0]
     x = tokens.reshape(batch, t, h, w, pt, ph, pw, -1)
@@ -49,8 +53,11 @@ def unpatchify(tokens: jax.Array, grid: Triple, patch: Triple) -> jax.Array:
 def normalize_pixels(
     tokens: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> jax.Array:
-    """Map uint8 tokens [..., P] to float32 (x / 255 - mean) / std, per channel."""
-    # One multiply and one add; the channel is the fastest axis of a token.
+    """Return (x / 255 - mean) / std per channel, float32 [..., P], of tokens [..., P] in [0, 255].
+
+    mean, std: one number per channel, for pixels in [0, 1].
+    """
+    # One multiplication and one addition. The channel is the fastest axis of a token.
     scale = np.asarray([1 / (255 * s) for s in std], np.float32)
     shift = np.asarray([-m / s for m, s in zip(mean, std, strict=True)], np.float32)
     repeats = tokens.shape[-1] // len(mean)
@@ -58,9 +65,9 @@ def normalize_pixels(
 
 
 def patch_statistics(tokens: jax.Array, channels: int) -> tuple[jax.Array, jax.Array]:
-    """Return mean and std, float32 [..., C], of uint8 tokens [..., P] in [0, 1].
+    """Return the mean and std of each channel of uint8 tokens [..., P]: float32 [..., C] each.
 
-    Per token and channel, with the unbiased variance (n - 1) of the reference.
+    They are on the scale of [0, 1]. The variance is unbiased (n - 1), as in the reference.
     """
     x = _pixels(tokens)
     count = x.shape[-1] // channels
@@ -70,11 +77,12 @@ def patch_statistics(tokens: jax.Array, channels: int) -> tuple[jax.Array, jax.A
 
 
 def pixel_targets(tokens: jax.Array, channels: int, *, normalized: bool) -> jax.Array:
-    """Return what the decoder regresses, float32 [..., P], for uint8 tokens [..., P].
+    """Return the regression targets, float32 [..., P], for uint8 tokens [..., P].
 
-    Pixels in [0, 1]; if `normalized`, (x - mean) / (std + 1e-6) per token and per channel
-    (paper section 3.1; the reference's unbiased variance). The best constant prediction
-    for those is zero, with loss (n - 1) / n where n = pt * ph * pw: 511/512 as published.
+    They are pixels in [0, 1] or, if `normalized`, (x - mean) / (std + 1e-6) per token and
+    channel (paper section 3.1, with the unbiased variance of the reference). The best constant
+    prediction is then zero, with loss (n - 1) / n where n = pt * ph * pw: 511/512 for patches
+    of 2 x 16 x 16.
     """
     x = _pixels(tokens)
     if normalized:
@@ -84,7 +92,7 @@ def pixel_targets(tokens: jax.Array, channels: int, *, normalized: bool) -> jax.
 
 
 def pixels_from_targets(targets: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    """Undo the normalization of `pixel_targets`: float32 [..., P], unclipped, about [0, 1].
+    """Undo the normalization of `pixel_targets`: float32 [..., P], about [0, 1], not clipped.
 
     mean, std: [..., C], as `patch_statistics` returns them.
     """
@@ -92,30 +100,30 @@ def pixels_from_targets(targets: jax.Array, mean: jax.Array, std: jax.Array) -> 
 
 
 def _pixels(tokens: jax.Array) -> jax.Array:
-    """uint8 [..., P] -> float32 [..., P] in [0, 1]."""
+    """Convert uint8 [..., P] to float32 [..., P] in [0, 1]."""
     return tokens.astype(jnp.float32) / 255
 
 
 def _channel_sums(x: jax.Array, channels: int) -> jax.Array:
     """Sum [..., P] over the pixels of each channel: [..., C]."""
-    # First the pixels that lie `lanes` values apart: a sum of [..., P / C, C] over its pixels, C
-    # values at a time, takes a GPU ten times as long.
+    # First sum the pixels that are `lanes` values apart. A direct sum of [..., P / C, C] over the
+    # pixels, C values at a time, takes a GPU ten times as long.
     lanes = channels * math.gcd(x.shape[-1] // channels, 32)
     x = x.reshape(*x.shape[:-1], -1, lanes).sum(-2)
     return x.reshape(*x.shape[:-1], -1, channels).sum(-2)
 
 
 def _for_each_pixel(values: jax.Array, x: jax.Array) -> jax.Array:
-    """Repeat [..., C] for the pixels of [..., P], whose channel is the fastest axis."""
+    """Repeat [..., C] for each pixel of [..., P]; the channel is the fastest axis."""
     return jnp.tile(values, x.shape[-1] // values.shape[-1])
 
 
 def sincos_positions(count: int, width: int) -> np.ndarray:
     """Return the fixed position table float32 [N = count, D = width].
 
-    One-dimensional over the flattened token index, base 10000, even columns sine, odd
-    columns cosine, computed in float64: the reference's table. Its meaning depends on the
-    grid, since the index does; see `interpolate_positions` for another grid.
+    The reference's table: one-dimensional over the flattened token index, base 10000, sine in
+    even columns, cosine in odd columns, computed in float64. The index of a patch depends on
+    the grid, so a table is valid for one grid only; see `interpolate_positions` for another.
     """
     column = np.arange(width)
     angle = np.arange(count)[:, None] / np.power(10000.0, 2 * (column // 2) / width)
@@ -124,23 +132,26 @@ def sincos_positions(count: int, width: int) -> np.ndarray:
 
 
 def interpolate_positions(table: np.ndarray, source: Triple, grid: Triple) -> np.ndarray:
-    """Resample a table [N, D] made for the grid `source` to another grid: float32 [N', D].
+    """Resample a table [N, D] of the grid `source` to another grid: float32 [N', D].
 
-    Linear along time, rows and columns, pixel centres aligned as in image resizing, so a
-    patch at the same relative place in the clip keeps about the same position.
+    Linear along time, rows and columns, with pixel centres aligned as in image resizing: a
+    patch at the same relative location in the clip has about the same position.
     """
     x = table.reshape(*source, -1).astype(np.float64)
     for axis, (old, new) in enumerate(zip(source, grid, strict=True)):
         centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
         low = np.floor(centre).astype(int)
         high = np.minimum(low + 1, old - 1)
-        share = (centre - low).reshape([-1 if a == axis else 1 for a in range(4)])
-        x = np.take(x, low, axis) * (1 - share) + np.take(x, high, axis) * share
+        weight = (centre - low).reshape([-1 if a == axis else 1 for a in range(4)])
+        x = np.take(x, low, axis) * (1 - weight) + np.take(x, high, axis) * weight
     return x.reshape(-1, table.shape[-1]).astype(np.float32)
 
 
 def positions(grid: Triple, width: int, *, source: Triple | None) -> np.ndarray:
-    """Return positions for `grid`: made for it, or interpolated from those of `source`."""
+    """Return the position table for `grid`, float32 [N, width].
+
+    source: the grid to interpolate from; None computes the table for `grid` itself.
+    """
     if source is None or source == grid:
         return sincos_positions(int(np.prod(grid)), width)
     table = sincos_positions(int(np.prod(source)), width)

@@ -1,13 +1,13 @@
-"""The plain vision transformer: attention, MLP, block, a stack of blocks, and its sizes.
+"""The plain vision transformer: attention, MLP, block, stack of blocks, and the model sizes.
 
-Weights are float32, the compute dtype is a field, LayerNorm statistics and the softmax
-are float32 whatever it is.
+Weights are float32. The compute dtype is a field; LayerNorm statistics and the softmax are
+always float32.
 """
 
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ class Size:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSize:
-    """An encoder, the decoder the paper pairs it with, and the side of its square patch."""
+    """An encoder, the decoder that the paper uses with it, and the side of its square patch."""
 
     encoder: Size
     decoder: Size
@@ -60,12 +60,12 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a stack is run; none of it changes the parameters or the mathematics.
+    """How a stack is executed. It does not change the parameters or the mathematics.
 
-    dtype: compute dtype. attention: see `attention.py`, already resolved.
-    scan: compile one block and loop over it (fast to compile) or unroll (fast to run).
-    remat: "none" keeps all but what costs nothing to compute; "dots" keeps matrix products alone;
-    "full" keeps only the input of each block.
+    dtype: compute dtype. attention: an implementation of `attention.py`, not "auto".
+    scan: compile one block and loop over it (fast to compile), or unroll (fast to run).
+    remat: what to keep for the backward pass. "none" keeps all but cheap results, "dots" keeps
+    only matrix products, "full" keeps only the input of each block.
     """
 
     dtype: jnp.dtype = jnp.float32
@@ -88,29 +88,29 @@ def _scale_and_bias(module: nn.Module, width: int) -> tuple[jax.Array, jax.Array
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm as everywhere in the reference: eps 1e-6, a learned scale and bias."""
+    """LayerNorm with a learned scale and bias, and the reference's eps of 1e-6."""
 
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] of any dtype -> [..., D] in the compute dtype, computed in float32."""
+        """Normalize [..., D] of any dtype in float32; returns the compute dtype."""
         scale, bias = _scale_and_bias(self, x.shape[-1])
         return (standardize(x, jnp.float32) * scale + bias).astype(self.dtype)
 
 
 class Affine(nn.Module):
-    """The scale and bias [D] of a LayerNorm, taken into the weights of the layer after it.
+    """The scale and bias [D] of a LayerNorm, folded into the weights of the next layer.
 
-    `standardize` then stands in for the norm. The gradients of both are sums over weights, where
-    they would be sums over all tokens: three passes over [B, N, D] less.
+    `standardize` then replaces the norm. The gradients of scale and bias become sums over
+    weights instead of sums over all tokens, which saves three passes over [B, N, D].
     """
 
     width: int
 
     @nn.compact
     def __call__(self, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return the kernel [D, ...] and bias [...] of the two layers as one."""
+        """Return the kernel [D, ...] and bias [...] of norm and layer combined."""
         scale, shift = _scale_and_bias(self, self.width)
         moved = jnp.tensordot(shift, kernel, 1, precision=jax.lax.Precision.HIGHEST)
         return kernel * scale.reshape(-1, *[1] * (kernel.ndim - 1)), bias + moved
@@ -120,8 +120,8 @@ class Affine(nn.Module):
 def standardize(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Return (x - mean) / sqrt(variance + 1e-6) over the last axis, computed in float32.
 
-    Keeps x alone for the gradient, where differentiating the steps one by one would keep three
-    arrays like it.
+    x: [..., D]. dtype: of the result. Only x is kept for the gradient; automatic
+    differentiation would keep three arrays of its size.
     """
     return _standardize(x)[0].astype(dtype)
 
@@ -129,7 +129,7 @@ def standardize(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
 def _standardize(x):
     centred = x.astype(jnp.float32)
     centred -= centred.mean(-1, keepdims=True)
-    # In two passes: the mean of squares less the square of the mean cancels.
+    # In two passes: the mean of squares minus the square of the mean loses digits.
     inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
     return centred * inverse, inverse
 
@@ -139,8 +139,8 @@ def _standardize_forward(x, dtype):
 
 
 def _standardize_backward(dtype, x, grad):
-    # Behind a barrier, or the compiler would take what is computed again from the forward pass:
-    # to keep it costs a GPU one more kernel a norm.
+    # Without the barrier the compiler reuses the values of the forward pass. To keep them costs a
+    # GPU one more kernel per norm.
     unit, inverse = _standardize(jax.lax.optimization_barrier(x))
     grad = grad.astype(jnp.float32)
     along = (grad * unit).mean(-1, keepdims=True)
@@ -152,10 +152,10 @@ standardize.defvjp(_standardize_forward, _standardize_backward)
 
 
 class Dense(nn.Module):
-    """A linear layer over the last axis; all others become one before the product.
+    """A linear layer over the last axis, computed as a product of two matrices.
 
-    As a product of two matrices its gradients need no transposed copies, which XLA makes of
-    [B, N, D] on CPUs.
+    The other axes are flattened first: the gradients then need no transposed copies, which XLA
+    makes of [B, N, D] on CPUs.
     """
 
     features: int
@@ -165,12 +165,16 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, norm: Affine | None = None) -> jax.Array:
-        """[..., D] -> [..., features]; with a norm, of `standardize`d tokens."""
+        """Map [..., D] to [..., features] in the compute dtype.
+
+        norm: the norm before this layer, if `x` was only `standardize`d; needs a bias.
+        """
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = None
+        bias: jax.Array | None = None
         if self.bias_init is not None:
             bias = self.param("bias", self.bias_init, (self.features,))
         if norm is not None:
+            assert bias is not None  # the norm's own bias is added to it
             kernel, bias = norm(kernel, bias)
         y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
         if bias is not None:
@@ -179,7 +183,7 @@ class Dense(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with one array of weights for q, k and v, and no bias on k."""
+    """Multi-head attention with one weight array for q, k and v, and no bias for k."""
 
     heads: int
     run: Execution
@@ -192,15 +196,16 @@ class Attention(nn.Module):
         last: int | None = None,
         context: jax.Array | None = None,
     ) -> jax.Array:
-        """`standardize`d [B, N, D] -> [B, N, D], or of the last tokens alone [B, last, D].
+        """Return the attention of `standardize`d tokens [B, N, D]: [B, N, D], or [B, last, D].
 
-        context: the tokens [B, n, D] that all attend to; None for those of `x` themselves.
+        norm: the norm before this layer. last: compute only the last tokens. context: tokens
+        [B, n, D] to attend to, not normalized; None attends to `x` itself.
         """
         batch, _, width = x.shape
         head = (self.heads, width // self.heads)
 
-        # Kept as [D, 3, heads, d] so that a tensor axis can split the heads. The initializer
-        # sees the fused [D, 3 D] matrix, as the reference's does.
+        # The shape is [D, 3, heads, d] so that a tensor axis can split the heads. The initializer
+        # gets the fused [D, 3 D] matrix, as in the reference.
         def fused(key, shape):
             return xavier(key, (width, 3 * width)).reshape(shape)
 
@@ -209,7 +214,8 @@ class Attention(nn.Module):
         v_bias = self.param("v_bias", nn.initializers.zeros, head)
         bias = jnp.stack([q_bias, jnp.zeros_like(q_bias), v_bias])
 
-        # Three products, not one: to split its result costs a GPU more than to read `x` again.
+        # Three products instead of one: on a GPU, splitting one result costs more than reading `x`
+        # again.
         def project(x, matrix, shift=None):
             y = x.reshape(-1, width) @ matrix.reshape(width, width).astype(self.run.dtype)
             if shift is not None:
@@ -220,7 +226,7 @@ class Attention(nn.Module):
         q = project(x if last is None else x[:, -last:], matrix[:, 0], shift[0])
         if context is not None:
             source, matrix, shift = context, kernel, bias
-        k = project(source, matrix[:, 1])  # what is added to all keys alike changes no softmax
+        k = project(source, matrix[:, 1])  # the same bias on all keys does not change the softmax
         v = project(source, matrix[:, 2], shift[2])
         x = attend(q, k, v, implementation=self.run.attention).reshape(batch, -1, width)
         return Dense(width, self.run.dtype, xavier, name="proj")(x)
@@ -228,19 +234,19 @@ class Attention(nn.Module):
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, x times the normal distribution's integral to x, computed in float32.
+    """Return the exact GELU, x times the standard normal CDF of x, computed in float32.
 
-    Keeps the derivative, in x's dtype, for the gradient: one erf an element in all.
+    Keeps the derivative for the backward pass, in the dtype of x: one erf per element in all.
     """
     return _gelu_forward(x)[0]
 
 
 def _gelu_forward(x):
     y = x.astype(jnp.float32)
-    # `jax.nn.gelu` takes the costlier erfc, or is the tanh approximation.
-    share = 0.5 * (1 + jax.lax.erf(y * 0.5**0.5))
-    slope = share + y * jnp.exp(-0.5 * y * y) / math.sqrt(2 * math.pi)
-    return (y * share).astype(x.dtype), slope.astype(x.dtype)
+    # `jax.nn.gelu` uses erfc, which is slower, or the tanh approximation.
+    cdf = 0.5 * (1 + jax.lax.erf(y * 0.5**0.5))
+    slope = cdf + y * jnp.exp(-0.5 * y * y) / math.sqrt(2 * math.pi)
+    return (y * cdf).astype(x.dtype), slope.astype(x.dtype)
 
 
 gelu.defvjp(_gelu_forward, lambda slope, grad: (slope * grad,))
@@ -254,16 +260,16 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, norm: Affine) -> jax.Array:
-        """`standardize`d [B, N, D] -> [B, N, D]."""
+        """Apply the MLP to `standardize`d tokens [B, N, D]; norm: the norm before this layer."""
         hidden = gelu(Dense(self.hidden, self.run.dtype, xavier, name="fc1")(x, norm))
         return Dense(x.shape[-1], self.run.dtype, xavier, name="fc2")(hidden)
 
 
 class DropPath(NamedTuple):
-    """What one block, or with a leading [depth] axis each of a stack, may leave out.
+    """Stochastic depth of one block, or with a leading [depth] axis of a stack of blocks.
 
-    rate: float32, the chance that a clip passes a branch by. keys: typed PRNG keys [B], one
-    per clip, so that a clip's draw is the same in any batch.
+    rate: float32, the probability that a clip skips a branch. keys: typed PRNG keys [B], one
+    per clip, so that the draw of a clip is the same in any batch.
     """
 
     rate: jax.Array
@@ -271,7 +277,10 @@ class DropPath(NamedTuple):
 
 
 def drop_branch(x: jax.Array, drop: DropPath | None, branch: int) -> jax.Array:
-    """Zero a branch [B, N, D] of a block for some clips, and scale up the others (1603.09382)."""
+    """Set a branch [B, N, D] to zero for some clips, and scale up the others (1603.09382).
+
+    branch: the index of the branch in its block, which selects the random stream.
+    """
     if drop is None:
         return x
     kept = jax.vmap(
@@ -281,7 +290,7 @@ def drop_branch(x: jax.Array, drop: DropPath | None, branch: int) -> jax.Array:
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block; with a context its attention is to that alone."""
+    """A pre-norm transformer block, with self-attention or with attention to a context only."""
 
     size: Size
     run: Execution
@@ -294,9 +303,12 @@ class Block(nn.Module):
         last: int | None = None,
         context: jax.Array | None = None,
     ) -> tuple[jax.Array, None]:
-        """[B, N, D] -> ([B, N or last, D], None): the carry and output of a scan over blocks."""
+        """Map [B, N, D] to ([B, N or last, D], None), the carry and output of a scan over blocks.
+
+        See `apply_blocks` for the arguments.
+        """
         dtype, width = self.run.dtype, x.shape[-1]
-        # Of the same shapes, so the name is what tells the weights of the two apart.
+        # The weights of both have the same shapes; only the name distinguishes them.
         name = "attn" if context is None else "cross"
         attention = Attention(self.size.heads, self.run, name=name)
         mixed = attention(standardize(x, dtype), Affine(width, name="norm1"), last, context)
@@ -319,19 +331,20 @@ def apply_blocks(
     drop_path: float = 0.0,
     keys: jax.Array | None = None,
 ) -> jax.Array:
-    """Run [B, N, D] through `size.depth` blocks; call it inside a compact module.
+    """Apply `size.depth` blocks to [B, N, D]; call it inside a compact module.
 
-    last: return the last tokens alone, [B, last, D]; all others only give the last block its
-    keys and values. context: tokens [B, n, D] that every block attends to, in place of its own.
-    drop_path: rate of the last block's branches, falling linearly to 0 at the first. keys: typed
-    PRNG keys [B]; None drops nothing.
-    The parameters stand under "blocks" with a leading [depth] axis, however they are run,
-    so checkpoints, sharding rules and conversions know one layout only.
+    last: return only the last tokens, [B, last, D]; in the last block, the other tokens give
+    only keys and values. context: tokens [B, n, D] that every block attends to instead of its
+    own. drop_path: the rate of the last block, falling linearly to 0 at the first. keys: typed
+    PRNG keys [B] for drop path; None drops nothing.
+    The parameters are under "blocks" with a leading [depth] axis for any `run`, so there is one
+    layout for checkpoints, sharding rules and conversions. Raises UserError for an unknown remat.
     """
     drop = None
     if keys is not None and drop_path > 0:
-        layers = jax.vmap(lambda key: jax.random.split(key, size.depth), out_axes=1)(keys)
-        drop = DropPath(np.linspace(0, drop_path, size.depth, dtype=np.float32), layers)
+        block_keys = jax.vmap(lambda key: jax.random.split(key, size.depth), out_axes=1)(keys)
+        rates = np.linspace(0, drop_path, size.depth, dtype=np.float32)
+        drop = DropPath(jnp.asarray(rates), block_keys)
     stack = nn.scan(
         Block,
         variable_axes={"params": 0},
@@ -342,7 +355,8 @@ def apply_blocks(
     if stack.is_initializing():
         return stack(x, drop, None, context)[0][:, -(last or x.shape[1]) :]
 
-    # Run as functions of the parameters: a scan of Flax has blocks of one shape only.
+    # Blocks as functions of their parameters: with the scan of Flax, all blocks return the same
+    # shape, so the last one could not drop tokens.
     def block(x, layer, context, last):
         params, drop = layer
         return Block(size, run, parent=None).apply({"params": params}, x, drop, last, context)
@@ -351,8 +365,8 @@ def apply_blocks(
         if run.remat not in REMAT_POLICIES:
             names = ", ".join(["none", *REMAT_POLICIES])
             raise UserError(f"remat {run.remat!r} is unknown: use one of {names}")
-        # Unrolled, common-subexpression elimination would undo the recomputation; inside a
-        # loop it cannot, and preventing it costs speed.
+        # In unrolled blocks, common-subexpression elimination would undo the recomputation.
+        # Inside a loop it cannot, and preventing it costs speed.
         block = jax.checkpoint(
             block,
             policy=REMAT_POLICIES[run.remat],
@@ -362,22 +376,24 @@ def apply_blocks(
     layers = (stack.variables["params"], drop)
     if run.scan:
 
-        def body(x, layer):
+        def body(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
             return block(x, layer, context, None)
 
         if last is None:
             return jax.lax.scan(body, x, layers)[0]
         x, _ = jax.lax.scan(body, x, jax.tree.map(lambda leaf: leaf[:-1], layers))
         return block(x, jax.tree.map(lambda leaf: leaf[-1], layers), context, last)[0]
-    # Split once: the gradient is then one concatenation, where that of an index is a sum.
-    leaves, structure = jax.tree.flatten(layers)
-    split = zip(*(_unstack(leaf) for leaf in leaves), strict=True)
-    for index, layer in enumerate(map(structure.unflatten, split)):
+    # Split once: the gradient is then one concatenation; the gradient of indexing is a sum.
+    structure = jax.tree.structure(layers)
+    split = zip(*(_unstack(leaf) for leaf in jax.tree.leaves(layers)), strict=True)
+    for index, leaves in enumerate(split):
+        layer = jax.tree.unflatten(structure, leaves)
         x, _ = block(x, layer, context, last if index == size.depth - 1 else None)
     return x
 
 
 def _unstack(leaf: jax.Array) -> list[jax.Array]:
+    """Return the entries of the leading axis."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return list(leaf)
     parts = jax.lax.split(jnp.asarray(leaf), (1,) * len(leaf))

@@ -1,0 +1,106 @@
+"""The encoder of video patches, and the fields that every model around it has."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from videomae_jax.models.masking import Mask, gather_tubes
+from videomae_jax.models.tokens import Triple, normalize_pixels, positions
+from videomae_jax.models.vit import Dense, Execution, LayerNorm, Size, apply_blocks
+
+
+def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
+    """Return the uniform distribution in +-1/sqrt(fan_in), PyTorch's default for a layer.
+
+    For the layers that the reference does not initialize itself.
+    """
+
+    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+        bound = fan_in**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Encoder(nn.Module):
+    """Pixel normalization, patch embedding, positions, blocks and the final norm.
+
+    mean, std, position_grid: see `VideoModel`. final_norm: False in fine-tuning, which
+    normalizes after pooling instead. drop_path: see `vit.apply_blocks`.
+    """
+
+    size: Size
+    run: Execution
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    position_grid: Triple | None
+    final_norm: bool = True
+    drop_path: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        patches: jax.Array,
+        grid: Triple,
+        *,
+        mask: Mask | None = None,
+        keys: jax.Array | None = None,
+    ) -> jax.Array:
+        """Encode the patches [B, N, P] of clips, or only the ones that a mask leaves visible.
+
+        patches: uint8, or float32 in [0, 255]. grid: (T, rows, columns), N in all. keys: typed
+        PRNG keys [B] for drop path; None drops nothing.
+        Returns [B, n, D] in the compute dtype; n is N without a mask, else T * K.
+        """
+        table = positions(grid, self.size.width, source=self.position_grid)
+        init = uniform_fan_in(patches.shape[-1])
+        # A dense layer on flattened pixels is the reference's strided Conv3d.
+        embed = Dense(self.size.width, self.run.dtype, init, init, name="embed")
+        if mask is None:
+            positioned = jnp.asarray(table[None], self.run.dtype)
+        else:
+            # Raw uint8 patches are gathered before they are normalized and embedded: a tenth of
+            # the work, and pixels need no gradient.
+            patches = gather_tubes(patches, mask.visible, mask)
+            every = broadcast_to_clips(table, patches.shape[0])
+            positioned = gather_tubes(every, mask.visible, mask).astype(self.run.dtype)
+        x = embed(normalize_pixels(patches, self.mean, self.std)) + positioned
+        x = apply_blocks(x, self.size, self.run, drop_path=self.drop_path, keys=keys)
+        return LayerNorm(self.run.dtype, name="norm")(x) if self.final_norm else x
+
+
+class VideoModel(nn.Module):
+    """The fields of every model: the encoder, the pixels it reads, and how it is executed.
+
+    encoder: the size of the encoder. patch: (frames, height, width) of a tubelet.
+    mean, std: pixel statistics; their length is the number of channels. position_grid: the
+    grid whose position table is interpolated to the clip's grid; None computes the table for
+    the clip's own grid, as the reference does.
+    """
+
+    encoder: Size
+    patch: Triple
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    position_grid: Triple | None = None
+    run: Execution = Execution()
+
+    @nn.nowrap
+    def build_encoder(self, *, final_norm: bool = True, drop_path: float = 0.0) -> Encoder:
+        """Return the encoder; its parameters are under "encoder" in all models."""
+        return Encoder(
+            self.encoder,
+            self.run,
+            self.mean,
+            self.std,
+            self.position_grid,
+            final_norm,
+            drop_path,
+            name="encoder",
+        )
+
+
+def broadcast_to_clips(table: np.ndarray, batch: int) -> jax.Array:
+    """Repeat a position table [N, D] for each of `batch` clips: [B, N, D]."""
+    return jnp.broadcast_to(table, (batch, *table.shape))
