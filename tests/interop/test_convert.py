@@ -426,7 +426,7 @@ def test_reading_takes_less_than_twice_the_file(tmp_path, form):
 
 def test_safetensors_are_known_by_what_is_in_them(tmp_path):
     checkpoint = load_checkpoint(str(FILES["pretrain"]), num_heads=3, decoder_num_heads=2)
-    assert "does not say of which clips it is: 16 frames of 224 pixels" in checkpoint.report
+    assert "does not say the size of its clips: 16 frames of 224 pixels" in checkpoint.report
     save_checkpoint(str(tmp_path / "weights"), checkpoint, to="safetensors")
     back = load_checkpoint(str(tmp_path / "weights"), num_heads=3, decoder_num_heads=2)
     assert same(jax.tree.map(np.asarray, back.params), golden_params("pretrain"))

@@ -15,6 +15,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from golden import DATA, read_torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
@@ -23,9 +24,8 @@ from videomae_jax.errors import UserError
 from videomae_jax.interop import torch_file
 from videomae_jax.interop.convert import find_tensors, to_native
 from videomae_jax.interop.safetensors_file import read_safetensors
-from videomae_jax.interop.torch_file import Inert, read_torch, write_torch
+from videomae_jax.interop.torch_file import Inert, write_torch
 
-DATA = Path(__file__).parents[1] / "files"
 # Of the same weights as NumPy stored them beside the original's outputs: names and bytes.
 DIGESTS = {
     "pretrain_tiny": "d9fdc60dfb3cbf53e99c3eb6d8cf76e981e1f747ec17597fc561dbcee451655d",
@@ -214,7 +214,7 @@ def test_other_forms_are_named(tmp_path):
     path.write_bytes(torch_file.LEGACY + bytes(100))
     assert "before 2020" in refusal(path)
     path.write_bytes(b"\x93NUMPY" + bytes(100))
-    assert "does not begin as a zip does; nor is it safetensors" in refusal(path)
+    assert "does not begin like a zip; nor is it safetensors" in refusal(path)
     archive(path, whole(b"}"), **{"constants.pkl": b""})
     assert "TorchScript" in refusal(path)
     archive(path, whole(b"}"), byteorder=b"big")

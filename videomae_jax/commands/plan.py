@@ -47,9 +47,10 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.diagnostics.topology import prepare_environment
 
     prepare_environment(args.topology)
-    from videomae_jax.config import load_config
+    from videomae_jax.config import load_config_and_given
+    from videomae_jax.interop.init_from import with_source_geometry
 
-    config = load_config(args.config, args.overrides)
+    config = with_source_geometry(*load_config_and_given(args.config, args.overrides))
     print_plan(config, args.topology, examples=args.examples, mfu=args.mfu, json_file=args.json)
 
 
