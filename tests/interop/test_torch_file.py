@@ -1,4 +1,4 @@
-"""Reading .pth files: what torch.save writes, and what an attacker or a bad disk makes of it."""
+"""Reading .pth files: those of torch.save, damaged ones and hostile ones."""
 
 import argparse
 import hashlib
@@ -136,7 +136,7 @@ def test_an_allowed_name_is_not_called_either(tmp_path):
         assert "damaged" in refusal(archive(tmp_path / "x.pth", whole(opcodes)))
 
 
-def test_plain_containers_and_stand_ins_are_read(tmp_path):
+def test_plain_containers_and_placeholders_are_read(tmp_path):
     content = OrderedDict(
         args=argparse.Namespace(lr=1.0, names=["a"]), rate=np.float64(0.5), ids={3}, pair=(1, None)
     )
@@ -284,7 +284,7 @@ def test_entries_that_overlap_are_refused(tmp_path):
 # Fuzzing: whatever the bytes, the result is a value or a UserError.
 
 FUZZ = settings(
-    max_examples=300,
+    max_examples=150,
     deadline=2000,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -314,8 +314,8 @@ SMALL = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, ml_d
 
 def edit(content, edits):
     content = bytearray(content)
-    for place, patch in edits:
-        at = int(place * len(content))
+    for position, patch in edits:
+        at = int(position * len(content))
         content[at : at + len(patch)] = patch
     return bytes(content)
 
