@@ -5,8 +5,10 @@
 
 SIZE: tiny, s, b, l, h. DATA: k400, ssv2, ucf101, hmdb51, custom. START: full (default), the
 longest pre-training, or e800, ViT-B pre-trained for 800 epochs on k400 or ssv2. VIDEOS: a
-manifest or a folder, with labels. Without init_from: from scratch. The numbers are those of
-the released scripts, except where a comment says otherwise.
+manifest or a folder, with labels. Without init_from: from scratch. With it, the encoder's size,
+the patch, the pixel statistics and the clips' frames, stride and size are those of the checkpoint,
+unless overridden. The numbers are those of the released scripts, except where a comment says
+otherwise.
 """
 
 import dataclasses
@@ -83,7 +85,8 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             name=f"VideoMAE fine-tuning, ViT-{size}, {data}",
             task="classify",
             seed=0,
-            init_from="",  # checkpoint to load the encoder from; "" is random weights
+            # Checkpoint to load the encoder and its geometry from; "" is random weights.
+            init_from="",
             model=dict(
                 encoder=dataclasses.asdict(model.encoder),
                 patch=(2, model.patch, model.patch),

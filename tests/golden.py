@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from videomae_jax.interop.torch_file import read_torch
+from videomae_jax.interop.torch_file import map_torch
 from videomae_jax.models.vit import Size
 
 DATA = Path(__file__).parent / "files"
@@ -70,6 +70,11 @@ class Golden(NamedTuple):
             "fc_norm": _norm(take, "fc_norm"),
             "head": _dense(take, "head"),
         }
+
+
+def read_torch(path):
+    """Return the content of a .pth, its tensors as views of the file."""
+    return map_torch(path)[0]
 
 
 def load_golden(name: str) -> Golden:

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from videomae_jax.config import load_config, load_recipe
+from videomae_jax import config
+from videomae_jax.config import flatten, load_config, load_config_and_given, load_recipe
 from videomae_jax.errors import UserError
 
 RECIPES = ("pretrain:tiny,custom", "finetune:tiny,custom", "probe:linear,tiny,custom")
@@ -95,3 +96,23 @@ def test_a_file_imports_modules_of_its_own_folder(tmp_path):
 def test_a_config_that_does_not_exist(spec, words):
     with pytest.raises(UserError, match=re.escape(words)):
         load_config(spec)
+
+
+def test_the_keys_that_the_user_gave(tmp_path):
+    flags = ["--config.seed=0", "--config.clip.frames=8"]
+    recipe = load_config_and_given("probe:linear,s,custom", flags)
+    assert recipe.given == {"seed", "clip.frames"} and recipe.config.clip.frames == 8
+    assert load_config_and_given("configs/finetune.py:s,custom").given == set()
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from videomae_jax.config import load_recipe\n"
+        "def get_config():\n"
+        "    config = load_recipe('probe', 'linear,s,custom')\n"
+        "    config.clip.stride, config.clip.frames = 2, 16\n"
+        "    return config\n"
+    )
+    assert load_config_and_given(str(mine)).given == {"clip.stride"}
+    # A file that builds on no recipe chooses everything.
+    mine.write_text((config.RECIPES / "finetune.py").read_text())
+    loaded = load_config_and_given(str(mine))
+    assert loaded.given == set(flatten(loaded.config))

@@ -52,6 +52,13 @@ LIMITS = (
 )
 
 
+class LoadedConfig(NamedTuple):
+    """A config, and the dotted keys of the values that the user chose."""
+
+    config: ConfigDict
+    given: set[str]
+
+
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Load a config that a user named, and apply overrides such as "--config.seed=1".
 
@@ -66,12 +73,28 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         name, _, arguments = spec.partition(":")
         return load_recipe(name, arguments, overrides)
     path, arguments = Path(is_file[1]), is_file[2] or ""
-    if path.is_file():
+    if path.is_file() and path.resolve().parent != RECIPES.resolve():
         with _import_from(path.parent):
             return _read_config(path, arguments, overrides)
-    if path.parent == Path("configs") and path.stem in recipe_names():
+    if path.is_file() or (path.parent == Path("configs") and path.stem in recipe_names()):
         return load_recipe(path.stem, arguments, overrides)
     raise UserError(f"config {is_file[1]!r} does not exist: {_suggest(path.stem)}")
+
+
+def load_config_and_given(spec: str, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """Load a config as `load_config` does, with the keys that the user gave.
+
+    Those are the keys of the overrides, and the keys in which a file of the user's differs from
+    every recipe that it loads. A file that loads no recipe gives all keys.
+    """
+    with _record_recipes() as recipes:
+        config = load_config(spec, overrides)
+    own = {
+        key
+        for key, value in flatten(config).items()
+        if all(recipe.get(key) != value for recipe in recipes)
+    }
+    return LoadedConfig(config, own | {_override_key(override) for override in overrides})
 
 
 def load_recipe(name: str, arguments: str = "", overrides: Sequence[str] = ()) -> ConfigDict:
@@ -82,7 +105,24 @@ def load_recipe(name: str, arguments: str = "", overrides: Sequence[str] = ()) -
     """
     if name not in recipe_names():
         raise UserError(f"config {name!r} is no recipe and no .py file: {_suggest(name)}")
-    return _read_config(RECIPES / f"{name}.py", arguments, overrides)
+    config = _read_config(RECIPES / f"{name}.py", arguments, overrides)
+    for recording in _recordings:
+        recording.append(flatten(config))
+    return config
+
+
+_recordings: list[list[dict[str, object]]] = []  # of `_record_recipes`, those in use
+
+
+@contextmanager
+def _record_recipes() -> Iterator[list[dict[str, object]]]:
+    """Collect the recipes that `load_recipe` returns inside, flat and unchanged."""
+    recording: list[dict[str, object]] = []
+    _recordings.append(recording)
+    try:
+        yield recording
+    finally:
+        _recordings.pop()
 
 
 def recipe_names() -> list[str]:
@@ -235,10 +275,15 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 def _check_keys(overrides: Sequence[str], config: ConfigDict) -> None:
     known = flatten(config)
     for override in overrides:
-        key = override.partition("=")[0].removeprefix("--config.")
-        if key != override.partition("=")[0] and key not in known:
+        key = _override_key(override)
+        if override.startswith("--config.") and key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.4) or [next(iter(known))]
             raise UserError(f"config has no key {key!r}: did you mean --config.{near[0]}?")
+
+
+def _override_key(override: str) -> str:
+    """Return "clip.frames" of "--config.clip.frames=8"."""
+    return override.partition("=")[0].removeprefix("--config.")
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -11,7 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from golden import DATA
+from golden import DATA, read_torch
 from runs import CLIPS, KINDS, ROOT, fails, rows
 from videos import write_video
 
@@ -26,7 +26,7 @@ from videomae_jax.errors import UserError
 from videomae_jax.inference.engine import predict_videos
 from videomae_jax.interop.checkpoint_files import load_checkpoint
 from videomae_jax.interop.convert import find_tensors
-from videomae_jax.interop.torch_file import read_torch, write_torch
+from videomae_jax.interop.torch_file import write_torch
 from videomae_jax.tasks import classify
 from videomae_jax.training.checkpoint import Checkpoints
 from videomae_jax.training.step import TrainState

@@ -1,4 +1,4 @@
-"""Between our parameters and everybody's names: exact, and strict about what does not fit."""
+"""Conversion between our parameters and the names of others: exact, and strict."""
 
 import argparse
 import functools
@@ -42,6 +42,13 @@ def same(a, b):
         x.dtype == y.dtype and np.array_equal(x, y)
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
+
+
+def random_params(init):
+    """Return random parameters of the shapes that `init` gives, without compiling it."""
+    generator = np.random.default_rng(0)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return jax.tree.map(lambda x: generator.standard_normal(x.shape, np.float32), shapes)
 
 
 @functools.cache
@@ -106,10 +113,9 @@ def test_another_shape_of_everything():
         std=(0.5,),
     )
     mask = Mask(jnp.asarray([[0, 2]]), jnp.asarray([[1, 3]]))
-    params = jax.jit(lambda key: model.init(key, np.zeros([1, 8, 32], np.uint8), mask, (2, 2, 2)))(
-        jax.random.key(1)
-    )["params"]
-    params = jax.tree.map(np.asarray, params)
+    params = random_params(
+        lambda key: model.init(key, np.zeros([1, 8, 32], np.uint8), mask, (2, 2, 2))["params"]
+    )
     for dialect in ("mcg", "hf"):
         tensors = from_native(params, dialect, patch=patch)
         back, facts = to_native(tensors, num_heads=2, decoder_num_heads=4)
@@ -330,7 +336,7 @@ def run(*arguments):
     convert.main(parser.parse_args([str(argument) for argument in arguments]))
 
 
-def test_the_command_converts_and_tells_the_licence(tmp_path, capsys):
+def test_the_command_converts_and_names_the_licence(tmp_path, capsys):
     heads = ["--num-heads", 3, "--decoder-num-heads", 2]
     for task, source in FILES.items():
         params = golden_params(task)
@@ -383,7 +389,7 @@ def test_through_a_native_folder(tmp_path, task):
     shutil.rmtree(tmp_path / "run")
 
 
-# What reading takes, of a file of 87 MB: what comes out of it and a few of its tensors.
+# Reading a file of 87 MB needs the memory of the parameters and of a few of its tensors.
 
 PROBE = """
 import sys
@@ -393,23 +399,26 @@ def status(name):
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
 
-load_checkpoint(sys.argv[1], num_heads=3, decoder_num_heads=2)  # what it imports
+load_checkpoint(sys.argv[1], num_heads=3, decoder_num_heads=2)  # imports everything
 before = status("VmRSS")
 with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")  # the peak begins anew
+    file.write("5")  # resets the peak
 load_checkpoint(sys.argv[2])
 print(status("VmHWM") - before)
 """
 
 
+@pytest.fixture(scope="module")
+def large_tensors():
+    """A ViT-S classifier with the names of MCG-NJU."""
+    model = VideoClassifier(SIZES["s"].encoder, (2, 16, 16), (0.5,) * 3, (0.5,) * 3, classes=400)
+    params = random_params(lambda key: init_classifier(model, key, (1, 1, 1)))
+    return from_native(params, "mcg", patch=model.patch)
+
+
 @pytest.mark.parametrize("form", ["pth", "safetensors"])
-def test_reading_takes_less_than_twice_the_file(tmp_path, form):
-    generator, size = np.random.default_rng(0), SIZES["s"]
-    model = VideoClassifier(size.encoder, (2, 16, 16), (0.5,) * 3, (0.5,) * 3, classes=400)
-    shapes = jax.eval_shape(lambda: init_classifier(model, jax.random.key(0), (1, 1, 1)))
-    params = jax.tree.map(lambda x: generator.standard_normal(x.shape, np.float32), shapes)
-    tensors = from_native(params, "mcg", patch=model.patch)
-    path = tmp_path / f"x.{form}"
+def test_reading_takes_less_than_twice_the_file(tmp_path, large_tensors, form):
+    tensors, path = large_tensors, tmp_path / f"x.{form}"
     if form == "pth":
         write_torch(path, {"model": tensors})
     else:
@@ -418,15 +427,15 @@ def test_reading_takes_less_than_twice_the_file(tmp_path, form):
     command = [sys.executable, "-c", PROBE, DATA / "pretrain_tiny.pth", path]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert not done.returncode, done.stderr
-    share = int(done.stdout) / path.stat().st_size
-    print(f"\n{form}: {share:.2f} of {path.stat().st_size / 1e6:.0f} MB")
+    ratio = int(done.stdout) / path.stat().st_size
+    print(f"\n{form}: {ratio:.2f} of {path.stat().st_size / 1e6:.0f} MB")
     # The parameters alone are 1.0.
-    assert 0.9 < share < 1.5
+    assert 0.9 < ratio < 1.5
 
 
 def test_safetensors_are_known_by_what_is_in_them(tmp_path):
     checkpoint = load_checkpoint(str(FILES["pretrain"]), num_heads=3, decoder_num_heads=2)
-    assert "does not say of which clips it is: 16 frames of 224 pixels" in checkpoint.report
+    assert "does not say the size of its clips: 16 frames of 224 pixels" in checkpoint.report
     save_checkpoint(str(tmp_path / "weights"), checkpoint, to="safetensors")
     back = load_checkpoint(str(tmp_path / "weights"), num_heads=3, decoder_num_heads=2)
     assert same(jax.tree.map(np.asarray, back.params), golden_params("pretrain"))

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from golden import DATA, relative_error
+from golden import DATA, read_torch, relative_error
 
 import videomae_jax as vm
 from videomae_jax.errors import UserError
 from videomae_jax.inference.network import build_network, predict
 from videomae_jax.interop.checkpoint_files import Checkpoint, load_checkpoint, save_checkpoint
 from videomae_jax.interop.convert import from_native
-from videomae_jax.interop.torch_file import read_torch, write_torch
+from videomae_jax.interop.torch_file import write_torch
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE, reconstruction_sums
 from videomae_jax.models.masking import mask_from_bool

@@ -1,4 +1,4 @@
-"""Reading .pth files: what torch.save writes, and what an attacker or a bad disk makes of it."""
+"""Reading .pth files: those of torch.save, damaged ones and hostile ones."""
 
 import argparse
 import hashlib
@@ -15,6 +15,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from golden import DATA, read_torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
@@ -23,9 +24,8 @@ from videomae_jax.errors import UserError
 from videomae_jax.interop import torch_file
 from videomae_jax.interop.convert import find_tensors, to_native
 from videomae_jax.interop.safetensors_file import read_safetensors
-from videomae_jax.interop.torch_file import Inert, read_torch, write_torch
+from videomae_jax.interop.torch_file import Inert, write_torch
 
-DATA = Path(__file__).parents[1] / "files"
 # Of the same weights as NumPy stored them beside the original's outputs: names and bytes.
 DIGESTS = {
     "pretrain_tiny": "d9fdc60dfb3cbf53e99c3eb6d8cf76e981e1f747ec17597fc561dbcee451655d",
@@ -136,7 +136,7 @@ def test_an_allowed_name_is_not_called_either(tmp_path):
         assert "damaged" in refusal(archive(tmp_path / "x.pth", whole(opcodes)))
 
 
-def test_plain_containers_and_stand_ins_are_read(tmp_path):
+def test_plain_containers_and_placeholders_are_read(tmp_path):
     content = OrderedDict(
         args=argparse.Namespace(lr=1.0, names=["a"]), rate=np.float64(0.5), ids={3}, pair=(1, None)
     )
@@ -214,7 +214,7 @@ def test_other_forms_are_named(tmp_path):
     path.write_bytes(torch_file.LEGACY + bytes(100))
     assert "before 2020" in refusal(path)
     path.write_bytes(b"\x93NUMPY" + bytes(100))
-    assert "does not begin as a zip does; nor is it safetensors" in refusal(path)
+    assert "does not begin like a zip; nor is it safetensors" in refusal(path)
     archive(path, whole(b"}"), **{"constants.pkl": b""})
     assert "TorchScript" in refusal(path)
     archive(path, whole(b"}"), byteorder=b"big")
@@ -284,7 +284,7 @@ def test_entries_that_overlap_are_refused(tmp_path):
 # Fuzzing: whatever the bytes, the result is a value or a UserError.
 
 FUZZ = settings(
-    max_examples=300,
+    max_examples=150,
     deadline=2000,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -314,8 +314,8 @@ SMALL = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, ml_d
 
 def edit(content, edits):
     content = bytearray(content)
-    for place, patch in edits:
-        at = int(place * len(content))
+    for position, patch in edits:
+        at = int(position * len(content))
         content[at : at + len(patch)] = patch
     return bytes(content)
 

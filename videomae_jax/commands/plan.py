@@ -47,9 +47,10 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.diagnostics.topology import prepare_environment
 
     prepare_environment(args.topology)
-    from videomae_jax.config import load_config
+    from videomae_jax.config import load_config_and_given
+    from videomae_jax.interop.init_from import with_source_geometry
 
-    config = load_config(args.config, args.overrides)
+    config = with_source_geometry(*load_config_and_given(args.config, args.overrides))
     print_plan(config, args.topology, examples=args.examples, mfu=args.mfu, json_file=args.json)
 
 
@@ -172,7 +173,7 @@ def plan_text(
         "device (closed form)",
     }
     for row in step.collectives:
-        name = f"{row.task_module} between slices or hosts" if row.remote else row.task_module
+        name = f"{row.kind} between slices or hosts" if row.remote else row.kind
         rows[name] = f"{size_text(row.bytes)} sent per device and step, {row.calls} calls"
     if step.kernels:
         rows["kernels"] = ", ".join(f"{name} in {n} places" for name, n in step.kernels.items())

@@ -56,14 +56,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     from videomae_jax.commands.plan import print_plan
-    from videomae_jax.config import load_config
+    from videomae_jax.config import load_config_and_given
     from videomae_jax.devices.distributed import connected
     from videomae_jax.interop.checkpoint_files import load_checkpoint
+    from videomae_jax.interop.init_from import with_source_geometry
     from videomae_jax.tasks import TASKS
 
-    config = load_config(args.config, args.overrides)
+    config, given = load_config_and_given(args.config, args.overrides)
     if args.plan:
-        print_plan(config, "here")
+        print_plan(with_source_geometry(config, given, workdir=args.workdir), "here")
         return
 
     def load_weights(path):
@@ -78,6 +79,7 @@ def main(args: argparse.Namespace) -> None:
         # TensorFlow, which it brings, takes seconds: the peers need not wait for it.
         from videomae_jax.training.loop import train
 
+        config = with_source_geometry(config, given, workdir=args.workdir)
         task_module = TASKS[config.task]
         finished = train(config, task_module, workdir=args.workdir, load_weights=load_weights)
     if not finished:

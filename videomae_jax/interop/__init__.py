@@ -1,1 +1,1 @@
-"""Other people's checkpoint files: read safely, converted strictly, written back."""
+"""Read the checkpoint files of other projects safely, convert them strictly, and write them."""

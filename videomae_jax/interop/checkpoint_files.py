@@ -1,4 +1,4 @@
-"""Open a checkpoint of any kind, and write one: the door of this room."""
+"""Load checkpoints of any kind, and save them in any format."""
 
 import dataclasses
 import os
@@ -12,7 +12,13 @@ from ml_collections import ConfigDict
 
 from videomae_jax.config import load_recipe
 from videomae_jax.errors import UserError
-from videomae_jax.interop.convert import ModelFacts, find_tensors, from_native, to_native
+from videomae_jax.interop.convert import (
+    ModelFacts,
+    find_tensors,
+    from_native,
+    match_tensors,
+    to_native,
+)
 from videomae_jax.interop.inflate import (
     INFLATIONS,
     TUBELET,
@@ -33,9 +39,10 @@ from videomae_jax.interop.transformers_folder import (
     write_folder_config,
 )
 from videomae_jax.models.vit import Size
+from videomae_jax.tasks.geometry import geometry_of
 
 FORMATS = ("native", "mcg", "hf", "safetensors", "stablehlo")
-# What a folder may keep its weights in, the first that is there.
+# The files of a folder that may hold its weights; the first one found is read.
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -45,16 +52,25 @@ WEIGHTS = (
 
 
 class Checkpoint(NamedTuple):
-    """A model as it was read.
+    """A model that was read.
 
-    params: our tree, float32. config: as of a run of ours. labels: class names, if the file
-    had any. report: what was read as what, to print; "" for our own checkpoints.
+    params: our tree, float32. config: in the form of a training config. labels: class names, if
+    the file has any. report: a table of what was read, to print; "" for our own checkpoints.
     """
 
     params: Mapping[str, Any]
     config: ConfigDict
     labels: tuple[str, ...]
     report: str
+
+
+class _Weights(NamedTuple):
+    """A file of weights that was opened, and the config in its folder."""
+
+    title: str
+    tensors: Mapping[str, Any]
+    folder: FolderConfig
+    notes: list[str]
 
 
 def load_checkpoint(
@@ -69,101 +85,150 @@ def load_checkpoint(
     channels: int | None = None,
     ema: bool = False,
 ) -> Checkpoint:
-    """Read a work directory, one of its steps, or anybody's file or folder of weights.
+    """Read a work directory, one of its steps, or a foreign file or folder of weights.
 
-    The first keywords say what the file and a config beside it do not; they win over the
-    config. inflate, tubelet: how an image model becomes a video encoder, see
-    `images.video_from_image`. channels: change the embedding to so many, see
-    `images.change_channels`. ema: the moving average of the weights, which only a run of ours
-    that kept one has. Raises UserError when anything is damaged, missing, unexpected or
-    in doubt.
+    num_heads, decoder_num_heads, frames, image_size: what a foreign file does not contain; they
+    take precedence over a config in its folder. inflate, tubelet: how to inflate an image model
+    to a video encoder, see `inflate.video_from_image`. channels: the number of input channels to
+    change the patch embedding to, see `inflate.change_channels`. ema: read the moving average of
+    the weights, of a run of ours that keeps one. Raises UserError for anything damaged, missing,
+    unexpected or ambiguous.
     """
-    checkpoint = _load(
-        path,
-        heads=(num_heads, decoder_num_heads),
-        frames=frames,
-        image_size=image_size,
-        inflation=(inflate, tubelet),
-        item="ema" if ema else "params",
-    )
+    if _is_run(path):
+        checkpoint = _load_run(path, item="ema" if ema else "params")
+        _refuse_inflation(path, inflate, tubelet)
+    elif ema:
+        raise UserError(f"{path} has no ema: leave out --ema, a run of ours may keep one")
+    else:
+        weights = _open_weights(
+            path, frames=frames, image_size=image_size, inflate=inflate, tubelet=tubelet
+        )
+        checkpoint = _convert(weights, num_heads=num_heads, decoder_num_heads=decoder_num_heads)
     return checkpoint if channels is None else _with_channels(checkpoint, channels)
 
 
-def _load(path: str, *, heads, frames, image_size, inflation, item: str) -> Checkpoint:
-    source = Path(path)
-    if not source.exists():
+def read_geometry(path: str) -> dict[str, Any]:
+    """Return the geometry of anything that `load_checkpoint` reads, without loading its weights.
+
+    By config key, see `tasks.geometry`. A foreign file does not say the stride of its clips.
+    """
+    if _is_run(path):
+        from videomae_jax.training.checkpoint import load_run_config
+
+        config = load_run_config(path)
+        _refuse_probe(path, config)
+        return geometry_of(config)
+    weights = _open_weights(path)
+    heads = weights.folder.num_heads, weights.folder.decoder_num_heads
+    facts, _ = match_tensors(weights.tensors, source=weights.title, config_heads=heads)
+    geometry = geometry_of(_config(facts, _complete(weights.folder, facts)))
+    del geometry["clip.stride"]
+    return geometry
+
+
+def _is_run(path: str) -> bool:
+    """Whether a path is a folder without weights of others: a work directory or a step of one."""
+    folder = Path(path)
+    if not folder.exists():
         raise UserError(f"{path} does not exist: give a work directory, a file or a folder")
-    if source.is_dir() and not any((source / name).is_file() for name in WEIGHTS):
-        # Not at the top: orbax takes seconds to import, and files need none of it.
-        from videomae_jax.training.checkpoint import load_params
+    return folder.is_dir() and not any((folder / name).is_file() for name in WEIGHTS)
 
-        params, config = load_params(path, item=item)
-        _refuse_inflation(path, inflation)
-        if config.task == "probe":
-            raise UserError(
-                f"{path} holds probes of the encoder of {config.init_from}: give that one; what "
-                f"the probes found is in {path}/metrics.jsonl"
-            )
-        labels = tuple(config.data.class_names) if config.task == "classify" else ()
-        return Checkpoint(params, config, labels, "")
-    if item != "params":
-        raise UserError(f"{path} has no {item}: leave out --{item}, a run of ours may keep one")
 
+def _load_run(path: str, *, item: str) -> Checkpoint:
+    # Not at the top: orbax takes seconds to import, and foreign files do not need it.
+    from videomae_jax.training.checkpoint import load_params
+
+    params, config = load_params(path, item=item)
+    _refuse_probe(path, config)
+    labels = tuple(config.data.class_names) if config.task == "classify" else ()
+    return Checkpoint(params, config, labels, "")
+
+
+def _open_weights(
+    path: str,
+    *,
+    frames: int | None = None,
+    image_size: int | None = None,
+    inflate: str | None = None,
+    tubelet: int | None = None,
+) -> _Weights:
+    """Open a foreign file or folder; the tensors of an image model are inflated."""
+    source = Path(path)
     if source.is_dir():
         file = next(source / name for name in WEIGHTS if (source / name).is_file())
-        beside = read_folder_config(source)
+        folder = read_folder_config(source)
     else:
         file = source
-        beside = (
-            read_folder_config(source.parent) if is_model_folder(source.parent) else FolderConfig()
-        )
-    tensors, notes = _read_tensors(file)
-    if beside == FolderConfig() and not (frames and image_size):
-        taken = f"{frames or beside.frames} frames of {image_size or beside.image_size} pixels"
-        notes.append(f"the file does not say of which clips it is: {taken} are taken")
+        has_config = is_model_folder(source.parent)
+        folder = read_folder_config(source.parent) if has_config else FolderConfig()
+    no_config = folder == FolderConfig()
+    folder = folder._replace(
+        frames=frames or folder.frames, image_size=image_size or folder.image_size
+    )
     title = str(file)
+    tensors, notes = _read_tensors(file)
+    if no_config and not (frames and image_size):
+        size = f"{folder.frames} frames of {folder.image_size} pixels"
+        notes.append(f"the file does not say the size of its clips: {size} are assumed")
     if is_image_model(tensors):
-        inflate, tubelet = inflation
         tensors, changes = video_from_image(
             tensors,
             inflate=INFLATIONS[0] if inflate is None else inflate,
             tubelet=TUBELET if tubelet is None else tubelet,
         )
-        title, notes = f"{file}, an image model made a video encoder", changes + notes
-        if beside == FolderConfig():
+        title, notes = f"{file}, an image model inflated to a video encoder", changes + notes
+        if no_config:
             notes.append(
-                "mean and std of ImageNet are taken, as MAE's; some ViTs of timm and of "
-                "transformers have 0.5: those are read from a config in the same folder"
+                "mean and std of ImageNet are assumed, which MAE uses; some ViTs of timm and of "
+                "transformers use 0.5: those are read from a config in the same folder"
             )
     else:
-        _refuse_inflation(path, inflation)
+        _refuse_inflation(path, inflate, tubelet)
+    return _Weights(title, tensors, folder, notes)
+
+
+def _convert(
+    weights: _Weights, *, num_heads: int | None, decoder_num_heads: int | None
+) -> Checkpoint:
+    """Convert the tensors of a foreign file to our parameters, with a config."""
+    folder, notes = weights.folder, weights.notes
     params, facts = to_native(
-        tensors,
-        source=title,
-        num_heads=heads[0],
-        decoder_num_heads=heads[1],
-        said_heads=(beside.num_heads, beside.decoder_num_heads),
+        weights.tensors,
+        source=weights.title,
+        num_heads=num_heads,
+        decoder_num_heads=decoder_num_heads,
+        config_heads=(folder.num_heads, folder.decoder_num_heads),
     )
-    beside = beside._replace(
-        frames=frames or beside.frames, image_size=image_size or beside.image_size
-    )
-    if len(beside.mean) != facts.channels:
-        # Nothing to go by: pixels stay in [0, 1].
-        beside = beside._replace(mean=(0.0,) * facts.channels, std=(1.0,) * facts.channels)
-        notes.append(f"mean 0 and std 1 are taken for its {facts.channels} channels")
-    if facts.classes != len(beside.labels):
-        beside = beside._replace(labels=())
-    table = dataclasses.replace(facts.table, notes=(*facts.table.notes, *beside.notes, *notes))
-    return Checkpoint(params, _config(facts, beside), beside.labels, str(table))
+    if len(folder.mean) != facts.channels:
+        notes.append(f"mean 0 and std 1 are assumed for its {facts.channels} channels")
+    folder = _complete(folder, facts)
+    table = dataclasses.replace(facts.table, notes=(*facts.table.notes, *folder.notes, *notes))
+    return Checkpoint(params, _config(facts, folder), folder.labels, str(table))
 
 
-def _refuse_inflation(path: str, inflation: tuple) -> None:
-    if inflation != (None, None):
+def _complete(folder: FolderConfig, facts: ModelFacts) -> FolderConfig:
+    """Replace the pixel statistics and labels that do not fit the tensors."""
+    if len(folder.mean) != facts.channels:
+        # Unknown: pixels stay in [0, 1].
+        folder = folder._replace(mean=(0.0,) * facts.channels, std=(1.0,) * facts.channels)
+    return folder if facts.classes == len(folder.labels) else folder._replace(labels=())
+
+
+def _refuse_probe(path: str, config: ConfigDict) -> None:
+    if config.task == "probe":
+        raise UserError(
+            f"{path} holds probes of the encoder of {config.init_from}: give that one; the "
+            f"results of the probes are in {path}/metrics.jsonl"
+        )
+
+
+def _refuse_inflation(path: str, inflate: str | None, tubelet: int | None) -> None:
+    if inflate is not None or tubelet is not None:
         raise UserError(f"{path} holds a video model: leave out --inflate and --tubelet")
 
 
 def _with_channels(checkpoint: Checkpoint, channels: int) -> Checkpoint:
-    """Change the patch embedding, and leave out a decoder: it predicts the old channels."""
+    """Change the patch embedding, and drop the decoder, which predicts the old channels."""
     params, config = dict(checkpoint.params), checkpoint.config.copy_and_resolve_references()
     old = len(config.model.mean)
     if channels < 1:
@@ -176,7 +241,7 @@ def _with_channels(checkpoint: Checkpoint, channels: int) -> Checkpoint:
     params["encoder"] = {**encoder, "embed": embed}
     report = (
         f"{checkpoint.report}\n  note: {old} channels became {channels}, each with the mean of "
-        "the old weights, means and stds; normalized grey is embedded as before"
+        "the old weights, means and stds; the embedding of normalized grey does not change"
     )
     if "decoder" in params:
         params = {"encoder": params["encoder"]}
@@ -188,7 +253,10 @@ def _with_channels(checkpoint: Checkpoint, channels: int) -> Checkpoint:
 
 
 def save_checkpoint(path: str, checkpoint: Checkpoint, *, to: str) -> None:
-    """Write a checkpoint in one of `FORMATS`; `path` must not exist and appears only whole."""
+    """Write a checkpoint in one of `FORMATS` to `path`, which must not exist.
+
+    An interrupted write leaves nothing at `path`.
+    """
     if to not in FORMATS:
         raise UserError(f"format {to!r} is unknown: use one of {', '.join(FORMATS)}")
     target = Path(path).absolute()
@@ -199,7 +267,7 @@ def save_checkpoint(path: str, checkpoint: Checkpoint, *, to: str) -> None:
         "native": _write_native,
         "mcg": _write_mcg,
         "hf": _write_hf,
-        "safetensors": _write_st,
+        "safetensors": _write_safetensors,
         "stablehlo": _write_stablehlo,
     }
     try:
@@ -215,9 +283,9 @@ def save_checkpoint(path: str, checkpoint: Checkpoint, *, to: str) -> None:
 
 
 def _read_tensors(file: Path) -> tuple[Mapping[str, Any], list[str]]:
-    """Read one file, or the ones an index names; say what was left aside."""
+    """Read one file, or those of an index; return the tensors and notes on what was not read."""
     if file.name.endswith(".bin.index.json"):
-        tensors = {}
+        tensors: dict[str, MappedTensor] = {}
         for part in indexed_files(file):
             held = _read_pth(part)[0]
             if twice := sorted(tensors.keys() & held.keys()):
@@ -227,27 +295,30 @@ def _read_tensors(file: Path) -> tuple[Mapping[str, Any], list[str]]:
     if file.name.endswith((".safetensors", ".safetensors.index.json")) or _is_safetensors(file):
         return read_safetensors(file), []
     tensors, where, tree = _read_pth(file)
-    aside = [key for key in tree if key != where.partition(".")[0]] if where else []
-    notes = [f"the model is under {where!r}"] if where else []
-    return tensors, notes + ([f"not read: {', '.join(map(str, aside))[:200]}"] if aside else [])
+    notes = []
+    if where:
+        notes.append(f"the model is under {where!r}")
+        if others := [str(key) for key in tree if key != where.partition(".")[0]]:
+            notes.append(f"not read: {', '.join(others)[:200]}")
+    return tensors, notes
 
 
 def _is_safetensors(file: Path) -> bool:
-    """Whether a file begins as its format says, whatever its name: a length, then JSON."""
+    """Whether a file of any name begins as safetensors do: with a length, then JSON."""
     with open(file, "rb") as content:
         head = content.read(9)
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") < file.stat().st_size
 
 
 def _read_pth(file: Path) -> tuple[dict[str, MappedTensor], str, Any]:
-    """Return the tensors of a model, the key they are under, and all the file holds."""
+    """Return the tensors of a model, the key they are under, and the whole content."""
     tree, data = map_torch(file)
     views, where = find_tensors(tree, source=str(file))
     return {name: MappedTensor(view, data) for name, view in views.items()}, where, tree
 
 
-def _config(facts: ModelFacts, beside: FolderConfig) -> ConfigDict:
-    """Return a training config with the converted model in it."""
+def _config(facts: ModelFacts, folder: FolderConfig) -> ConfigDict:
+    """Return a training config for a converted model."""
     recipe = "finetune" if facts.task == "classify" else "pretrain"
     config = load_recipe(recipe, "b,custom").unlock()
     config.name = f"{facts.task} model converted from {facts.dialect}"
@@ -255,17 +326,17 @@ def _config(facts: ModelFacts, beside: FolderConfig) -> ConfigDict:
     config.model.encoder = ConfigDict(dataclasses.asdict(facts.encoder))
     if facts.decoder:
         config.model.decoder = ConfigDict(dataclasses.asdict(facts.decoder))
-    side = beside.image_size
-    config.model.update(patch=facts.patch, mean=beside.mean, std=beside.std)
-    config.clip.update(frames=beside.frames, height=side, width=side)
-    # The margin around the crops stays what it is at 224.
+    side = folder.image_size
+    config.model.update(patch=facts.patch, mean=folder.mean, std=folder.std)
+    config.clip.update(frames=folder.frames, height=side, width=side)
+    # The same margin around the crops as at 224.
     config.clip.source_height = round(config.clip.source_height * side / 224)
     config.clip.source_width = round(config.clip.source_width * side / 224)
     if facts.task == "classify":
         config.model.classes = facts.classes
-        config.data.class_names = beside.labels
+        config.data.class_names = folder.labels
     else:
-        config.normalized_targets = beside.normalized_targets
+        config.normalized_targets = folder.normalized_targets
     return config.lock()
 
 
@@ -280,7 +351,7 @@ def _write_mcg(path: Path, checkpoint: Checkpoint) -> None:
     write_torch(path, {"model": from_native(checkpoint.params, "mcg", patch=patch)})
 
 
-def _write_st(path: Path, checkpoint: Checkpoint) -> None:
+def _write_safetensors(path: Path, checkpoint: Checkpoint) -> None:
     patch = checkpoint.config.model.patch
     write_safetensors(path, from_native(checkpoint.params, "mcg", patch=patch))
 
@@ -292,19 +363,19 @@ def _write_hf(path: Path, checkpoint: Checkpoint) -> None:
             f"transformers has square clips only, not {config.clip.height} x {config.clip.width}"
         )
     tensors = from_native(params, "hf", patch=config.model.patch)
-    beside = FolderConfig(
+    folder = FolderConfig(
         frames=config.clip.frames,
         image_size=config.clip.height,
         mean=tuple(config.model.mean),
         std=tuple(config.model.std),
-        # Only pre-training has targets.
+        # Other tasks have no such key.
         normalized_targets=config.task != "pretrain" or config.normalized_targets,
         labels=checkpoint.labels,
     )
     path.mkdir()
     write_folder_config(
         path,
-        beside=beside,
+        folder_config=folder,
         encoder=_size(params["encoder"]),
         decoder=_size(params["decoder"]) if "decoder" in params else None,
         patch=config.model.patch,
@@ -315,13 +386,13 @@ def _write_hf(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def _write_stablehlo(path: Path, checkpoint: Checkpoint) -> None:
-    # Not at the top: it imports the models, and the other formats need no JAX.
+    # Not at the top: it imports the networks of all tasks, which no other format needs.
     from videomae_jax.interop.stablehlo import write_stablehlo
 
     write_stablehlo(path, checkpoint.params, checkpoint.config, checkpoint.labels)
 
 
 def _size(params: Mapping[str, Any]) -> Size:
-    """Read a transformer's size off its parameters."""
+    """Return the size of a transformer with these parameters."""
     depth, width, _, heads, _ = params["blocks"]["attn"]["qkv"].shape
     return Size(width, depth, heads, params["blocks"]["mlp"]["fc1"]["bias"].shape[-1])

@@ -1,9 +1,9 @@
-"""One table of names, shapes and layouts between our parameters and everybody else's.
+"""Convert parameters between our names, shapes and layouts and those of other projects.
 
-Three families of files hold the same numbers: the releases of MCG-NJU ("mcg": V1 and V2,
+Three families of files contain the same numbers: the releases of MCG-NJU ("mcg": V1 and V2,
 pre-training and fine-tuning), transformers ("hf") and MMAction2 ("mm"). `TABLE` and `BLOCK`
-say for each of our layers what the others call it and how it is laid out; both directions
-follow from them. Nothing is matched loosely: what does not fit is reported, all of it at once.
+give the name and the layout of each of our layers in the others; both directions of the
+conversion use them. Matching is strict: every tensor that does not fit is reported at once.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ from videomae_jax.models.vit import SIZES, Size
 
 DIALECTS = {"mcg": "MCG-NJU release", "hf": "transformers", "mm": "MMAction2"}
 
-# A row: ours | layout | their shape | name in mcg, hf, mm ("" where there is none).
-# Layouts "norm" and "linear" (and "conv") have a weight and a bias, the others are one tensor.
-# Shapes: D, E widths of encoder and decoder, M, N those of their MLPs (in BLOCK: W and H),
-# C channels, t h w the patch, P its values, K classes.
-# Names: # is the layer, {a,b} are tensors joined along the first axis, a|b two spellings.
+# A row: our name | layout | their shape | their name in mcg, hf, mm ("" if there is none).
+# The layouts "norm", "linear" and "conv" have a weight and a bias, the others are one tensor.
+# Shapes: D, E widths of encoder and decoder; M, N widths of their MLPs (W and H in BLOCK);
+# C channels; t h w the patch; P values of a patch; K classes.
+# Names: # is the layer; {a,b} are tensors concatenated along the first axis; a|b two spellings.
 TABLE = (
     (
         "encoder/embed",
@@ -65,18 +65,18 @@ BLOCK = (
     ("mlp/fc1", "linear", "H W", "mlp.fc1", "intermediate.dense", "mlp.layers.0.0"),
     ("mlp/fc2", "linear", "W H", "mlp.fc2", "output.dense", "mlp.layers.1"),
 )
-# What a file may hold beyond that, and must be so that nothing is lost by leaving it out.
-KEY_BIAS = re.compile(r"\.(key\.bias|k_bias)$")  # zero: ours has none, as the reference
+# Tensors without a row, which can be left out only if they have these values.
+KEY_BIAS = re.compile(r"\.(key\.bias|k_bias)$")  # zero: neither we nor the reference have one
 POSITIONS = re.compile(r"(^|\.)(pos_embed|position_embeddings)$")  # the sine-cosine table
-# Wrappers around the model: torch.compile, DistributedDataParallel, V2 and MMAction2.
+# Prefixes of wrappers: torch.compile, DistributedDataParallel, V2 and MMAction2.
 PREFIXES = re.compile(r"^((_orig_mod|module|backbone)\.)+")
 MAX_DEPTH = 200  # the deepest published has 40
-MAX_POSITIONS = 1 << 23  # numbers in a position table; 32 frames at 384 pixels have 7 million
+MAX_POSITIONS = 1 << 23  # values of a position table; 32 frames at 384 pixels have 7 million
 FLOATS = {np.dtype(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)}
 
 
 class Rule(NamedTuple):
-    """One of our arrays: its path, its layout, and shape and name elsewhere (see `TABLE`)."""
+    """One of our arrays: path, layout, and its shape and names in other files, see `TABLE`."""
 
     ours: str
     layout: str
@@ -85,18 +85,18 @@ class Rule(NamedTuple):
 
     @property
     def part(self) -> str:
-        """What the array belongs to: encoder, norm (the encoder's last), decoder or head."""
+        """The part of the model: encoder, norm (the last of the encoder), decoder or head."""
         if self.ours.startswith("encoder/"):
             return "norm" if self.ours.startswith("encoder/norm/") else "encoder"
         return "head" if self.ours.startswith(("fc_norm/", "head/")) else "decoder"
 
     @property
     def width(self) -> str:
-        """The letter of the width that the heads divide."""
+        """The letter of the width that is split into heads."""
         return "E" if self.part == "decoder" else "D"
 
 
-# From their weight [out, ...] of one layer to ours; heads: of the transformer it is in.
+# From their weight [out, ...] of one layer to ours; heads: of the encoder or decoder.
 READ = {
     "same": lambda x, heads: x,
     "flat": lambda x, heads: x.reshape(-1),
@@ -105,7 +105,7 @@ READ = {
     "qkv": lambda x, heads: x.T.reshape(x.shape[1], 3, heads, -1),
     "conv": lambda x, heads: x.transpose(2, 3, 4, 1, 0).reshape(-1, x.shape[0]),
 }
-# And back; shape: theirs.
+# From ours to theirs, of the given shape.
 WRITE = {
     "same": lambda x, shape: x,
     "flat": lambda x, shape: x.reshape(shape),
@@ -153,7 +153,7 @@ RULES = tuple(_expand())
 
 
 class Slot(NamedTuple):
-    """The place of one rule, in one layer, in one file: its spellings, each of some keys."""
+    """The keys of one rule in one layer of a file, for each spelling."""
 
     rule: Rule
     spellings: tuple[tuple[str, ...], ...]
@@ -161,10 +161,10 @@ class Slot(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LoadTable:
-    """What became of every tensor of a file; print it."""
+    """What every tensor of a file was converted to; `str` gives the table to print."""
 
     title: str
-    rows: tuple[tuple[str, str], ...]  # ours with its shape, theirs with its shape
+    rows: tuple[tuple[str, str], ...]  # our name and shape, their names and shape
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -175,10 +175,11 @@ class LoadTable:
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """What the tensors of a file say about the model.
+    """The model in a file, by the names and shapes of its tensors.
 
-    task: "pretrain", "classify", or "encoder" for an encoder alone. dialect: key of
-    `DIALECTS`. decoder: None without one. classes: 0 without a head.
+    task: "pretrain", "classify", or "encoder" for an encoder alone. dialect: a key of
+    `DIALECTS`. decoder: None if there is none. classes: 0 without a head. table: its rows are
+    those of the tensors that were converted.
     """
 
     task: str
@@ -191,20 +192,61 @@ class ModelFacts:
     table: LoadTable
 
 
+class Matches(NamedTuple):
+    """The tensors of a file that make up each of our arrays.
+
+    arrays: by our path, the rule and for each layer the keys of the tensors. heads: by the letter
+    of the width.
+    """
+
+    arrays: dict[str, tuple[Rule, list[list[str]]]]
+    heads: dict[str, int]
+
+
 def to_native(
     tensors: Mapping[str, Any],
     *,
     source: str = "the file",
     num_heads: int | None = None,
     decoder_num_heads: int | None = None,
-    said_heads: tuple[int | None, int | None] = (None, None),
-) -> tuple[dict, ModelFacts]:
-    """Convert the tensors of a file to our parameters, float32, and say what they are.
+    config_heads: tuple[int | None, int | None] = (None, None),
+) -> tuple[dict[str, Any], ModelFacts]:
+    """Convert the tensors of a file to our parameters, float32; return them and the model.
 
-    tensors: by name; whatever has a shape and a dtype and `np.asarray` takes. num_heads,
-    decoder_num_heads: what no tensor shows, needed for sizes that are not published.
-    said_heads: the same from a config beside the file. Raises UserError with every missing,
-    unexpected, doubled or wrongly shaped key at once.
+    See `match_tensors` for the arguments and errors.
+    """
+    facts, matches = match_tensors(
+        tensors,
+        source=source,
+        num_heads=num_heads,
+        decoder_num_heads=decoder_num_heads,
+        config_heads=config_heads,
+    )
+    params: dict[str, Any] = {}
+    rows = []
+    for ours, (rule, layers) in matches.arrays.items():
+        leaf = _read(rule, layers, tensors, matches.heads[rule.width])
+        _insert(params, ours, leaf)
+        theirs = " + ".join(name.replace(".0.", ".#.", 1) for name in layers[0])
+        rows.append((f"{ours} {list(leaf.shape)}", f"{theirs} {tensors[layers[0][0]].shape}"))
+    table = dataclasses.replace(facts.table, rows=tuple(rows))
+    return params, dataclasses.replace(facts, table=table)
+
+
+def match_tensors(
+    tensors: Mapping[str, Any],
+    *,
+    source: str = "the file",
+    num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
+    config_heads: tuple[int | None, int | None] = (None, None),
+) -> tuple[ModelFacts, Matches]:
+    """Find the model that the tensors of a file are, and the tensors of each of our arrays.
+
+    Only a few small tensors are read. tensors: by name; any objects with a shape and a dtype that
+    `np.asarray` accepts. num_heads, decoder_num_heads: needed for sizes that are not published,
+    because no tensor has that axis. config_heads: both, from a config in the same folder. Raises
+    UserError that lists every missing, unexpected, duplicate or wrongly shaped key.
     """
     keys, problems = _strip(tensors)
     dialect, drop = _detect(keys)
@@ -213,36 +255,28 @@ def to_native(
     task, slots = _choose_task(slots, keys)
     dims = _dimensions(slots, keys, tensors)
 
-    found, used, misfits = _match(slots, keys, tensors, dims)
+    arrays, used, misfits = _match(slots, keys, tensors, dims)
     notes, unexpected = _explain(keys.keys() - used, keys, tensors)
-    heads, wrong_heads = _heads(dims, depths, (num_heads, decoder_num_heads), said_heads)
-    if not depths["encoder"] or (task == "pretrain" and not depths["decoder"]):
-        misfits.append(
-            f"missing     every block of the {'decoder' if depths['encoder'] else 'encoder'}"
-        )
-    if problems := [*problems, *misfits, *unexpected, *wrong_heads]:
+    heads, wrong_heads = _heads(dims, depths, (num_heads, decoder_num_heads), config_heads)
+    required = ("encoder", "decoder") if task == "pretrain" else ("encoder",)
+    empty = [f"missing     every block of the {part}" for part in required if not depths[part]]
+    if problems := [*problems, *misfits, *empty[:1], *unexpected, *wrong_heads]:
         title = f"{source} does not fit ({DIALECTS[dialect]} names, {task}):"
         raise UserError("\n  ".join([title, *sorted(problems, key=_natural)]))
 
-    params, rows = {}, []
-    for ours, (rule, layers) in found.items():
-        leaf = _read(rule, layers, tensors, heads[rule.width])
-        _insert(params, ours, leaf)
-        theirs = " + ".join(name.replace(".0.", ".#.", 1) for name in layers[0])
-        rows.append((f"{ours} {list(leaf.shape)}", f"{theirs} {tensors[layers[0][0]].shape}"))
-    kinds = {str(tensors[name].dtype) for _, layers in found.values() for name in sum(layers, [])}
-    if kinds != {"float32"}:
-        notes.append(f"{', '.join(sorted(kinds))} became float32")
+    names = [name for _, layers in arrays.values() for layer in layers for name in layer]
+    dtypes = {str(tensors[name].dtype) for name in names}
+    if dtypes != {"float32"}:
+        notes.append(f"{', '.join(sorted(dtypes))} became float32")
     if task == "encoder":
         notes.append("an encoder only: the file holds no decoder and no head")
-
     decoder = None
     if task == "pretrain":
         decoder = Size(dims["E"], depths["decoder"], heads["E"], dims["N"])
     title = (
-        f"{source}: {DIALECTS[dialect]} names, {task}, {len(used)} tensors in {len(rows)} arrays"
+        f"{source}: {DIALECTS[dialect]} names, {task}, {len(used)} tensors in {len(arrays)} arrays"
     )
-    return params, ModelFacts(
+    facts = ModelFacts(
         task=task,
         dialect=dialect,
         encoder=Size(dims["D"], depths["encoder"], heads["D"], dims["M"]),
@@ -250,15 +284,16 @@ def to_native(
         patch=(dims["t"], dims["h"], dims["w"]),
         channels=dims["C"],
         classes=dims["K"] if task == "classify" else 0,
-        table=LoadTable(title, tuple(rows), tuple(notes)),
+        table=LoadTable(title, (), tuple(notes)),
     )
+    return facts, Matches(arrays, heads)
 
 
 def from_native(params: Mapping[str, Any], dialect: str, *, patch: Triple) -> dict[str, np.ndarray]:
-    """Name and lay out our parameters as a dialect does: float32 arrays by key.
+    """Return our parameters with the names and layouts of a dialect: float32 arrays by key.
 
-    All spellings of a tensor are written. patch: (frames, height, width), which our embedding
-    matrix does not show. Raises UserError for parameters the dialect has no names for.
+    All spellings of a tensor are written. patch: (frames, height, width), which the shape of our
+    embedding matrix does not show. Raises UserError for parameters without a name in the dialect.
     """
     leaves = {path: np.asarray(leaf) for path, leaf in _leaves(params)}
     if any("/cross/" in path for path in leaves):
@@ -268,7 +303,7 @@ def from_native(params: Mapping[str, Any], dialect: str, *, patch: Triple) -> di
         )
     drop = "encoder." if dialect == "mcg" and "head/kernel" in leaves else ""
     dims = _native_dimensions(leaves, patch)
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for rule in RULES:
         leaf = leaves.pop(rule.ours, None)
         if leaf is None:
@@ -286,27 +321,27 @@ def from_native(params: Mapping[str, Any], dialect: str, *, patch: Triple) -> di
     if leaves:
         raise UserError(f"{DIALECTS[dialect]} files cannot hold {', '.join(leaves)}")
     if dialect == "mm":
-        # Its recognizer has two halves; the table has the names within them.
+        # Its recognizer has a backbone and a head; the names in the table are inside these.
         return {k if k.startswith("cls_head.") else f"backbone.{k}": x for k, x in tensors.items()}
     return tensors
 
 
 def choose_heads(
-    side: str, width: int, depth: int, given: int | None, said: int | None = None
+    side: str, width: int, depth: int, given: int | None, from_config: int | None = None
 ) -> int:
-    """Return the head count of an encoder or decoder: given, said by a config, or published.
+    """Return the number of heads of an encoder or decoder: given, from a config, or published.
 
-    Raises UserError for a count that contradicts the published sizes, for none at all, and
+    Raises UserError for a number that contradicts the published sizes, for an unknown one, and
     for one that does not divide the width.
     """
     flag = "--num-heads" if side == "encoder" else "--decoder-num-heads"
-    published = {}
+    published: dict[int, tuple[int, str]] = {}
     for name, size in SIZES.items():
         part = getattr(size, side)
-        # Ours is too small a name to forbid others the width.
+        # "tiny" is our own size: models of others may have its width with other heads.
         if name != "tiny" or part.depth == depth:
             published.setdefault(part.width, (part.heads, name))
-    heads = said if given is None else given
+    heads = from_config if given is None else given
     if width in published:
         right, name = published[width]
         if heads not in (None, right):
@@ -317,7 +352,7 @@ def choose_heads(
         return right
     if heads is None:
         raise UserError(
-            f"the {side} is {width} wide, no published size ({', '.join(map(str, published))}), "
+            f"the {side} has width {width}, no published size ({', '.join(map(str, published))}), "
             f"and no tensor shows its heads: give {flag} N "
             f"(in Python {flag[2:].replace('-', '_')}=N)"
         )
@@ -328,18 +363,18 @@ def choose_heads(
 
 
 def find_tensors(tree: Any, *, source: str) -> tuple[dict[str, np.ndarray], str]:
-    """Find the model in what a .pth holds; return its tensors and the key they were under.
+    """Find the model in the content of a .pth; return its tensors and the key they are under.
 
-    Files are bare, or a dict with the model under "model", "module" or "state_dict" and the
-    optimizer and others beside it.
+    The content is the model itself, or a dict with the model under "model", "module" or
+    "state_dict" next to the optimizer and others.
     """
-    where = []
+    where: list[str] = []
     while isinstance(tree, dict):
-        inside = next((key for key in ("model", "module", "state_dict") if key in tree), None)
-        if not isinstance(tree.get(inside), dict):
+        wrappers = [key for key in ("model", "module", "state_dict") if key in tree]
+        if not wrappers or not isinstance(tree[wrappers[0]], dict):
             break
-        where.append(inside)
-        tree = tree[inside]
+        where.append(wrappers[0])
+        tree = tree[wrappers[0]]
     if not isinstance(tree, dict) or not any(isinstance(v, np.ndarray) for v in tree.values()):
         raise UserError(f"{source} holds no model: no dict of tensors, bare or under 'model'")
     wrong = [key for key, value in tree.items() if not isinstance(value, np.ndarray)]
@@ -349,8 +384,9 @@ def find_tensors(tree: Any, *, source: str) -> tuple[dict[str, np.ndarray], str]
 
 
 def _strip(tensors: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
-    """Map each key without its prefixes to the key itself; name those that collide."""
-    keys, problems = {}, []
+    """Map each key without its prefixes to the key itself; list those that collide."""
+    keys: dict[str, str] = {}
+    problems = []
     for key in tensors:
         short = PREFIXES.sub("", key)
         if short in keys:
@@ -360,9 +396,9 @@ def _strip(tensors: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
 
 
 def _detect(keys: Mapping[str, str]) -> tuple[str, str]:
-    """Return the dialect most keys belong to, and the prefix its names lose in this file.
+    """Return the dialect of most keys, and the prefix that its names lack in this file.
 
-    Fine-tuned releases have no "encoder.", a bare VideoMAEModel no "videomae.".
+    Fine-tuned releases lack "encoder.", a bare VideoMAEModel lacks "videomae.".
     """
     variants = [("mcg", ""), ("mcg", "encoder."), ("hf", ""), ("hf", "videomae."), ("mm", "")]
     patterns = {re.sub(r"\.\d+\.", ".#.", key, count=1): None for key in keys}
@@ -380,7 +416,7 @@ def _detect(keys: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _slots(rule: Rule, dialect: str, drop: str, depths: Mapping[str, int] | None) -> Iterator[Slot]:
-    """Yield the rule's place in each layer, or without depths the one with # for a layer."""
+    """Yield the slot of a rule in each layer, or without depths one slot with # as the layer."""
     if not rule.names[dialect]:
         return
     spellings = []
@@ -396,7 +432,7 @@ def _slots(rule: Rule, dialect: str, drop: str, depths: Mapping[str, int] | None
 
 
 def _depth(part: str, dialect: str, drop: str, keys: Mapping[str, str]) -> int:
-    """Count the layers of which a file has anything."""
+    """Count the layers of which a file has any tensor."""
     name = next(r.names[dialect] for r in RULES if r.ours.startswith(f"{part}/blocks"))
     root = re.escape(name.removeprefix(drop).partition("#")[0])
     layers = {m[1] for m in (re.match(rf"{root}(\d+)\.", key) for key in keys) if name and m}
@@ -407,14 +443,16 @@ def _depth(part: str, dialect: str, drop: str, keys: Mapping[str, str]) -> int:
     return len(layers)
 
 
-def _dimensions(slots: list[Slot], keys, tensors) -> dict[str, int]:
-    """Read the letters of the shapes off the tensors; on each letter the majority decides.
+def _dimensions(
+    slots: list[Slot], keys: Mapping[str, str], tensors: Mapping[str, Any]
+) -> dict[str, int]:
+    """Return the value of each letter of the shapes, by a majority vote of the tensors.
 
-    So that one wrong tensor is reported, not all that disagree with it.
+    With a vote, only the one wrong tensor is reported, not all that disagree with it.
     """
     votes: dict[str, Counter] = {}
     for slot in slots:
-        letters = [re.fullmatch(r"(\d*)(\D?)", term).groups() for term in slot.rule.shape.split()]
+        letters = _terms(slot.rule.shape)
         for names in slot.spellings:
             if not all(k in keys for k in names):
                 continue
@@ -423,8 +461,8 @@ def _dimensions(slots: list[Slot], keys, tensors) -> dict[str, int]:
                 continue
             for axis, ((factor, letter), size) in enumerate(zip(letters, shape, strict=True)):
                 size = size * len(names) if axis == 0 else size
-                if letter and size and size % int(factor or 1) == 0:
-                    votes.setdefault(letter, Counter())[size // int(factor or 1)] += 1
+                if letter and size and size % factor == 0:
+                    votes.setdefault(letter, Counter())[size // factor] += 1
     dims = {letter: counter.most_common(1)[0][0] for letter, counter in votes.items()}
     if all(letter in dims for letter in "Cthw"):
         dims["P"] = math.prod(dims[letter] for letter in "Cthw")
@@ -450,16 +488,25 @@ def _native_dimensions(leaves: Mapping[str, np.ndarray], patch: Triple) -> dict[
 
 
 def _shape(slot: Slot, dims: Mapping[str, int], parts: int) -> tuple[int, ...] | str:
-    """Return the shape of each of the parts a tensor comes in, or its letters."""
-    terms = [re.fullmatch(r"(\d*)(\D?)", term).groups() for term in slot.rule.shape.split()]
-    if not all(not letter or letter in dims for _, letter in terms):
+    """Return the shape of each part of a tensor, or its letters if one of them is unknown."""
+    terms = _terms(slot.rule.shape)
+    if any(letter and letter not in dims for _, letter in terms):
         return f"({slot.rule.shape})"
-    first, *rest = [int(factor or 1) * dims.get(letter, 1) for factor, letter in terms]
+    first, *rest = [factor * dims.get(letter, 1) for factor, letter in terms]
     return (first // parts, *rest)
 
 
+def _terms(shape: str) -> list[tuple[int, str]]:
+    """Parse "3W 1 W" as [(3, "W"), (1, ""), (1, "W")]."""
+    return [
+        (int(factor or 1), letter)
+        for term in shape.split()
+        for factor, letter in re.findall(r"^(\d*)(\D?)", term)
+    ]
+
+
 def _choose_task(slots: list[Slot], keys: Mapping[str, str]) -> tuple[str, list[Slot]]:
-    """Return the task a file is for, and the slots such a file must fill."""
+    """Return the task of a file, and the slots that such a file must fill."""
     present = {
         slot.rule.part
         for slot in slots
@@ -474,17 +521,19 @@ def _choose_task(slots: list[Slot], keys: Mapping[str, str]) -> tuple[str, list[
     return task, [slot for slot in slots if slot.rule.part in wanted]
 
 
-def _match(slots: list[Slot], keys: Mapping[str, str], tensors, dims):
-    """Find the tensors of every slot.
-
-    Returns what was found, {ours: (rule, [keys of a layer, ...])}, the short keys that were
-    used, and the problems.
-    """
+def _match(
+    slots: list[Slot],
+    keys: Mapping[str, str],
+    tensors: Mapping[str, Any],
+    dims: Mapping[str, int],
+) -> tuple[dict[str, tuple[Rule, list[list[str]]]], set[str], list[str]]:
+    """Find the tensors of every slot: (`Matches.arrays`, the short keys used, the problems)."""
     found: dict[str, tuple[Rule, list[list[str]]]] = {}
-    used, problems = set(), []
+    used: set[str] = set()
+    problems: list[str] = []
     for slot in slots:
         whole = [names for names in slot.spellings if all(key in keys for key in names)]
-        # A tensor of which some parts are missing is reported in the spelling it has most of.
+        # An incomplete tensor is reported in the spelling of which most parts are there.
         best = max(slot.spellings, key=lambda names: sum(key in keys for key in names))
         shape = _shape(slot, dims, len(best))
         used |= {key for names in [best, *whole] for key in names if key in keys}
@@ -512,7 +561,7 @@ def _misfits(name: str, tensors: Mapping[str, Any], shape: tuple[int, ...] | str
 def _explain(
     rest: Iterable[str], keys: Mapping[str, str], tensors: Mapping[str, Any]
 ) -> tuple[list[str], list[str]]:
-    """Go through the tensors no rule takes: (notes on those that may be left out, problems)."""
+    """Check the tensors without a rule: (notes on those that can be left out, problems)."""
     notes, problems = [], []
     for short in sorted(rest, key=_natural):
         key, tensor = keys[short], tensors[keys[short]]
@@ -539,20 +588,29 @@ def _may_be_table(shape: tuple[int, ...]) -> bool:
     return len(shape) in (2, 3) and 0 < math.prod(shape) <= MAX_POSITIONS
 
 
-def _heads(dims, depths, given, said) -> tuple[dict[str, int], list[str]]:
-    """Choose the heads of each transformer there is, by the letter of its width."""
+def _heads(
+    dims: Mapping[str, int],
+    depths: Mapping[str, int],
+    given: tuple[int | None, int | None],
+    from_config: tuple[int | None, int | None],
+) -> tuple[dict[str, int], list[str]]:
+    """Return the heads of the encoder and the decoder by the letter of the width, and problems."""
     heads, problems = {}, []
-    for side, letter, *counts in zip(("encoder", "decoder"), "DE", given, said, strict=True):
+    for index, (side, letter) in enumerate((("encoder", "D"), ("decoder", "E"))):
         if letter in dims:
             try:
-                heads[letter] = choose_heads(side, dims[letter], depths[side], *counts)
+                heads[letter] = choose_heads(
+                    side, dims[letter], depths[side], given[index], from_config[index]
+                )
             except UserError as problem:
                 problems.append(f"heads       {problem}")
     return heads, problems
 
 
-def _read(rule: Rule, layers: list[list[str]], tensors: Mapping[str, Any], heads: int):
-    """Join, cast and lay out the tensors of one of our arrays."""
+def _read(
+    rule: Rule, layers: list[list[str]], tensors: Mapping[str, Any], heads: int
+) -> np.ndarray:
+    """Concatenate, cast and lay out the tensors of one of our arrays."""
 
     def layer(names):
         parts = [np.asarray(tensors[name]).astype(np.float32) for name in names]
@@ -560,7 +618,7 @@ def _read(rule: Rule, layers: list[list[str]], tensors: Mapping[str, Any], heads
 
     if "/blocks/" not in rule.ours:
         return np.ascontiguousarray(layer(layers[0]))
-    # One layer at a time: stacking a list would hold every array twice.
+    # One layer at a time: stacking a list would need the memory twice.
     first = layer(layers[0])
     leaf = np.empty([len(layers), *first.shape], np.float32)
     leaf[0] = first

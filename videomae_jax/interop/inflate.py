@@ -1,8 +1,8 @@
-"""Image models as the beginning of video encoders: what is kept, inflated and left out.
+"""Turn image models into video encoders: which tensors are kept, inflated and left out.
 
-Read are ViTs and MAEs with the names of timm (MAE's own are the same) or of transformers. What
-comes out has the names of a video encoder and goes through the strict table of `convert`: what
-is not explained here, such as LayerScale or registers, is refused there.
+The input is a ViT or MAE with the names of timm (those of MAE are the same) or of transformers.
+The result has the names of a video encoder, for the strict conversion of `convert`, which refuses
+tensors that are not handled here, such as LayerScale or registers.
 """
 
 import re
@@ -14,10 +14,10 @@ import numpy as np
 from videomae_jax.errors import UserError
 
 INFLATIONS = ("mean", "centre")
-TUBELET = 2  # frames; of every released video model
+TUBELET = 2  # frames, as in every released video model
 
-# The patch embedding in the names of timm and of transformers, and what a video encoder with
-# such names has before all of them.
+# The name of the patch embedding in timm and in transformers, and the prefix of all names in a
+# video encoder of that dialect.
 PROJECTIONS = {
     "patch_embed.proj.weight": "encoder.",
     "embeddings.patch_embeddings.projection.weight": "videomae.",
@@ -27,7 +27,7 @@ CLASS_TOKEN = re.compile(r"^(embeddings\.)?cls_token$")
 POSITIONS = re.compile(r"^(pos_embed|embeddings\.position_embeddings)$")
 KEY_BIAS = re.compile(r"\.attention\.key\.bias$")
 FUSED_BIAS = re.compile(r"\.attn\.qkv\.bias$")
-# Decoders of MAE, and heads of classifiers: fc_norm comes with pooling, in place of the norm.
+# Decoders of MAE, and heads of classifiers; fc_norm replaces the norm in models that pool.
 OF_IMAGES = re.compile(
     r"^(decoder(_embed|_pos_embed|_blocks|_norm|_pred)?\.|decoder_pos_embed$"
     r"|(embeddings\.)?mask_token$|(head|fc_norm|pre_logits|classifier|pooler)\.)"
@@ -35,25 +35,28 @@ OF_IMAGES = re.compile(
 
 
 def is_image_model(tensors: Mapping[str, Any]) -> bool:
-    """Whether the patch embedding has no time: four axes, not five."""
+    """Whether the patch embedding has no time axis: four axes, not five."""
     return _prefix(tensors) is not None
 
 
 def video_from_image(
     tensors: Mapping[str, Any], *, inflate: str = INFLATIONS[0], tubelet: int = TUBELET
 ) -> tuple[dict[str, Any], list[str]]:
-    """Name the tensors of an image model as a video encoder's: (tensors, what was done).
+    """Convert the tensors of an image model to those of a video encoder: (tensors, notes).
 
     inflate: how the patch embedding [D, C, h, w] becomes [D, C, t = tubelet, h, w]. "mean":
-    every frame has 1/t of the weights (I3D, 1705.07750); "centre": frame t // 2 has them all,
-    the others zero (ViViT, 2103.15691). With either, a still video is embedded as the image.
+    every frame has 1/t of the weights (I3D, 1705.07750); "centre": frame t // 2 has all of the
+    weights, the others zero (ViViT, 2103.15691). With either, a still video has the embedding of
+    the image.
     """
     if inflate not in INFLATIONS:
         raise UserError(f"inflation {inflate!r} is unknown: use {' or '.join(INFLATIONS)}")
     if tubelet < 1:
         raise UserError(f"a tubelet of {tubelet} frames: use 1 or more, such as {TUBELET}")
     prefix = _prefix(tensors)
-    video, left_out, key_biases, notes = {}, [], 0, []
+    video: dict[str, Any] = {}
+    left_out, notes = [], []
+    key_biases = 0
     for key, tensor in tensors.items():
         short = WRAPPERS.sub("", key)
         name = f"{prefix}{short}"
@@ -66,7 +69,7 @@ def video_from_image(
                 "mean": f"each of the {tubelet} frames has 1/{tubelet} of the weights",
                 "centre": f"frame {tubelet // 2} of 0 to {tubelet - 1} has the weights",
             }[inflate]
-            notes.append(f"{shapes}: {how}, a still video is embedded as the image was")
+            notes.append(f"{shapes}: {how}; a still video has the embedding of the image")
         elif CLASS_TOKEN.search(short):
             notes.append(f"{key} is left out: a video encoder has no class token")
         elif POSITIONS.search(short):
@@ -96,7 +99,7 @@ def video_from_image(
 
 
 def inflate_kernel(kernel: np.ndarray, inflate: str, tubelet: int) -> np.ndarray:
-    """Give [D, C, h, w] a time axis: [D, C, tubelet, h, w], summing to what it was."""
+    """Add a time axis to [D, C, h, w]: [D, C, tubelet, h, w], whose sum over time is the same."""
     video = np.zeros([*kernel.shape[:2], tubelet, *kernel.shape[2:]], kernel.dtype)
     if inflate == "mean":
         video[:] = kernel[:, :, None] / np.asarray(tubelet, kernel.dtype)
@@ -108,8 +111,8 @@ def inflate_kernel(kernel: np.ndarray, inflate: str, tubelet: int) -> np.ndarray
 def change_channels(kernel: np.ndarray, *, old: int, new: int) -> np.ndarray:
     """Turn our embedding matrix [P, D] for `old` channels into one for `new`.
 
-    Every new channel has the mean of the old weights, times old / new: normalized pixels that are
-    the same in all channels are embedded as before.
+    Every new channel has the mean of the old weights, times old / new: the embedding of normalized
+    pixels that are equal in all channels does not change.
     """
     mean = kernel.reshape(-1, old, kernel.shape[-1]).mean(axis=1, keepdims=True)
     return np.repeat(mean * np.float32(old / new), new, axis=1).reshape(-1, kernel.shape[-1])

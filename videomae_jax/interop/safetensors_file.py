@@ -1,8 +1,9 @@
-"""Safetensors files, and the folders of several that large models come in."""
+"""Read and write safetensors files, also the several files of a large model."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -16,24 +17,22 @@ DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
-}  # what weights come in; the others are refused where they are used
-MAX_JSON = 4 << 20  # bytes of an index or a config; a real one has some thousand
+}  # of weights; others become void and are refused in the conversion
+MAX_JSON = 4 << 20  # bytes of an index or a config; real ones have a few thousand
 
 
 class StoredTensor:
     """A tensor of a file, read each time `np.asarray` is called on it."""
 
-    def __init__(self, path: Path, file, name: str):
+    def __init__(self, path: Path, file: Any, name: str):
         self._path, self._name = path, name
         view = file.get_slice(name)
-        self.shape, self.dtype = (
-            tuple(view.get_shape()),
-            DTYPES.get(view.get_dtype(), np.dtype("V")),
-        )
+        self.shape = tuple(view.get_shape())
+        self.dtype = DTYPES.get(view.get_dtype(), np.dtype("V"))
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         try:
-            # Opened anew: an open file keeps all that was read of it in memory.
+            # Opened each time: an open file keeps in memory all that was read of it.
             with safe_open(self._path, framework="np") as file:
                 return np.asarray(file.get_tensor(self._name), dtype)
         except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as problem:
@@ -47,17 +46,17 @@ def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write tensors as one file that transformers takes for a PyTorch model."""
+    """Write tensors as one file that transformers reads as a PyTorch model."""
     path = Path(path)
     path.touch()
     mode = path.stat().st_mode
-    # transformers refuses a file without the note.
+    # transformers refuses a file without this metadata.
     save_file(
         {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
         path,
         metadata={"format": "pt"},
     )
-    path.chmod(mode)  # the package makes it readable by its owner only
+    path.chmod(mode)  # save_file makes it readable by its owner only
 
 
 def read_json(path: Path) -> dict:
@@ -78,7 +77,7 @@ def read_json(path: Path) -> dict:
 
 
 def indexed_files(path: Path) -> dict[Path, list[str]]:
-    """Return the files an index lists, all in its own folder, and the tensors of each."""
+    """Return the files that an index lists, and the tensors of each; all are in its folder."""
     names = read_json(path).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
         raise UserError(f"{path} has no weight_map from tensor names to file names")
@@ -98,7 +97,7 @@ def _read_index(path: Path) -> dict[str, StoredTensor]:
         twice = sorted(tensors.keys() & held.keys())
         if absent or twice:
             names, what = (absent, "does not hold") if absent else (twice, "holds a second")
-            raise UserError(f"{file} {what} {', '.join(names)}, against {path.name}")
+            raise UserError(f"{file} {what} {', '.join(names)}, unlike {path.name}")
         tensors |= held
     return tensors
 
@@ -108,6 +107,6 @@ def _open(path: Path) -> dict[str, StoredTensor]:
         with safe_open(path, framework="np") as file:
             return {name: StoredTensor(path, file, name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as problem:
-        raise UserError(f"{path} is not a sound safetensors file: {problem}") from None
+        raise UserError(f"{path} is not a valid safetensors file: {problem}") from None
     except OSError as problem:
         raise UserError(f"cannot read {path}: {problem.strerror or problem}") from None

@@ -1,4 +1,4 @@
-"""A model as one self-contained StableHLO function, to run without this package."""
+"""Export a model as one StableHLO function that runs without this package."""
 
 import json
 from collections.abc import Sequence
@@ -21,15 +21,16 @@ MAX_WEIGHTS = 2**31 - 2**24  # bytes; the offsets inside a serialized function a
 def write_stablehlo(
     folder: Path, params: Params, config: ConfigDict, labels: Sequence[str]
 ) -> None:
-    """Write the function video -> {"features"[, "logits"]} and, as JSON, what it takes and gives.
+    """Write the function video -> {"features"[, "logits"]}, and its signature as JSON.
 
-    video: uint8 [B, F, H, W, C], B any, the rest as the config says. The weights
-    and the normalization of pixels are inside. In float32, with attention as plain matrix
-    products, so that it runs on every platform in `PLATFORMS`. `jax.export.deserialize` reads
-    it. Raises UserError for weights beyond the 2 GB a serialized function can hold.
+    video: uint8 [B, F, H, W, C] of any B; the other axes are those of the config. The function
+    contains the weights and the normalization of pixels. It computes in float32, with attention
+    as plain matrix products, so that it runs on every platform in `PLATFORMS`. Read it with
+    `jax.export.deserialize`. Raises UserError for weights beyond the 2 GB that a serialized
+    function can hold.
     """
     params = jax.tree.map(np.asarray, params)
-    # Of a pre-trained model only the encoder goes in.
+    # Of a pre-trained model, only the encoder.
     params = {name: params[name] for name in ("encoder", "fc_norm", "head") if name in params}
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     if size > MAX_WEIGHTS:

@@ -1,8 +1,8 @@
-"""PyTorch's .pth files without PyTorch, and without running anything they say.
+"""Read and write PyTorch's .pth files without PyTorch, and without running any of their code.
 
-A .pth is a zip of one pickle and raw storages. Python's unpickler calls what a pickle names;
-here a small machine of its own reads the opcodes, and the only things it can build are plain
-containers and views of the file. Whatever else a pickle names is refused by that name.
+A .pth is a zip of one pickle and raw storages. Python's unpickler calls the functions that a
+pickle names; the interpreter of opcodes here can only build plain containers and views of the
+file. Any other name in a pickle is an error.
 """
 
 import io
@@ -13,6 +13,7 @@ import pickletools
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,8 +36,8 @@ STORAGES = {
 }
 ORDERED_DICT = "collections.OrderedDict"
 TENSOR, PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
-# What training scripts leave beside the weights: read as an `Inert`, whatever its arguments.
-# The reference's schedule stores its rates as NumPy scalars.
+# Objects that training scripts save with the weights: read as `Inert`, with any arguments.
+# The schedule of the reference stores its rates as NumPy scalars.
 INERT = {
     "argparse.Namespace",
     "numpy.dtype",
@@ -49,35 +50,35 @@ INERT = {
 ALLOWED = {ORDERED_DICT, TENSOR, PARAMETER, *STORAGES, *INERT}
 
 MAX_PICKLE = 16 << 20  # bytes; the pickle of a ViT-g with its optimizer has about 2 MB
-MAX_OPCODES = 1_000_000  # ... and 0.1 million opcodes; each can cost 64 bytes of memory
+MAX_OPCODES = 1_000_000  # ... and 0.1 million opcodes; each can take 64 bytes of memory
 MAX_DIRECTORY = 8 << 20  # bytes; one storage takes about 100
 DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, struct.error)
-LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before version 1.6
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # first bytes of torch.save before 1.6
 
 
 class Inert:
-    """Stands for an object of a pickle that is neither built nor needed."""
+    """A placeholder for an object of a pickle that is not needed."""
 
 
 class MappedTensor:
     """A tensor of a mapped file, copied each time `np.asarray` is called on it.
 
-    What was read of the file leaves the memory again; the views of `read_torch` would keep all
-    of it beside what is made of it.
+    After each copy the pages of the file are released; the views of `map_torch` would keep the
+    whole file in memory next to the converted parameters.
     """
 
     def __init__(self, view: np.ndarray, data: mmap.mmap):
         self._view, self._data = view, data
         self.shape, self.dtype = view.shape, view.dtype
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         array = np.array(self._view, dtype)
         self._data.madvise(mmap.MADV_DONTNEED)
         return array
 
 
 class _Name(str):
-    """A global that a pickle names, as opposed to a string it holds."""
+    """The name of a global in a pickle, as opposed to a string."""
 
 
 class _Storage(NamedTuple):
@@ -85,20 +86,15 @@ class _Storage(NamedTuple):
 
 
 class _Refused(Exception):
-    """What is wrong with a file, to be said with its path."""
-
-
-def read_torch(path: str | Path) -> Any:
-    """Read a file written by torch.save: dicts, lists, numbers, and tensors as NumPy arrays.
-
-    The arrays are read-only views of the file, which stays mapped while they live. Raises
-    UserError for a file that is damaged, not of the zip form, or names anything not allowed.
-    """
-    return map_torch(path)[0]
+    """A problem of a file; `map_torch` adds the path."""
 
 
 def map_torch(path: str | Path) -> tuple[Any, mmap.mmap]:
-    """Read a file as `read_torch` does; return the map that its arrays are views of beside it."""
+    """Read a file written by torch.save: dicts, lists, numbers, and tensors as NumPy arrays.
+
+    Returns the content and the map of the file. The arrays are read-only views of the map.
+    Raises UserError for a file that is damaged, not a zip, or names anything not allowed.
+    """
     try:
         with open(path, "rb") as file:
             head = file.read(len(LEGACY))
@@ -106,11 +102,11 @@ def map_torch(path: str | Path) -> tuple[Any, mmap.mmap]:
                 raise _Refused(_not_a_zip(head))
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         tree = _read_archive(memoryview(data))
-        # The checksums have brought all of it into memory.
+        # The checksums have read all of it into memory.
         data.madvise(mmap.MADV_DONTNEED)
         return tree, data
     except _Refused as problem:
-        # What a file says may be long and have many lines; the report is one.
+        # Names in a file may be long and have line breaks; the message is one line.
         raise UserError(f"{path}: {' '.join(str(problem).split())[:400]}") from None
     except OSError as problem:
         raise UserError(f"cannot read {path}: {problem.strerror or problem}") from None
@@ -119,10 +115,10 @@ def map_torch(path: str | Path) -> tuple[Any, mmap.mmap]:
 def _not_a_zip(head: bytes) -> str:
     if head == LEGACY:
         return (
-            "is in torch.save's form of before 2020; write it anew where torch is: "
+            "has the format of torch.save before 2020; write it again with torch: "
             "torch.save(torch.load(path, weights_only=True), new_path)"
         )
-    return "is no PyTorch file, it does not begin as a zip does; nor is it safetensors"
+    return "is not a PyTorch file: it does not begin like a zip; nor is it safetensors"
 
 
 def _read_archive(data: memoryview) -> Any:
@@ -137,10 +133,10 @@ def _read_archive(data: memoryview) -> Any:
     if f"{root}constants.pkl" in entries:
         raise _Refused("is a TorchScript program, not weights; save its state_dict() instead")
     if bytes(entries.get(f"{root}byteorder", b"little")) != b"little":
-        raise _Refused("holds big-endian numbers; write it anew on a little-endian machine")
+        raise _Refused("holds big-endian numbers; write it again on a little-endian machine")
 
     def storage(kind: Any, key: Any, count: Any) -> _Storage:
-        # Only strings are printed: the text of nested tuples can grow without end.
+        # Print only strings: the text of nested tuples can be exponentially long.
         if not isinstance(kind, _Name) or kind not in STORAGES or not isinstance(key, str):
             raise _Refused("it holds a storage of unknown kind")
         name, dtype = f"{root}data/{key}", STORAGES[kind]
@@ -158,9 +154,9 @@ def _read_archive(data: memoryview) -> Any:
 
 
 def _read_directory(data: memoryview) -> dict[str, memoryview]:
-    """Return the contents of a zip by name, every checksum verified.
+    """Return the contents of a zip by name, after checking every checksum.
 
-    Not by `zipfile`: it copies, and it takes memory before it knows how much is there.
+    `zipfile` would copy them, and allocate memory before it knows how much is there.
     """
     if len(data) < 22 or data[-22:-18] != b"PK\5\6":
         raise _Refused("is cut short: its zip has no end")
@@ -173,7 +169,9 @@ def _read_directory(data: memoryview) -> dict[str, memoryview]:
     if size > MAX_DIRECTORY or start + size > len(data):
         raise ValueError(f"{size} bytes at {start}")
 
-    entries, at, room, end = {}, start, len(data), start + size
+    entries: dict[str, memoryview] = {}
+    at, end = start, start + size
+    remaining = len(data)
     for _ in range(count):
         if at >= end:
             raise ValueError(f"fewer entries than {count}")
@@ -191,18 +189,20 @@ def _read_directory(data: memoryview) -> dict[str, memoryview]:
             raise _Refused(
                 f"{name!r} in it is compressed or encrypted, which torch.save never does"
             )
-        # Entries that overlap could make a small file take hours to check.
-        room -= size
-        if room < 0 or first + size > start:
+        # Overlapping entries could make the checksums of a small file take hours.
+        remaining -= size
+        if remaining < 0 or first + size > start:
             raise _Refused(f"is cut short: {name!r} reaches beyond its end")
         entries[name] = data[first : first + size]
         if zlib.crc32(entries[name]) != crc:
-            raise _Refused(f"is damaged: the checksum of {name!r} is wrong; fetch the file again")
+            raise _Refused(
+                f"is damaged: the checksum of {name!r} is wrong; download the file again"
+            )
     return entries
 
 
 def _widen(extra: bytes, *fields: int) -> list[int]:
-    """Replace the fields that do not fit 32 bits by those of the zip64 extra."""
+    """Replace the fields that exceed 32 bits by those of the zip64 extra field."""
     wide = b""
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<2H", extra)
@@ -213,11 +213,17 @@ def _widen(extra: bytes, *fields: int) -> list[int]:
     return [next(values, field) if field == 0xFFFFFFFF else field for field in fields]
 
 
-def _run_pickle(program: bytes, storage) -> Any:
-    """Read a pickle opcode by opcode; nothing is imported and nothing is called."""
+def _run_pickle(program: bytes, storage: Callable[[Any, Any, Any], _Storage]) -> Any:
+    """Interpret a pickle opcode by opcode, without importing or calling anything.
+
+    storage: returns the storage of a (kind, key, count). One piece, though long: a flat table of
+    opcodes.
+    """
     if len(program) > MAX_PICKLE:
         raise _Refused(f"its pickle has {len(program)} bytes, weights need less than {MAX_PICKLE}")
-    stack, marks, memo = [], [], {}
+    stack: list[Any] = []
+    marks: list[list[Any]] = []
+    memo: dict[Any, Any] = {}
 
     def pop_mark() -> list:
         nonlocal stack
@@ -283,7 +289,7 @@ def _run_pickle(program: bytes, storage) -> Any:
                 taken = pop_mark()
                 _update(stack[-1], taken)
             case "GLOBAL":
-                stack.append(_allow(argument.replace(" ", ".")))
+                stack.append(_allow(str(argument).replace(" ", ".")))
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
                 if not isinstance(name, str) or not isinstance(module, str):
@@ -294,7 +300,7 @@ def _run_pickle(program: bytes, storage) -> Any:
                 stack.append(_build(name, arguments))
             case "BUILD":
                 stack.pop()
-                # The attributes of an OrderedDict (torch's _metadata) or of a stand-in.
+                # The attributes of an OrderedDict (torch's _metadata) or of an `Inert`.
                 if not isinstance(stack[-1], dict | Inert):
                     raise ValueError("BUILD")
             case "BINPERSID":
@@ -319,9 +325,9 @@ def _allow(name: str) -> _Name:
 
 
 def _build(name: Any, arguments: Any) -> Any:
-    """What REDUCE means for the allowed names."""
+    """Return the result of REDUCE for an allowed name."""
     if not isinstance(name, _Name) or not isinstance(arguments, tuple):
-        raise ValueError("a call of something that is no name")
+        raise ValueError("a call of something that is not a name")
     if name in INERT:
         return Inert()
     if name == ORDERED_DICT:
@@ -335,7 +341,7 @@ def _build(name: Any, arguments: Any) -> Any:
 
 
 def _view(storage: _Storage, offset: Any, shape: Any, strides: Any) -> np.ndarray:
-    """A strided view, after checking that it stays inside its storage."""
+    """Return a strided view, after checking that it stays inside its storage."""
     count = len(storage.values)
     sizes = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
     if not sizes or len(shape) > 8 or not all(map(_is_size, (offset, *shape, *strides))):
@@ -343,7 +349,7 @@ def _view(storage: _Storage, offset: Any, shape: Any, strides: Any) -> np.ndarra
     if 0 in shape:
         return np.empty(shape, storage.values.dtype)
     last = offset + sum((side - 1) * step for side, step in zip(shape, strides, strict=True))
-    # The second condition: a stride of 0 would let one number pose as a terabyte.
+    # The second condition: with a stride of 0, one number could have the shape of a terabyte.
     if last >= count or math.prod(shape) > count:
         raise _Refused(
             f"a tensor of shape {shape}, strides {strides}, offset {offset} does not fit its "
@@ -359,13 +365,13 @@ def _is_size(value: Any) -> bool:
 
 def _pair(pair: Any) -> Any:
     if not isinstance(pair, list | tuple) or len(pair) != 2:
-        raise ValueError("a dict of something else than pairs")
+        raise ValueError("a dict of something other than pairs")
     return pair
 
 
 def _extend(target: Any, items: list) -> None:
     if not isinstance(target, list | Inert):
-        raise ValueError("an append to something that is no list")
+        raise ValueError("an append to something that is not a list")
     if isinstance(target, list):
         target.extend(items)
 
@@ -373,9 +379,9 @@ def _extend(target: Any, items: list) -> None:
 def _update(target: Any, items: list) -> Any:
     """Set items [key, value, key, value, ...] of a dict."""
     if not isinstance(target, dict | Inert) or len(items) % 2:
-        raise ValueError("items of something that is no dict")
+        raise ValueError("items of something that is not a dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # No tuples: the hash of nested ones takes exponential time.
+        # No tuples: hashing nested ones takes exponential time.
         if not isinstance(key, str | int | float | bytes | None):
             raise ValueError(f"a {type(key).__name__} as a key")
         if isinstance(target, dict):
@@ -395,16 +401,17 @@ def write_torch(path: str | Path, tree: dict[str, Any]) -> None:
         _write_entry(archive, "archive/version", b"3\n")
 
 
-def _write_entry(archive: zipfile.ZipFile, name: str, content) -> None:
-    # torch.load(mmap=True) wants storages aligned to 64 bytes; a zip pads by an extra field.
-    entry = zipfile.ZipInfo(name)  # of 1980: the same weights give the same file
+def _write_entry(archive: zipfile.ZipFile, name: str, content: bytes | memoryview) -> None:
+    # torch.load(mmap=True) needs storages aligned to 64 bytes; in a zip an extra field pads.
+    entry = zipfile.ZipInfo(name)  # dated 1980: the same weights give the same file
+    assert archive.fp  # open
     padding = -(archive.fp.tell() + 30 + len(name.encode()) + 4) % 64
     entry.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
     archive.writestr(entry, content)
 
 
 def _pickle(node: Any, arrays: list[np.ndarray]) -> bytes:
-    """Pickle a node in protocol 2, its arrays as references to storages added to `arrays`."""
+    """Pickle a node in protocol 2; its arrays are appended to `arrays` and referred to."""
     if isinstance(node, dict):
         items = [_pickle(key, arrays) + _pickle(value, arrays) for key, value in node.items()]
         return b"}(" + b"".join(items) + b"u"

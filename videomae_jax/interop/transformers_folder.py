@@ -1,6 +1,6 @@
-"""What stands beside the weights in a folder of transformers: config and preprocessor.
+"""Read and write the JSON files of a transformers folder: config and preprocessor.
 
-Image models are read too, also from the folders timm puts on the hub.
+Folders of image models are read too, also those of timm on the hub.
 """
 
 import json
@@ -13,14 +13,14 @@ from videomae_jax.models.tokens import Triple
 from videomae_jax.models.vit import Size
 
 MODEL_TYPES = ("videomae", "vit", "vit_mae")
-TIMM = "pretrained_cfg"  # what a config.json of timm has, in place of a model_type
+TIMM = "pretrained_cfg"  # a key of config.json in folders of timm, which have no model_type
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EPSILON = 1e-6  # of every LayerNorm of the reference; transformers' default is 1e-12
 
 
 class FolderConfig(NamedTuple):
-    """What the tensors of a file do not show; the defaults are the reference's."""
+    """What the tensors of a file do not show; the defaults are those of the reference."""
 
     num_heads: int | None = None
     decoder_num_heads: int | None = None
@@ -34,7 +34,7 @@ class FolderConfig(NamedTuple):
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether a folder has a config.json, and it is of a model that can be read."""
+    """Whether a folder has a config.json of a model that can be read."""
     path = folder / CONFIG
     return path.is_file() and _is_known(read_json(path))
 
@@ -44,8 +44,9 @@ def _is_known(config: dict) -> bool:
 
 
 def read_folder_config(folder: Path) -> FolderConfig:
-    """Read config.json and preprocessor_config.json; raise UserError where they are not sound."""
-    path, notes = folder / CONFIG, []
+    """Read config.json and preprocessor_config.json; raise UserError if they are not valid."""
+    path = folder / CONFIG
+    notes = []
     config = read_json(path)
     if not _is_known(config):
         raise UserError(f"{path} is of a {config.get('model_type')!r}, not of a 'videomae'")
@@ -69,7 +70,7 @@ def read_folder_config(folder: Path) -> FolderConfig:
         mean, std = processor.get("image_mean", mean), processor.get("image_std", std)
         _check_numbers(folder / PROCESSOR, image_mean=mean, image_std=std)
     return FolderConfig(
-        # transformers leaves out of the file what equals its defaults: these are they.
+        # transformers does not write the values that equal its defaults, which are these.
         num_heads=count("num_attention_heads", 12),
         decoder_num_heads=count("decoder_num_attention_heads", 6),
         frames=count("num_frames", 16),
@@ -83,7 +84,7 @@ def read_folder_config(folder: Path) -> FolderConfig:
 
 
 def _read_timm(path: Path, config: dict) -> FolderConfig:
-    """Read what timm says of an image model; its sizes are in a name, the heads nowhere."""
+    """Read the config of an image model of timm, which has neither its size nor its heads."""
     mean, std = config.get("mean", IMAGENET_MEAN), config.get("std", IMAGENET_STD)
     size = config.get("input_size", (3, 224, 224))
     _check_numbers(path, mean=mean, std=std, input_size=size)
@@ -100,28 +101,29 @@ def _check_numbers(path: Path, **given: Any) -> None:
 
 
 def _labels(names: Any) -> tuple[str, ...]:
-    """Return the class names in order; none if they are missing, or only stand-ins."""
+    """Return the class names in order; none if they are missing, or only placeholders."""
     if not isinstance(names, dict) or set(names) != set(map(str, range(len(names)))):
         return ()
     labels = tuple(str(names[str(index)]) for index in range(len(names)))
-    stand_ins = all(label == f"LABEL_{index}" for index, label in enumerate(labels))
-    return () if stand_ins else labels
+    placeholders = all(label == f"LABEL_{index}" for index, label in enumerate(labels))
+    return () if placeholders else labels
 
 
 def write_folder_config(
     folder: Path,
     *,
-    beside: FolderConfig,
+    folder_config: FolderConfig,
     encoder: Size,
     decoder: Size | None,
     patch: Triple,
     classes: int,
     final_norm: bool,
 ) -> None:
-    """Write config.json and preprocessor_config.json for weights in `folder`.
+    """Write config.json and preprocessor_config.json for the weights in `folder`.
 
-    beside: its heads are not read, the sizes have them. classes: 0 without a head.
-    final_norm: whether the encoder ends in a norm of its own, rather than pooling first.
+    folder_config: its heads are ignored, those of encoder and decoder are written. classes: 0
+    without a head. final_norm: whether the encoder ends in a norm of its own, instead of a norm
+    after pooling.
     """
     tubelet, side, width = patch
     if side != width:
@@ -130,9 +132,9 @@ def write_folder_config(
     config = dict(
         architectures=[f"VideoMAEFor{head}" if head else "VideoMAEModel"],
         model_type="videomae",
-        image_size=beside.image_size,
-        num_frames=beside.frames,
-        num_channels=len(beside.mean),
+        image_size=folder_config.image_size,
+        num_frames=folder_config.frames,
+        num_channels=len(folder_config.mean),
         patch_size=side,
         tubelet_size=tubelet,
         **_describe(encoder, ""),
@@ -143,28 +145,28 @@ def write_folder_config(
         initializer_range=0.02,
         layer_norm_eps=EPSILON,
         qv_bias=True,
-        # Pooling comes instead of the encoder's norm: with True a pre-trained model would
-        # silently lose its own.
+        # Pooling replaces the norm of the encoder: with True a pre-trained model would silently
+        # lose it.
         use_mean_pooling=not final_norm,
-        norm_pix_loss=beside.normalized_targets,
+        norm_pix_loss=folder_config.normalized_targets,
     )
     if classes:
-        labels = beside.labels or [f"LABEL_{index}" for index in range(classes)]
+        labels = folder_config.labels or [f"LABEL_{index}" for index in range(classes)]
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
     processor = dict(
         image_processor_type="VideoMAEImageProcessor",
         do_resize=True,
-        size=dict(shortest_edge=beside.image_size),
+        size=dict(shortest_edge=folder_config.image_size),
         resample=2,  # bilinear
         do_center_crop=True,
-        crop_size=dict(height=beside.image_size, width=beside.image_size),
+        crop_size=dict(height=folder_config.image_size, width=folder_config.image_size),
         do_rescale=True,
         rescale_factor=1 / 255,
         do_normalize=True,
-        # Without these transformers takes 0.5 for all.
-        image_mean=beside.mean,
-        image_std=beside.std,
+        # By default transformers uses 0.5 for all.
+        image_mean=folder_config.mean,
+        image_std=folder_config.std,
     )
     for name, content in ((CONFIG, config), (PROCESSOR, processor)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")

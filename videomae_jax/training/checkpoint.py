@@ -159,13 +159,7 @@ def load_params(path: str, *, item: str = "params") -> tuple[Any, ConfigDict]:
     params: float32 arrays on the default device. A work directory means its newest checkpoint.
     Raises UserError where it is damaged.
     """
-    folder = Path(path).absolute()
-    if folder.name.isdigit() and (folder / "params").is_dir():
-        folder, step = folder.parent, int(folder.name)
-    else:
-        folder, step = folder / CHECKPOINTS, None
-    if not folder.is_dir():
-        raise UserError(f"no checkpoint in {path!r}: give the --workdir of a training run")
+    folder, step = _locate(path)
     with _open(folder, ocp.CheckpointManagerOptions(create=False)) as manager:
         steps = sorted(manager.all_steps())
         step = manager.latest_step() if step is None else step
@@ -192,6 +186,39 @@ def load_params(path: str, *, item: str = "params") -> tuple[Any, ConfigDict]:
                 f"{older[-1] if older else ''}"
             ) from None
     return restored[item], config_from_json(restored["meta"]["config"])
+
+
+def load_run_config(path: str) -> ConfigDict:
+    """Read the config alone of what `load_params` reads.
+
+    Of a work directory: from the newest checkpoint whose config can be read.
+    """
+    folder, step = _locate(path)
+    problem = "train until the first save"
+    with _open(folder, ocp.CheckpointManagerOptions(create=False)) as manager:
+        steps = manager.all_steps() if step is None else [step]
+        for number in sorted(steps, reverse=True):
+            try:
+                args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+                return config_from_json(manager.restore(number, args=args)["meta"]["config"])
+            except Exception as error:  # of many kinds, depending on what is damaged
+                problem = _first_line(error)
+    raise UserError(f"no complete checkpoint in {path!r}: {problem}")
+
+
+def has_checkpoint(workdir: str) -> bool:
+    """Whether a work directory has a checkpoint, whole or damaged, to resume from."""
+    return any(folder.name.isdigit() for folder in Path(workdir, CHECKPOINTS).glob("*"))
+
+
+def _locate(path: str) -> tuple[Path, int | None]:
+    """Return the folder of checkpoints, and the step if `path` is the folder of one step."""
+    folder = Path(path).absolute()
+    if folder.name.isdigit() and (folder / "params").is_dir():
+        return folder.parent, int(folder.name)
+    if not (folder / CHECKPOINTS).is_dir():
+        raise UserError(f"no checkpoint in {path!r}: give the --workdir of a training run")
+    return folder / CHECKPOINTS, None
 
 
 def save_params(path: str, params: Any, config: ConfigDict) -> None:

@@ -32,14 +32,15 @@ def main(args: argparse.Namespace) -> None:
 
     import jax
 
-    from videomae_jax.config import load_config
+    from videomae_jax.config import load_config_and_given
     from videomae_jax.diagnostics.feeding import measure, verdict
     from videomae_jax.errors import UserError
+    from videomae_jax.interop.init_from import with_source_geometry
     from videomae_jax.tasks import TASKS
 
     if args.seconds <= 0:
         raise UserError(f"--seconds {args.seconds:g}: use above 0, such as 5")
-    config = load_config(args.config, args.overrides)
+    config = with_source_geometry(*load_config_and_given(args.config, args.overrides))
     found = measure(config, TASKS[config.task], seconds=args.seconds)
     sentence = verdict(config, found)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"

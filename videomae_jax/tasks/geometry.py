@@ -1,0 +1,64 @@
+"""The geometry of a model: what a classifier or a probe takes over from the checkpoint it uses."""
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from videomae_jax.config import flatten
+
+Geometry = Mapping[str, Any]  # config values by dotted key, such as {"clip.frames": 16}
+
+SIZE = ("clip.height", "clip.width")
+SOURCE_SIZE = ("clip.source_height", "clip.source_width")
+# The keys of one group are taken over together, or not at all if the user gave one of them.
+GROUPS = (
+    *((f"model.encoder.{name}",) for name in ("width", "depth", "heads", "mlp_width")),
+    ("model.patch",),
+    ("model.mean", "model.std"),
+    ("clip.frames",),
+    ("clip.stride",),
+    SIZE,
+    SOURCE_SIZE,
+)
+
+
+def geometry_of(config: ConfigDict) -> dict[str, Any]:
+    """Return the geometry in the config of a run.
+
+    That is the encoder's size, the patch, the pixel statistics, and the frames, stride, size and
+    source size of clips. There is no stride where clips are sampled sparsely.
+    """
+    leaves = flatten(config)
+    geometry = {key: leaves[key] for group in GROUPS for key in group}
+    if leaves.get("clip.sampling") == "sparse":
+        del geometry["clip.stride"]
+    return geometry
+
+
+def adopt_geometry(
+    config: ConfigDict, source: Geometry, given: Set[str], *, name: str
+) -> tuple[ConfigDict, str]:
+    """Return (the config with the geometry of `source`, one line that says what changed).
+
+    source: of a checkpoint; keys that it lacks stay as they are. given: the keys that the user
+    chose, which stay too. name: of the source, for the line. The line is "" if nothing changed.
+
+    The source size of augmentation is taken over only with another size of clips: at the same
+    size, fine-tuning has a wider source (256 x 340) than pre-training (256 x 256).
+    """
+    old = geometry_of(config)
+    changes: dict[str, tuple[Any, Any]] = {}
+    for group in GROUPS:
+        if group == SOURCE_SIZE and not changes.keys() & set(SIZE):
+            continue
+        if given.isdisjoint(group):
+            for key in group:
+                if key in old and key in source and source[key] != old[key]:
+                    changes[key] = old[key], source[key]
+    if not changes:
+        return config, ""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({key: new for key, (_, new) in changes.items()})
+    changed = ", ".join(f"{key} {before} -> {new}" for key, (before, new) in changes.items())
+    return config.lock(), f"geometry of {name}: {changed}"
