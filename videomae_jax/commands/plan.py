@@ -172,7 +172,7 @@ def plan_text(
         "device (closed form)",
     }
     for row in step.collectives:
-        name = f"{row.task_module} between slices or hosts" if row.remote else row.task_module
+        name = f"{row.kind} between slices or hosts" if row.remote else row.kind
         rows[name] = f"{size_text(row.bytes)} sent per device and step, {row.calls} calls"
     if step.kernels:
         rows["kernels"] = ", ".join(f"{name} in {n} places" for name, n in step.kernels.items())
