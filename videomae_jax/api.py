@@ -14,7 +14,7 @@ import numpy as np
 from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
 from videomae_jax.inference.network import build_network, outputs
-from videomae_jax.inference.network import predict as reconstruct_tubes
+from videomae_jax.inference.network import predict as predict_patches
 from videomae_jax.interop.checkpoint_files import Checkpoint, load_checkpoint, save_checkpoint
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.tokens import patch_grid
@@ -177,7 +177,7 @@ class Model:
         self._outputs = jax.jit(self._output, static_argnames="name")
         if isinstance(self._network, VideoMAE):
             self._predict = jax.jit(
-                functools.partial(reconstruct_tubes, self._network),
+                functools.partial(predict_patches, self._network),
                 static_argnames=("masked", "normalized"),
             )
 
@@ -331,6 +331,7 @@ def evaluate(
 
     model = _open_model(model)
     return evaluate_model(
+        model._network,
         model.params,
         model.config,
         _open_videos(videos),
@@ -366,7 +367,9 @@ def predict(
     from videomae_jax.inference.predict import predict as predict_classes
 
     model, videos = _open_model(model), _open_videos(videos)
-    found = predict_classes(model.params, model.config, videos, source=model._source, top=top)
+    found = predict_classes(
+        model._network, model.params, model.config, videos, source=model._source, top=top
+    )
     order = {path: position for position, path in enumerate(videos.paths)}
     return sorted(found, key=lambda video: order[video.video])
 
@@ -412,6 +415,7 @@ def extract(
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "features.npz") if out is None else os.fspath(out)
         extract_features(
+            model._network,
             model.params,
             model.config,
             videos,

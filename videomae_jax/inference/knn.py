@@ -1,4 +1,4 @@
-"""Measure features by the classes of their nearest neighbours."""
+"""Evaluate frozen features by k-nearest-neighbour classification."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos, number_labels
 from videomae_jax.errors import UserError
 from videomae_jax.inference.engine import data_mesh, predict_videos
-from videomae_jax.inference.network import build_network, clip_sampler, outputs
+from videomae_jax.inference.network import Network, clip_sampler, outputs
 from videomae_jax.metrics import Proportion
 from videomae_jax.tasks.task import Params
 
@@ -19,8 +19,8 @@ from videomae_jax.tasks.task import Params
 class Neighbours(NamedTuple):
     """The result of `evaluate_neighbours`.
 
-    top1: an accuracy for each k. protocol: how they were measured, in words. unreadable:
-    {path: reason}. notes: remarks to print, on unreadable videos.
+    top1: the accuracy for each k. protocol: how they were measured, in words. unreadable:
+    {path: reason}. notes: lines to print, on unreadable videos.
     """
 
     top1: dict[int, Proportion]
@@ -30,6 +30,7 @@ class Neighbours(NamedTuple):
 
 
 def evaluate_neighbours(
+    network: Network,
     params: Params,
     config: ConfigDict,
     train: Videos,
@@ -42,13 +43,12 @@ def evaluate_neighbours(
     """Classify each held-out video by a vote of its k nearest training videos, for every k.
 
     ks, temperature: see `metrics.neighbour_votes`. batch_size: videos on all devices, None for
-    8 on each. Raises UserError for videos without labels or none readable, and for a k or a
-    temperature that cannot be.
+    8 on each. Raises UserError if the videos have no labels or none can be read, and for an
+    impossible k, temperature or batch size.
     """
     names = train.class_names or ()
     train, held_out = number_labels(train, names), number_labels(held_out, names)
     metrics.check_neighbours(ks, temperature=temperature, bank=len(train))
-    network = build_network(config)
 
     def features(params: Params, video: jax.Array) -> jax.Array:
         return outputs(network, params, video)["features"]
