@@ -10,7 +10,13 @@ from videomae_jax import metrics
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos, number_labels
 from videomae_jax.errors import UserError
-from videomae_jax.inference.engine import data_mesh, predict_videos
+from videomae_jax.inference.engine import (
+    data_mesh,
+    jit_predict,
+    join_predictions,
+    place_params,
+    run_batches,
+)
 from videomae_jax.inference.network import Network, clip_sampler, outputs
 from videomae_jax.metrics import Proportion
 from videomae_jax.tasks.task import Params
@@ -50,28 +56,33 @@ def evaluate_neighbours(
     train, held_out = number_labels(train, names), number_labels(held_out, names)
     metrics.check_neighbours(ks, temperature=temperature, bank=len(train))
 
+    mesh = data_mesh()
+
     def features(params: Params, video: jax.Array) -> jax.Array:
         return outputs(network, params, video)["features"]
 
     def collect(videos: Videos) -> tuple[np.ndarray, np.ndarray, BadVideos]:
         bad = BadVideos(videos, max_share=1.0)
-        found = predict_videos(
-            features,
-            params,
+        batches = run_batches(
+            step,
+            placed,
             videos,
             sampler=clip_sampler(config),
             batch_size=batch_size or 8 * jax.device_count(),
-            mesh=data_mesh(),
+            mesh=mesh,
             threads=config.data.threads or None,
             bad=bad,
         )
+        found = join_predictions(batches)
         if not len(found.ids):
             raise UserError(f"{videos.name}: {bad}")
         assert videos.labels is not None
         return found.values, videos.labels[found.ids], bad
 
-    bank, bank_labels, bank_bad = collect(train)
-    queries, labels, bad = collect(held_out)
+    with jax.set_mesh(mesh):
+        step, placed = jit_predict(features, params, mesh), place_params(params, mesh)
+        bank, bank_labels, bank_bad = collect(train)
+        queries, labels, bad = collect(held_out)
     votes = metrics.neighbour_votes(bank, bank_labels, queries, ks=ks, temperature=temperature)
     unread = ((train.name, bank_bad), (held_out.name, bad))
     return Neighbours(
