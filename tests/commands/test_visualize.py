@@ -1,4 +1,4 @@
-"""`videomae visualize`, from a checkpoint and a video to a picture."""
+"""`videomae visualize`: from a checkpoint and a video to an image or a video."""
 
 import argparse
 import functools

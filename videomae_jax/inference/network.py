@@ -1,11 +1,11 @@
 """Make the network of a trained model and compute its outputs."""
 
-from collections.abc import Callable
 from typing import cast
 
 import jax
 from ml_collections import ConfigDict
 
+from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.errors import UserError
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import Encoder, VideoMAE, reconstruction_sums
@@ -46,7 +46,7 @@ def untrained_params(config: ConfigDict) -> Params:
     return TASKS[config.task].build_task(config).init(jax.random.key(config.seed))
 
 
-def clip_sampler(config: ConfigDict) -> Callable:
+def clip_sampler(config: ConfigDict) -> ClipSampler:
     """Return the sampler of evaluation during training: one clip of each video."""
     return TASKS[config.task].eval_sampler(config)
 
