@@ -3,14 +3,11 @@
 import csv
 import json
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 from golden import DATA
-from runs import CLIPS, KINDS, ROOT, fails, rows
+from runs import CLIPS, KINDS, fails, rows, stop_midway
 from videos import write_video
 
 from videomae_jax import cli
@@ -20,17 +17,8 @@ from videomae_jax.interop.checkpoint_files import load_checkpoint
 from videomae_jax.interop.convert import find_tensors
 from videomae_jax.interop.torch_file import read_torch, write_torch
 
-RUN = """
-import sys, jax
-jax.config.update("jax_num_cpu_devices", 8)
-from videomae_jax import cli
-from videomae_jax.inference import resumable
-resumable.SECONDS = 0.0  # a file for each batch
-cli.main(sys.argv[1:])
-"""
 
-
-def test_the_command_says_the_number_its_interval_and_the_protocol(
+def test_the_command_prints_accuracies_intervals_and_the_protocol(
     classifier, unreadable_list, tmp_path, capsys
 ):
     folder, *_ = classifier
@@ -57,7 +45,7 @@ def test_the_command_says_the_number_its_interval_and_the_protocol(
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
-def test_a_stopped_evaluation_goes_on_to_the_same_numbers(
+def test_a_stopped_evaluation_resumes_to_the_same_numbers(
     classifier, tmp_path, number, capsys, monkeypatch
 ):
     folder, *_ = classifier
@@ -66,20 +54,11 @@ def test_a_stopped_evaluation_goes_on_to_the_same_numbers(
 
     def command(name):
         options = ["--manifest", tmp_path / "list.csv", "--views=2x1", "--batch-size=8"]
-        places = ["--out", tmp_path / name, "--json", tmp_path / f"{name}.json"]
-        return [*map(str, ["evaluate", "--checkpoint", folder, *options, *places])]
+        results = ["--out", tmp_path / name, "--json", tmp_path / f"{name}.json"]
+        return [*map(str, ["evaluate", "--checkpoint", folder, *options, *results])]
 
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, *command("a")], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    scores_folder, deadline = tmp_path / "a/scores", time.monotonic() + 200
-    while not list(scores_folder.glob("[0-9]*.npz")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(number)
-    said, _ = process.communicate()
-    assert process.returncode == (42 if number == signal.SIGTERM else -9)
-    assert ("the same command resumes" in said) == (number == signal.SIGTERM)
+    scores_folder = tmp_path / "a/scores"
+    stop_midway(command("a"), scores_folder, files=1, number=number)
     assert not (tmp_path / "a.json").exists()
     saved = len(list(scores_folder.glob("[0-9]*.npz")))
     assert 1 <= saved < 4
@@ -100,7 +79,7 @@ def test_a_stopped_evaluation_goes_on_to_the_same_numbers(
         for part in (scores_folder, tmp_path / "b/scores")
     ]
     np.testing.assert_array_equal(*scored)
-    # What is finished is only read again.
+    # A finished evaluation computes nothing again.
     read.clear()
     cli.main(command("a"))
     assert not read and json.loads((tmp_path / "a.json").read_text()) == results[0]
@@ -130,15 +109,15 @@ def test_mistakes_are_one_line(classifier, unreadable_list, tmp_path, capsys):
 
 def test_views_that_videos_do_not_allow(classifier, tmp_path, capsys):
     folder, *_ = classifier
-    # 48 frames, every fourth: 12, and 9 places for 4 of them, of which 50 clips, by the
-    # rounding of the reference, take 8. Square, as the clip is.
+    # Of 48 frames, 4 at stride 4 can start at 9 positions; 50 clips use 8 of them, by the
+    # rounding of the reference. The videos are square, as the clips are: only one crop.
     (tmp_path / "square.csv").write_text(rows("val", KINDS, [0]))
     command = ["evaluate", "--checkpoint", folder, "--manifest", tmp_path / "square.csv"]
     said = fails(capsys, *command, "--views=50x3")
     assert "clips 50, but there are only 8 different ones and crops 3, but there are only 1" in said
     assert said.endswith("use --views 8x1")
     assert "use --views 5x1" in fails(capsys, *command, "--views=5x3")
-    # The recipe's are no mistake of the user.
+    # The views of the recipe are reduced without an error.
     cli.main(list(map(str, command)))
     said = capsys.readouterr().out
     assert "views 5x3 of the recipe" in said and "5x1 views, 4x4 frames" in said

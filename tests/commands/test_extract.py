@@ -1,16 +1,13 @@
-"""Features of whole videos: the windows, their times, and no difference after a kill."""
+"""`videomae extract`: the windows and their times, features, resuming, and mistakes."""
 
 import importlib.util
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
-from runs import CLIPS, ROOT, fails
+from runs import CLIPS, fails, stop_midway
 from videos import write_video
 
 import videomae_jax as vm
@@ -106,37 +103,18 @@ def test_times_are_those_of_the_file(whole):
     np.testing.assert_allclose(whole["end"][4], 99 / 30, atol=1e-6)
 
 
-RUN = """
-import sys, jax
-jax.config.update("jax_num_cpu_devices", 8)
-from videomae_jax import cli
-from videomae_jax.inference import resumable
-resumable.SECONDS = 0.0  # a file for each batch
-cli.main(sys.argv[1:])
-"""
-
-
 @pytest.mark.parametrize(
-    "number_", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
-def test_a_stopped_command_goes_on_and_changes_no_bit(
-    checkpoint, tmp_path, number_, monkeypatch, capsys
+def test_a_stopped_command_resumes_to_the_same_bits(
+    checkpoint, tmp_path, number, monkeypatch, capsys
 ):
     write_video(tmp_path / "a.mp4", count=900)
     write_video(tmp_path / "b.mp4", count=40, shift=9)
     arguments = ["extract", tmp_path, "--checkpoint", checkpoint, "--hop=2", "--batch-size=8"]
     arguments = [*map(str, arguments), f"--out={tmp_path}/x.npz"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    folder, deadline = tmp_path / "x.npz.parts", time.monotonic() + 200
-    while len(list(folder.glob("[0-9]*.npz"))) < 3:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(number_)
-    said, _ = process.communicate()
-    assert process.returncode == (42 if number_ == signal.SIGTERM else -9)
-    assert ("the same command resumes" in said) == (number_ == signal.SIGTERM)
+    folder = tmp_path / "x.npz.parts"
+    stop_midway(arguments, folder, files=3, number=number)
     assert not (tmp_path / "x.npz").exists()
 
     saved = {file: file.stat().st_mtime_ns for file in folder.glob("[0-9]*.npz")}

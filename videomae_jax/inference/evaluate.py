@@ -107,6 +107,7 @@ def evaluate(
     if folder and jax.process_count() == 1:
         settings: dict[str, str | int | float] = {
             "model": fingerprint([params, config.model.to_json(), config.clip.to_json()]),
+            "dtype": network.run.dtype.name,
             "videos": fingerprint([list(videos.paths), videos.labels]),
             "views": f"{segments}x{crops}",
             "batch-size": batch_size,

@@ -108,6 +108,7 @@ def extract(
     )
     facts: dict[str, str | int | float] = {
         "model": fingerprint([params, config.model.to_json()]),
+        "dtype": network.run.dtype.name,
         "videos": fingerprint(list(videos.paths)),
         "pool": pool,
         "window": frames,
@@ -176,7 +177,8 @@ def _save(
     done = 0
     for rows, features in batches:
         number, last = rows[-1]
-        position, following = positions[number], last.number + 1
+        position = positions[number]
+        following = last.number + 1
         finished = following == last.total
         parts.add(
             _columns(rows, features),

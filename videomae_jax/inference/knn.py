@@ -55,7 +55,6 @@ def evaluate_neighbours(
     names = train.class_names or ()
     train, held_out = number_labels(train, names), number_labels(held_out, names)
     metrics.check_neighbours(ks, temperature=temperature, bank=len(train))
-
     mesh = data_mesh()
 
     def features(params: Params, video: jax.Array) -> jax.Array:
