@@ -1,11 +1,10 @@
 """Make the network of a trained model and compute its outputs."""
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import jax
 from ml_collections import ConfigDict
 
-from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.errors import UserError
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import Encoder, VideoMAE, reconstruction_sums
@@ -13,6 +12,9 @@ from videomae_jax.models.masking import mask_from_bool
 from videomae_jax.models.tokens import Triple, normalize_pixels, patch_grid, patchify, positions
 from videomae_jax.tasks import TASKS
 from videomae_jax.tasks.task import Params
+
+if TYPE_CHECKING:  # else PyAV would be imported, which a model of arrays does not need
+    from videomae_jax.data.samplers import ClipSampler
 
 Network = VideoMAE | VideoClassifier
 
@@ -46,7 +48,7 @@ def untrained_params(config: ConfigDict) -> Params:
     return TASKS[config.task].build_task(config).init(jax.random.key(config.seed))
 
 
-def clip_sampler(config: ConfigDict) -> ClipSampler:
+def clip_sampler(config: ConfigDict) -> "ClipSampler":
     """Return the sampler of evaluation during training: one clip of each video."""
     return TASKS[config.task].eval_sampler(config)
 
