@@ -94,7 +94,7 @@ def test_rows_do_not_depend_on_the_batch_or_the_devices(window_list, task):
     name = "features" if task == "classify" else "tokens"
     rows, alone = compute(1, 1, name)
     assert rows == [*((0, n) for n in range(20)), (2, 0), *((3, n) for n in range(6))]
-    for devices, batch_size in ((1, 7), (3, 3), (3, 12)):
+    for devices, batch_size in ((3, 3), (3, 12)):
         again, features = compute(devices, batch_size, name)
         assert again == rows
         np.testing.assert_array_equal(features, alone)
