@@ -88,6 +88,6 @@ def write_json(path: str | None, result: Any) -> None:
     """Write a result to the file of --json, if given; make its folder."""
     if path is None:
         return
-    from videomae_jax.data.datasets import write_lines
+    from videomae_jax.data.manifest import write_lines
 
     write_lines(path, [json.dumps(result, indent=1, ensure_ascii=False)])
