@@ -13,11 +13,13 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST}"
 os.environ["JAX_NUM_PROCESSES"] = "1"
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 
 import pytest  # noqa: E402
-from runs import CLASSIFIER, KINDS, SMALL, rows  # noqa: E402
+from runs import CLASSIFIER, CLIPS, KINDS, SMALL, rows  # noqa: E402
+from videos import write_video  # noqa: E402
 
 from videomae_jax import cli  # noqa: E402
 from videomae_jax.config import load_config  # noqa: E402
@@ -53,3 +55,31 @@ def classifier(tmp_path_factory):
     params["head"]["kernel"] = 2e4 * params["head"]["kernel"]
     save_params(str(folder), params, config)
     return folder, params, config
+
+
+@pytest.fixture(scope="session")
+def unreadable_list(tmp_path_factory):
+    """Ten labelled videos, two of them unreadable (6 and 7), and two of one name (8 and 9)."""
+    folder = tmp_path_factory.mktemp("unreadable")
+    for name, kind in (("a", "jump"), ("b", "walk")):
+        (folder / name).mkdir()
+        source = CLIPS / f"val/{kind}/{kind}_001.mp4"
+        (folder / name / "same.mp4").write_bytes(source.read_bytes())
+    (folder / "bad.mp4").write_text("not a video")
+    lines = [rows("val", KINDS, [0, 2]), "bad.mp4 roll", "gone.mp4 walk"]
+    (folder / "list.csv").write_text("\n".join([*lines, "a/same.mp4 jump", "b/same.mp4 walk"]))
+    return folder / "list.csv"
+
+
+@pytest.fixture(scope="session")
+def window_list(tmp_path_factory):
+    """Videos of 100, 3 and 30 frames, the last of uneven times, and two that cannot be read."""
+    folder = tmp_path_factory.mktemp("windows")
+    write_video(folder / "long.mp4", count=100)
+    write_video(folder / "short.mp4", count=3, shift=50)
+    times = np.cumsum(1 + np.arange(30) % 3)
+    write_video(folder / "uneven.mkv", count=30, shift=90, times=times)
+    (folder / "bad.mp4").write_text("not a video")
+    names = ["long.mp4", "bad.mp4", "short.mp4", "uneven.mkv", "gone.mp4"]
+    (folder / "list.csv").write_text("\n".join(names))
+    return folder / "list.csv"

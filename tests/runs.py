@@ -2,7 +2,10 @@
 
 import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -71,6 +74,31 @@ def fails(capsys, *args):
     said = capsys.readouterr().err.strip()
     assert said.startswith("videomae: ") and said.count("\n") <= 1, said
     return said
+
+
+# Runs a command that saves its results after every batch.
+SAVE_OFTEN = """
+import sys, jax
+jax.config.update("jax_num_cpu_devices", 8)
+from videomae_jax import cli
+from videomae_jax.inference import resumable
+resumable.SECONDS = 0.0
+cli.main(sys.argv[1:])
+"""
+
+
+def stop_midway(command, folder, *, files, number):
+    """Run a command in a process and send it a signal when `folder` has so many files."""
+    arguments = [sys.executable, "-c", SAVE_OFTEN, *command]
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while len(list(folder.glob("[0-9]*.npz"))) < files:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    said, _ = process.communicate()
+    assert process.returncode == (42 if number == signal.SIGTERM else -9)
+    assert ("the same command resumes" in said) == (number == signal.SIGTERM)
 
 
 def count_norms_taken_in(config) -> int:

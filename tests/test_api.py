@@ -213,6 +213,23 @@ def test_functions_return_what_the_commands_write(classifier, tmp_path, capsys):
         vm.extract(model, clip, out=out)
 
 
+def test_the_dtype_of_a_model_is_used_by_every_function(classifier, monkeypatch):
+    folder, *_ = classifier
+    clip = f"{CLIPS}/val/walk/walk_000.mp4"
+    full, half = (vm.load(folder, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    features = [vm.extract(model, clip, hop=99)["features"] for model in (full, half)]
+    assert 1e-4 < relative_error(*features) < 0.1
+    networks = []
+    for name in ("evaluate", "predict"):
+        monkeypatch.setattr(
+            f"videomae_jax.inference.{name}.{name}",
+            lambda network, *_, **options: networks.append(network) or [],
+        )
+    vm.evaluate(half, clip)
+    vm.predict(half, clip)
+    assert [network.run.dtype.name for network in networks] == ["bfloat16"] * 2
+
+
 def test_a_model_reads_clips_of_its_own_geometry(classifier):
     folder, *_ = classifier
     model = vm.load(folder)

@@ -1,4 +1,4 @@
-"""Pictures: the right pixels in the right panel, readable text, files others can open."""
+"""Images and videos: the right pixels in the right panel, readable text, files others open."""
 
 import av
 import numpy as np
@@ -32,39 +32,39 @@ def reconstruction(frames=8, *, channels=3):
     )
 
 
-def places(picture, panel):
-    """Where a panel stands in a picture: (y, x) of its upper left corners."""
+def find_panel(image, panel):
+    """Return where a panel is in an image: (y, x) of its upper left corners."""
     height, width = panel.shape[:2]
-    views = np.lib.stride_tricks.sliding_window_view(picture, (height, width), axis=(0, 1))
-    # A few points decide quickly; whoever passes is compared whole.
+    views = np.lib.stride_tricks.sliding_window_view(image, (height, width), axis=(0, 1))
+    # Compare a few points first, then the whole panel where they are equal.
     steps = slice(None, None, 37)
     some = (views[..., steps, steps] == np.moveaxis(panel, -1, 0)[:, steps, steps]).all((2, 3, 4))
     return [
         (y, x)
         for y, x in np.argwhere(some).tolist()
-        if (picture[y : y + height, x : x + width] == panel).all()
+        if (image[y : y + height, x : x + width] == panel).all()
     ]
 
 
-def enlarged(picture, factor=8):
-    return np.kron(np.broadcast_to(picture, (20, 24, 3)), np.ones([factor, factor, 1], np.uint8))
+def enlarged(image, factor=8):
+    return np.kron(np.broadcast_to(image, (20, 24, 3)), np.ones([factor, factor, 1], np.uint8))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_film_has_a_row_for_each_reconstruction_and_four_aligned_panels(channels):
+def test_a_video_has_a_row_for_each_reconstruction_and_four_aligned_panels(channels):
     original, result = clip(channels=channels), reconstruction(channels=channels)
-    frames = pictures.film(
+    frames = pictures.panel_video(
         original, {"one": result, "two": result}, times=range(8), captions=[CAPTION]
     )
     assert frames.dtype == np.uint8 and len(frames) == 8
-    given, guessed = (places(frames[5], enlarged(v[5])) for v in (original, result.predicted))
+    given, guessed = (find_panel(frames[5], enlarged(v[5])) for v in (original, result.predicted))
     assert len(given) == len(guessed) == 2  # one in each row
     rows = [y for y, _ in given]
     assert [y for y, _ in guessed] == rows and rows[0] < rows[1]
     assert len({x for _, x in given}) == len({x for _, x in guessed}) == 1
     left, middle = given[0][1], guessed[0][1]
     apart = (middle - left) // 2
-    assert places(frames[5], enlarged(np.full(3, 128, np.uint8))) == [
+    assert find_panel(frames[5], enlarged(np.full(3, 128, np.uint8))) == [
         (y, left + apart) for y in rows
     ]
     # The error is white where it is half the range, black where it is none.
@@ -77,13 +77,13 @@ def test_a_film_has_a_row_for_each_reconstruction_and_four_aligned_panels(channe
 def test_a_sheet_shows_the_original_once_and_time_to_the_right():
     original, result = clip(11), reconstruction(11)
     rows = {"one": result, "two": result}
-    picture = pictures.sheet(original, rows, times=range(11), captions=[CAPTION])
-    assert not places(picture, enlarged(original[1]))
+    image = pictures.contact_sheet(original, rows, times=range(11), captions=[CAPTION])
+    assert not find_panel(image, enlarged(original[1]))
     [(y0, x0)], [(y2, x2)], [(y10, x10)] = (
-        places(picture, enlarged(original[index])) for index in (0, 2, 10)
+        find_panel(image, enlarged(original[index])) for index in (0, 2, 10)
     )
     assert y0 == y2 == y10 and x10 - x0 == 5 * (x2 - x0) and x2 - x0 > 192
-    guessed = places(picture, enlarged(result.predicted[2]))
+    guessed = find_panel(image, enlarged(result.predicted[2]))
     assert [x for _, x in guessed] == [x2, x2] and guessed[0][0] > y2
 
 
@@ -92,19 +92,19 @@ def test_text_is_never_cut_off():
     narrow = Reconstruction(*(v[:, :, :3] for v in reconstruction()[:3]), sums={})
     rows = {"random mask, 89.8% hidden: loss 0.312, predicting zero 0.996": narrow}
     content = dict(times=range(100_000, 100_008), captions=[CAPTION, "and " + CAPTION])
-    for picture in (
-        pictures.film(clip()[:, :, :3], rows, **content)[7],
-        pictures.sheet(clip()[:, :, :3], rows, **content),
+    for image in (
+        pictures.panel_video(clip()[:, :, :3], rows, **content)[7],
+        pictures.contact_sheet(clip()[:, :, :3], rows, **content),
     ):
-        inked = np.argwhere((picture != 255).any(-1))
+        inked = np.argwhere((image != 255).any(-1))
         assert inked.min() >= pictures.MARGIN - 3
-        assert ((picture.shape[:2] - inked.max(0)) >= pictures.MARGIN - 3).all()
+        assert ((image.shape[:2] - inked.max(0)) >= pictures.MARGIN - 3).all()
 
 
 def test_every_frame_says_its_number():
     still = np.repeat(clip(1), 3, axis=0)
     result = Reconstruction(*(np.repeat(v[:1], 3, 0) for v in reconstruction()[:3]), sums={})
-    frames = pictures.film(still, {"one": result}, times=[4, 4, 12], captions=[CAPTION])
+    frames = pictures.panel_video(still, {"one": result}, times=[4, 4, 12], captions=[CAPTION])
     assert (frames[0] == frames[1]).all()
     changed = np.argwhere((frames[1] != frames[2]).any(-1))
     height, width = frames.shape[1:3]
@@ -115,44 +115,46 @@ def test_every_frame_says_its_number():
 def test_small_clips_are_enlarged(side, shown):
     video = np.zeros([1, side, side, 3], np.uint8)
     result = Reconstruction(video, video, video.astype(np.float32), sums={})
-    frames = pictures.film(video, {"one": result}, times=[0], captions=[CAPTION])
+    frames = pictures.panel_video(video, {"one": result}, times=[0], captions=[CAPTION])
     assert frames.shape[2] == 4 * shown + 3 * pictures.GAP + 2 * pictures.MARGIN
 
 
 def test_a_summary_shows_the_middle_frames_of_all_clips():
     video = np.stack([clip(), clip(shift=20)])
     result = Reconstruction(*(np.stack([v, v]) for v in reconstruction()[:3]), sums={})
-    picture = pictures.summary_image(video, result)
+    image = pictures.summary_image(video, result)
     gap = pictures.GAP
-    assert picture.shape == (2 * 20 + gap, 4 * 24 + 3 * gap, 3) and picture.dtype == np.uint8
-    np.testing.assert_array_equal(picture[:20, :24], video[0, 4])
-    np.testing.assert_array_equal(picture[20 + gap :, :24], video[1, 4])
+    assert image.shape == (2 * 20 + gap, 4 * 24 + 3 * gap, 3) and image.dtype == np.uint8
+    np.testing.assert_array_equal(image[:20, :24], video[0, 4])
+    np.testing.assert_array_equal(image[20 + gap :, :24], video[1, 4])
     x = 2 * (24 + gap)
-    np.testing.assert_array_equal(picture[20 + gap :, x : x + 24], result.predicted[1, 4])
+    np.testing.assert_array_equal(image[20 + gap :, x : x + 24], result.predicted[1, 4])
 
 
 def written(path, **options):
     content = dict(times=range(8), captions=[CAPTION], fps=10) | options
     pictures.write(str(path), clip(), {"tube": reconstruction()}, **content)
-    film = pictures.film(clip(), {"tube": reconstruction()}, times=range(8), captions=[CAPTION])
-    return film.astype(int)
+    video = pictures.panel_video(
+        clip(), {"tube": reconstruction()}, times=range(8), captions=[CAPTION]
+    )
+    return video.astype(int)
 
 
-def test_a_gif_plays_the_film_for_ever(tmp_path):
-    film = written(tmp_path / "film.gif")
-    with Image.open(tmp_path / "film.gif") as picture:
-        assert (picture.n_frames, picture.info["duration"], picture.info["loop"]) == (8, 100, 0)
-        for index, frame in enumerate(film):
-            picture.seek(index)
+def test_a_gif_plays_the_video_for_ever(tmp_path):
+    video = written(tmp_path / "video.gif")
+    with Image.open(tmp_path / "video.gif") as image:
+        assert (image.n_frames, image.info["duration"], image.info["loop"]) == (8, 100, 0)
+        for index, frame in enumerate(video):
+            image.seek(index)
             # 256 colours for all frames.
-            assert np.abs(np.asarray(picture.convert("RGB")) - frame).mean() < 4
+            assert np.abs(np.asarray(image.convert("RGB")) - frame).mean() < 4
 
 
 def test_an_mp4_is_h264_for_any_player_and_has_even_sides(tmp_path):
-    film = written(tmp_path / "film.MP4")
-    odd = film[:, 1:, 1:].astype(np.uint8)
+    video = written(tmp_path / "video.MP4")
+    odd = video[:, 1:, 1:].astype(np.uint8)
     pictures.write_mp4(str(tmp_path / "odd.mp4"), odd, fps=10)
-    for name, frames in (("film.MP4", film), ("odd.mp4", odd.astype(int))):
+    for name, frames in (("video.MP4", video), ("odd.mp4", odd.astype(int))):
         with av.open(str(tmp_path / name)) as container:
             stream = container.streams.video[0]
             assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
@@ -163,74 +165,17 @@ def test_an_mp4_is_h264_for_any_player_and_has_even_sides(tmp_path):
         assert np.abs(read[3][:height, :width] - frames[3]).mean() < 4
 
 
-def test_a_png_is_a_sheet(tmp_path):
+def test_a_png_is_a_contact_sheet(tmp_path):
     written(tmp_path / "sheet.png")
-    sheet = pictures.sheet(clip(), {"tube": reconstruction()}, times=range(8), captions=[CAPTION])
-    with Image.open(tmp_path / "sheet.png") as picture:
-        np.testing.assert_array_equal(np.asarray(picture), sheet)
+    sheet = pictures.contact_sheet(
+        clip(), {"tube": reconstruction()}, times=range(8), captions=[CAPTION]
+    )
+    with Image.open(tmp_path / "sheet.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), sheet)
 
 
-@pytest.mark.parametrize("name", ["film.webm", "film"])
+@pytest.mark.parametrize("name", ["video.webm", "video"])
 def test_other_files_are_refused_before_they_are_begun(tmp_path, name):
     with pytest.raises(UserError, match="use .gif or .mp4 .*, .png"):
         written(tmp_path / name)
     assert not list(tmp_path.iterdir())
-
-
-def metrics(count=200):
-    rows = []
-    for step in range(1, count + 1):
-        loss = 0.4 + 0.5 / step
-        rows.append({"step": step, "loss": loss, "vs_zero": loss / 0.9, "lr": step * 1e-5})
-        if step % 20 == 0:
-            rows.append({"step": step, "eval/loss": loss + 0.1, "eval/vs_zero": (loss + 0.1) / 0.8})
-    return rows
-
-
-def lines(figure):
-    """Label -> (x, y) of the lines above, and the line below."""
-    above, below = figure.axes
-    named = {line.get_label(): line.get_data() for line in above.lines}
-    return named, below.lines[0].get_data()
-
-
-def test_a_curve_has_losses_the_level_of_zero_and_the_rate(tmp_path):
-    rows = metrics()
-    named, (steps, rates) = lines(pictures.curve_figure(rows))
-    x, y = named["training (mean of 11 points)"]
-    assert list(x) == list(steps) == list(range(1, 201))
-    # Not smeared at the ends; the mean of eleven within.
-    losses = np.array([row["loss"] for row in rows if "loss" in row])
-    np.testing.assert_allclose(
-        y[[0, 1, 100, 199]], [0.9, losses[:3].mean(), losses[95:106].mean(), losses[-1]]
-    )
-    np.testing.assert_allclose(rates, steps * 1e-5)
-    assert list(named["held out"][0]) == list(range(20, 201, 20))
-    np.testing.assert_allclose(named["held out"][1][-1], 0.5025)
-    np.testing.assert_allclose(named["predicting zero: 0.800"][1], 0.8)
-
-    pictures.plot_curve(rows, str(tmp_path / "curve.png"))
-    with Image.open(tmp_path / "curve.png") as picture:
-        assert picture.width > 800 and picture.height > 500
-
-
-def test_a_curve_without_evaluations_takes_the_level_of_training():
-    rows = [row for row in metrics(30) if "loss" in row] + [{"step": 31, "loss": float("nan")}]
-    named, _ = lines(pictures.curve_figure(rows))
-    assert set(named) == {"training", "predicting zero: 0.900"}
-    assert len(named["training"][0]) == 30  # the step that was skipped is not drawn
-
-
-def test_a_curve_of_plain_pixels_is_logarithmic_and_knows_the_mean():
-    rows = [{"step": 1, "loss": 0.1, "vs_zero": 0.5, "r2": -1.0, "lr": 1.0}]
-    rows += [{"step": 2, "loss": 0.01, "vs_zero": 0.05, "r2": 0.8, "lr": 1.0}]
-    figure = pictures.curve_figure(rows)
-    assert {"predicting zero: 0.200", "predicting the mean: 0.0500"} <= set(lines(figure)[0])
-    assert figure.axes[0].get_yscale() == "log"
-
-
-def test_a_curve_of_nothing_is_the_users_mistake(tmp_path):
-    with pytest.raises(UserError, match="none of 1 rows"):
-        pictures.curve_figure([{"step": 1, "lr": 0.1}])
-    with pytest.raises(UserError, match="does not end in .png"):
-        pictures.plot_curve(metrics(), str(tmp_path / "curve.pdf"))

@@ -20,6 +20,20 @@ The names below are the public interface:
     features = model.features(video)  # float32 [1, D]
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from videomae_jax.api import (
+        Model,
+        UserError,
+        VideoMAE,
+        evaluate,
+        extract,
+        load,
+        predict,
+        read_clip,
+    )
+
 __version__ = "0.1.0"
 __all__ = [
     "Model",
@@ -33,8 +47,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    # JAX takes a second to import, and the command line begins here.
+def __getattr__(name: str) -> Any:
+    # JAX takes a second to import, and the command line imports this module first.
     if name in __all__:
         from videomae_jax import api
 

@@ -1,7 +1,6 @@
-"""The public Python interface: load a model, read a clip, and do what the commands do."""
+"""The public Python interface: load a model, read a clip, evaluate, predict and extract."""
 
 import functools
-import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import numpy as np
 from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
 from videomae_jax.inference.network import build_network, outputs
-from videomae_jax.inference.network import predict as reconstruct_tubes
+from videomae_jax.inference.network import predict as predict_patches
 from videomae_jax.interop.checkpoint_files import Checkpoint, load_checkpoint, save_checkpoint
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.tokens import patch_grid
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
     from videomae_jax.inference.evaluate import Evaluation
     from videomae_jax.inference.predict import VideoClasses
 
-# Functions import what they alone need: TensorFlow and PyAV are slow to import, and a model that
-# is given arrays needs neither.
+# Functions import what only they need: TensorFlow and PyAV are slow to import, and a model that
+# gets arrays needs neither.
 __all__ = [
     "Model",
     "UserError",
@@ -57,19 +56,21 @@ def load(
     Args:
         path: a work directory, one of its checkpoints, a .pth, a .safetensors, or a folder of
             transformers.
-        num_heads, decoder_num_heads: attention heads, for model sizes that are not published.
-        frames, image_size: of the clips it was trained on, for files that do not say.
-        inflate: "mean" or "centre", how the patch embedding of an image model gets a time axis.
-        tubelet: frames of a patch of such a model.
+        num_heads, decoder_num_heads: attention heads, only needed for model sizes that are not
+            published.
+        frames, image_size: frames and side of the training clips, for files without a config.
+        inflate: for an image model: "mean" spreads the patch embedding over all frames of a
+            patch, "centre" puts it on the middle one.
+        tubelet: for an image model: frames of a patch.
         channels: change the patch embedding to this number of channels.
-        ema: load the moving average of the weights, which only a run that kept one has.
-        dtype: of the computation; "auto" is bfloat16 on accelerators, float32 elsewhere.
+        ema: load the moving average of the weights, if the run kept one.
+        dtype: of the computation; "auto" is float32 on CPUs and bfloat16 elsewhere.
 
     Returns:
         The model, with float32 weights on the default device.
 
     Raises:
-        UserError: anything is damaged, missing, unexpected or in doubt.
+        UserError: the checkpoint is missing, damaged, incomplete or ambiguous.
 
     Example:
         >>> model = vm.load("runs/demo")
@@ -106,15 +107,15 @@ def read_clip(
         frames: frames of the clip, F.
         stride: the distance between them, in frames of the video.
         size: the side of the square clip in pixels, or (height, width).
-        start: the first frame, from 0; None takes the clip in the middle of the video.
+        start: the first frame, from 0; None reads the clip in the middle of the video.
         channels: 3 for RGB, 1 for grey.
 
     Returns:
-        uint8 [F, H, W, C], 0 to 255. In a video too short for the clip, the last frame that
-        can be reached is repeated.
+        uint8 [F, H, W, C], 0 to 255. If the video is too short for the clip, the last frame
+        that the stride reaches is repeated.
 
     Raises:
-        UserError: the file cannot be read, or a number is not possible.
+        UserError: the file cannot be read, or an argument is out of range.
 
     Example:
         >>> clip = vm.read_clip("holiday.mp4", frames=16, stride=4, size=224)
@@ -150,18 +151,17 @@ def read_clip(
 class Model:
     """A trained model, made by `load`.
 
-    A video is uint8 [B, F, H, W, C], 0 to 255, not normalized: the stored mean and std are
-    applied inside. Frames, height and width may be any multiples of the patch; position
-    embeddings are computed for the grid of the clip, as the reference does, unless
-    `config.model.position_grid` says otherwise. The first call with a shape compiles, later
-    calls do not. All results are float32. Methods raise UserError for a video that the model
-    cannot take.
+    Methods take videos, uint8 [B, F, H, W, C], 0 to 255, and normalize them with the mean and
+    std of the model. F, H and W may be any multiples of the patch; position embeddings are
+    computed for the grid of the clip, unless `config.model.position_grid` sets one. The first
+    call with a shape compiles. All results are float32. Methods raise UserError for a video of
+    a wrong type or shape.
 
     Attributes:
-        config: the config, as of a run of this project.
+        config: the config of the run, or one derived from the file.
         params: the parameters, float32, on the default device.
         labels: names of the classes, () if unknown.
-        report: how the tensors of a foreign file were read, to print; "" for our own.
+        report: how the tensors of a foreign file were read, as text; "" for a work directory.
 
     Example:
         >>> model = vm.load("runs/finetune")
@@ -177,7 +177,7 @@ class Model:
         self._outputs = jax.jit(self._output, static_argnames="name")
         if isinstance(self._network, VideoMAE):
             self._predict = jax.jit(
-                functools.partial(reconstruct_tubes, self._network),
+                functools.partial(predict_patches, self._network),
                 static_argnames=("masked", "normalized"),
             )
 
@@ -185,7 +185,7 @@ class Model:
         return f"<{self.config.name}: {self.config.clip.frames} frames>"
 
     def read_clip(self, path: File, *, start: int | None = None) -> np.ndarray:
-        """Read one clip of the geometry that the model was trained on: uint8 [1, F, H, W, C].
+        """Read one clip as the model was trained on, uint8 [1, F, H, W, C].
 
         path, start: see the function `read_clip`.
         """
@@ -201,22 +201,23 @@ class Model:
         return video[None]
 
     def tokens(self, video: Any) -> jax.Array:
-        """Return all tokens [B, N, D] with no patch masked, in raster order, time slowest.
+        """Return all tokens, [B, N, D], with no patch masked.
 
-        They are the output of the encoder's final norm. A fine-tuned model has none; it norms
-        the mean of the tokens instead.
+        They are in the order of time, then rows, then columns, after the final norm of the
+        encoder. A fine-tuned model has no such norm: it normalizes the mean of the tokens.
         """
         return self._outputs(self.params, self._check(video), name="tokens")
 
     def features(self, video: Any) -> jax.Array:
-        """Return one vector per clip [B, D].
+        """Return one vector for each clip, [B, D].
 
-        It is the mean of `tokens`; in a fine-tuned model normed by fc_norm, the input of the head.
+        It is the mean of `tokens`. For a fine-tuned model it is the input of the head: that mean
+        after the norm `fc_norm`.
         """
         return self._outputs(self.params, self._check(video), name="features")
 
     def logits(self, video: Any) -> jax.Array:
-        """Return the scores of the classes of a fine-tuned model [B, classes], before softmax."""
+        """Return the logits of a fine-tuned model, [B, classes]."""
         if "head" not in self.params:
             raise UserError(
                 f"a model of task {self.config.task!r} has no classes: use features, or load a "
@@ -225,11 +226,11 @@ class Model:
         return self._outputs(self.params, self._check(video), name="logits")
 
     def reconstruct(self, video: Any, masked: Any) -> tuple[jax.Array, jax.Array]:
-        """Predict the masked patches: (prediction [B, T, M, P], loss scalar).
+        """Predict the masked patches; return (prediction [B, T, M, P], loss, a scalar).
 
-        masked: bool [B, S], True is masked, in every time step; each row has the same number M.
-        The prediction has the M masked patches in raster order. With config.normalized_targets
-        prediction and targets are normalized per patch and channel (paper section 3.1).
+        masked: bool [B, S], the patches masked in every time step, the same number M in each
+        row. The predictions are in raster order. With config.normalized_targets, prediction and
+        targets are normalized per patch and channel (paper section 3.1).
         """
         if "decoder" not in self.params:
             raise UserError(
@@ -247,12 +248,12 @@ class Model:
         )
 
     def save(self, path: str, *, format: str = "native") -> None:
-        """Write the model to a new path.
+        """Write the model to a new file or folder.
 
         format: "native", a work directory; "mcg", a .pth with the original's names;
         "safetensors", one file with the same names; "hf", a folder for transformers;
-        "stablehlo", a folder with the function from a video to features and logits, which
-        `load` does not read.
+        "stablehlo", a folder with the function from a video to features and logits, for
+        jax.export; `load` does not read it.
         """
         checkpoint = Checkpoint(self.params, self.config, self.labels, self.report)
         save_checkpoint(str(path), checkpoint, to=format)
@@ -261,7 +262,7 @@ class Model:
         return outputs(self._network, params, video)[name]
 
     def _check(self, video: Any) -> Any:
-        """Return the video if the model can take it."""
+        """Return the video as an array; raise UserError if its type or shape is wrong."""
         video = video if isinstance(video, jax.Array) else np.asarray(video)
         shape, channels = list(video.shape), len(self._network.mean)
         if video.ndim != 5:
@@ -277,10 +278,14 @@ class Model:
         return video
 
 
-def _check_mask(masked: Any, video: tuple, patch: tuple) -> tuple[np.ndarray, int]:
-    """Return the mask and how many patches each of its rows hides."""
+def _check_mask(
+    masked: Any, video: tuple[int, ...], patch: tuple[int, int, int]
+) -> tuple[np.ndarray, int]:
+    """Return the mask as an array, and the number of patches that each row masks."""
     masked = np.asarray(masked)
-    patches = math.prod(patch_grid(video[1:4], patch)[1:])
+    _, frames, height, width, _ = video
+    _, rows, columns = patch_grid((frames, height, width), patch)
+    patches = rows * columns
     if masked.dtype != np.bool_ or masked.shape != (video[0], patches):
         raise UserError(
             f"masked is {masked.dtype} {list(masked.shape)}: give bool {[video[0], patches]}, "
@@ -309,19 +314,20 @@ def evaluate(
     Args:
         model: a fine-tuned model, or its path.
         videos: a list, a folder or packed records, with labels.
-        views: "SxC", S clips over time by C crops; None takes those of the recipe.
-        batch_size: videos on all devices, None for one each.
-        out: a folder for scores, confusion matrix and unreadable videos. The same call resumes
-            from the scores there.
-        stopped: asked after every batch; when it returns true, the scores are saved.
+        views: "SxC", S clips over time by C crops; None: the views of the recipe.
+        batch_size: videos on all devices, None for one on each.
+        out: a folder for the scores, the confusion matrix and the list of unreadable videos.
+            The same call resumes from the scores in it.
+        stopped: called after every batch; when it returns true, the scores are saved.
 
     Returns:
         top1 and top5 (0 to 1, with 95 % intervals), an accuracy for each class, the confusion
         matrix and probabilities float32 [n, classes]; see `inference.evaluate.Evaluation`. None
-        when `stopped()` ended it.
+        if `stopped` returned true.
 
     Raises:
-        UserError: the model has no classes, does not know a label, or a setting is not possible.
+        UserError: the model has no classes or not those of the labels, or an argument is out of
+            range.
 
     Example:
         >>> vm.evaluate("runs/finetune", "val.csv", views="2x3").top1.value
@@ -331,6 +337,7 @@ def evaluate(
 
     model = _open_model(model)
     return evaluate_model(
+        model._network,
         model.params,
         model.config,
         _open_videos(videos),
@@ -354,7 +361,7 @@ def predict(
 
     Returns:
         For each video, in order, its most likely classes, (name, probability 0 to 1), and those
-        of each window; `error` is the reason where it cannot be read.
+        of each window. `error` is the reason if the video cannot be read.
 
     Raises:
         UserError: the model has no classes, or not `top` of them.
@@ -366,7 +373,9 @@ def predict(
     from videomae_jax.inference.predict import predict as predict_classes
 
     model, videos = _open_model(model), _open_videos(videos)
-    found = predict_classes(model.params, model.config, videos, source=model._source, top=top)
+    found = predict_classes(
+        model._network, model.params, model.config, videos, source=model._source, top=top
+    )
     order = {path: position for position, path in enumerate(videos.paths)}
     return sorted(found, key=lambda video: order[video.video])
 
@@ -388,19 +397,19 @@ def extract(
         model: a model of any kind, or its path.
         videos: a video, a list or a folder.
         out: a new .npz or .parquet file; None returns the arrays, which must fit in memory.
-        pool: "clip" for the mean of all tokens [D], "time" for that of each time step [T, D],
-            "tokens" for all [N, D].
-        window, stride: frames of a window and their spacing, None for those of training.
-        hop: frames from window to window, None for side by side.
+        pool: "clip", the mean of all tokens [D]; "time", the mean of each time step [T, D];
+            "tokens", all tokens [N, D].
+        window, stride: frames of a window and the distance between them, None: as in training.
+        hop: frames between the starts of two windows, None: windows do not overlap.
         batch_size: windows on all devices, None for 8 on each.
 
     Returns:
         Without `out`, a row for each of n windows: video int64 [n], the position of its path in
         paths; start and end float64 [n], seconds; first_frame and last_frame int64 [n]; features
-        float32 [n, ...]. With `out`, None: the file holds the same.
+        float32 [n, ...]. With `out`, None; the file has the same arrays.
 
     Raises:
-        UserError: no video can be read, or a setting is not possible.
+        UserError: no video can be read, or an argument is out of range.
 
     Example:
         >>> vm.extract("runs/demo", "holiday.mp4", hop=32)["features"].shape
@@ -412,6 +421,7 @@ def extract(
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "features.npz") if out is None else os.fspath(out)
         extract_features(
+            model._network,
             model.params,
             model.config,
             videos,

@@ -1,4 +1,4 @@
-"""The `videomae` command. Sub-commands import JAX and the rest only when they run."""
+"""The `videomae` command. Sub-commands import JAX and other slow libraries when they run."""
 
 import argparse
 import os
@@ -27,18 +27,27 @@ COMMANDS = (
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise the message as a UserError."""
-        # argparse would exit with 2; a bad flag is a user's mistake like any other.
+        # argparse exits with 2, but a wrong flag is a user's mistake like any other.
         raise UserError(f"{message}: see {self.prog} --help")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one sub-command; exit with 1 and the message alone on a user's mistake."""
-    # Set before TensorFlow is imported: its start-up messages are about devices and kernels
-    # that reading files does not use.
+    """Run a sub-command. After a UserError, print only its message and exit with 1."""
+    # Before TensorFlow is imported, which would print messages about devices and kernels that
+    # reading files does not use.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    parser = _Parser(prog="videomae", description="VideoMAE in JAX: masked video pre-training.")
-    parser.add_argument("--version", action="version", version=f"videomae_jax {__version__}")
+    parser = _Parser(
+        prog="videomae",
+        description="VideoMAE in JAX: masked video pre-training.",
+        epilog="`videomae COMMAND --help` explains a command.",
+    )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"videomae_jax {__version__}",
+        help="print the version and exit",
+    )
     add_commands(parser, COMMANDS, package="videomae_jax.commands")
     try:
         args, rest = parser.parse_known_args(argv)
@@ -51,11 +60,11 @@ def main(argv: list[str] | None = None) -> None:
         print(f"videomae: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)  # as shells do, without the traceback
+        sys.exit(130)  # as shells do, without a traceback
 
 
 def run() -> None:
-    """Run the `videomae` script: `main`, but do not wait for threads after a failure.
+    """Run `main` as a script; after a failure, exit without waiting for threads.
 
     The threads of a failed save wait ten minutes for each other.
     """

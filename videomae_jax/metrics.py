@@ -13,7 +13,7 @@ from videomae_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Proportion:
-    """A fraction of `count` examples with its 95 % interval, all 0 to 1."""
+    """A fraction of `count` examples with its 95 % interval, `low` to `high`, all 0 to 1."""
 
     value: float
     low: float
@@ -25,17 +25,23 @@ class Proportion:
 
 
 def wilson(right: int, count: int) -> Proportion:
-    """Return right / count with the interval of Wilson (1927), sound for few and for extremes."""
+    """Return right / count with the interval of Wilson (1927).
+
+    It is also accurate for few examples and for fractions near 0 and 1.
+    """
     z = 1.959964
-    share = right / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    fraction = right / count
+    centre = (fraction + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(fraction * (1 - fraction) / count + z * z / (4 * count * count))
     half /= 1 + z * z / count
-    return Proportion(share, max(0.0, centre - half), min(1.0, centre + half), count)
+    return Proportion(fraction, max(0.0, centre - half), min(1.0, centre + half), count)
 
 
 def top(probabilities: np.ndarray, labels: np.ndarray, *, k: int) -> Proportion:
-    """Return how many labels [n] are among the first k of [n, classes]; ties in class order."""
+    """Return the top-k accuracy of probabilities [n, classes] for labels [n].
+
+    Of equal probabilities, the first class ranks higher.
+    """
     order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :k]
     return wilson(int((order == labels[:, None]).any(axis=-1).sum()), len(labels))
 
@@ -48,8 +54,8 @@ def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return counts
 
 
-TEMPERATURE = 0.07  # of Wu et al.
-CHUNK = 256  # queries compared to the whole bank at once
+TEMPERATURE = 0.07  # as in Wu et al. (2018)
+CHUNK = 256  # queries that are compared with the whole bank at once
 
 
 def neighbour_votes(
@@ -60,11 +66,12 @@ def neighbour_votes(
     ks: tuple[int, ...],
     temperature: float = TEMPERATURE,
 ) -> dict[int, np.ndarray]:
-    """Return for each k the fraction of the votes of each class, float32 [q, classes].
+    """Return the fraction of votes of each class, for each k: {k: float32 [q, classes]}.
 
-    bank, queries: features [n, D] and [q, D]. labels: int32 [n], of the bank. The k most
-    similar by cosine vote with exp(similarity / temperature); of equals the earlier one. The
-    classes are 0 to the largest label. Raises UserError where the bank has less than k.
+    bank, queries: features [n, D] and [q, D]. labels: int32 [n], of the bank; the classes are 0
+    to the largest label. The k vectors of the bank with the highest cosine similarity vote with
+    weight exp(similarity / temperature); of equal ones, the first is taken. Raises UserError
+    for an impossible k or temperature.
     """
     check_neighbours(ks, temperature=temperature, bank=len(bank))
     vote = functools.partial(
@@ -82,7 +89,7 @@ def neighbour_votes(
 
 
 def check_neighbours(ks: tuple[int, ...], *, temperature: float = TEMPERATURE, bank: int) -> None:
-    """Raise UserError unless a bank of so many has k neighbours for every k of `ks`."""
+    """Raise UserError unless 1 <= k <= bank for every k, and the temperature is above 0."""
     for k in ks:
         if not 1 <= k <= bank:
             raise UserError(
@@ -93,16 +100,25 @@ def check_neighbours(ks: tuple[int, ...], *, temperature: float = TEMPERATURE, b
 
 
 @functools.partial(jax.jit, static_argnames=("ks", "classes"))
-def _votes(bank, labels, queries, *, temperature, ks, classes):
-    """[len(ks), q, classes] of unit vectors."""
+def _votes(
+    bank: jax.Array,
+    labels: jax.Array,
+    queries: jax.Array,
+    *,
+    temperature: float,
+    ks: tuple[int, ...],
+    classes: int,
+) -> jax.Array:
+    """Return the fractions of votes, [len(ks), q, classes], of unit vectors."""
     similarity = jnp.matmul(queries, bank.T, precision="highest")
     nearest, positions = jax.lax.top_k(similarity, max(ks))
-    weights = jnp.exp((nearest - 1) / temperature)  # of the same ratios, and never too large
+    weights = jnp.exp((nearest - 1) / temperature)  # minus 1: the same ratios, no overflow
     votes = weights[..., None] * jax.nn.one_hot(labels[positions], classes)
     votes = jnp.stack([votes[:, :k].sum(axis=1) for k in ks])
     return votes / votes.sum(axis=-1, keepdims=True)
 
 
 def _directions(features: np.ndarray) -> jax.Array:
+    """Return features [n, D] scaled to unit length, float32."""
     vectors = jnp.asarray(features, jnp.float32)
     return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True).clip(1e-12)

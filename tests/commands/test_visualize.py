@@ -1,4 +1,4 @@
-"""`videomae visualize`, from a checkpoint and a video to a picture."""
+"""`videomae visualize`: from a checkpoint and a video to an image or a video."""
 
 import argparse
 import functools
@@ -134,7 +134,7 @@ def test_a_released_file_is_taken_like_a_run_of_ours(video, tmp_path, capsys):
     assert lines[0] == lines[1] and "75.0% hidden: loss" in lines[0]
     parser = argparse.ArgumentParser()
     visualize.add_arguments(parser)
-    with pytest.raises(UserError, match="knows no videos: give one, VIDEO"):
+    with pytest.raises(UserError, match="names no videos: give one, VIDEO"):
         command = ["--checkpoint", str(tmp_path / "hf"), "--out", str(tmp_path / "walk.gif")]
         visualize.main(parser.parse_args(command))
 

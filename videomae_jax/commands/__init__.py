@@ -1,4 +1,4 @@
-"""The `videomae` command line: one module per sub-command, found by its name here."""
+"""The sub-commands of `videomae`, one module for each."""
 
 import argparse
 import importlib
@@ -6,19 +6,21 @@ from collections.abc import Sequence
 
 
 def add_commands(parser: argparse.ArgumentParser, names: Sequence[str], *, package: str) -> None:
-    """Add the modules `names` of a package as sub-commands; the `main` of one becomes `args.run`.
+    """Add the modules `names` of a package as sub-commands; `args.run` is the `main` of one.
 
-    The first line of a module's docstring is the summary, the whole docstring the help. A group
-    of commands has no `main`, but sub-commands of its own.
+    The docstring of a module is its help: a summary line, a description and, at the end, after
+    the arguments, a paragraph of examples. A module without `main` is a group of sub-commands.
     """
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in names:
         module = importlib.import_module(f"{package}.{name}")
         text = (module.__doc__ or "").strip()
+        description, _, examples = text.partition("\n\nexamples:\n")
         command = commands.add_parser(
             name,
-            help=text.partition("\n")[0],
-            description=text,
+            help=description.partition("\n")[0],
+            description=description,
+            epilog=f"examples:\n{examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.set_defaults(prog=command.prog)

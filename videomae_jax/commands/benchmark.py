@@ -1,22 +1,25 @@
-"""Time training steps on synthetic clips, alone or beside PyTorch, or one part of a step.
+"""Time training steps on synthetic clips, or parts of a step; compare with PyTorch.
 
-videomae benchmark [--what step|attention|feed|resize|end-to-end] [--model b] [--batch N]
-  [--task pretrain|finetune|encode] [--peer transformers --peer-python PYTHON] [--device cpu]
-  [--json FILE]
+The step is that of `videomae train` with its optimizer, on clips that already have the size of the
+model; fine-tuning is timed without augmentation. --config.KEY=VALUE overrides keys of the recipe.
 
-The step is the one that `videomae train` runs, optimizer included, on clips that already have the
-size of the model; finetune runs without augmentation.
+examples:
+  videomae benchmark --model s --batch 16
+  videomae benchmark --what attention --device gpu --json attention.json
+  videomae benchmark --task finetune --peer transformers --peer-python ~/torch/bin/python
+  videomae benchmark --model l --config.run.remat=dots
 """
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from videomae_jax.commands import options
 from videomae_jax.errors import UserError
 
 if TYPE_CHECKING:
     from videomae_jax.diagnostics.step_time import Job
 
-# Those of models.vit.SIZES, which would import JAX before --device is known.
+# The keys of models.vit.SIZES, whose import would start JAX before --device is known.
 MODELS = ("tiny", "s", "b", "l", "h", "g")
 DEVICES = ("auto", "cpu", "gpu", "tpu")
 PEERS = ("none", "transformers", "transformers-compile")
@@ -24,30 +27,63 @@ WHAT = ("step", "attention", "feed", "resize", "end-to-end")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--what", default="step", choices=WHAT)
-    parser.add_argument("--model", default="b", choices=MODELS)
-    parser.add_argument("--task", default="pretrain", choices=("pretrain", "finetune", "encode"))
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="clips per step")
-    parser.add_argument("--repeats", type=int, default=10, metavar="N", help="timed steps")
-    parser.add_argument("--device", default="auto", choices=DEVICES)
+    """Add the arguments of the command."""
+    parser.add_argument(
+        "--what",
+        default="step",
+        choices=WHAT,
+        help="step: a training step; attention: one attention layer; feed: the transfer of clips "
+        "to the device; resize: on the host and on the device; end-to-end: feed and step "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--model", default="b", choices=MODELS, help="size of the ViT (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--task",
+        default="pretrain",
+        choices=("pretrain", "finetune", "encode"),
+        help="encode: only the features of clips (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=8,
+        metavar="N",
+        help="clips in a step, on all devices (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=10,
+        metavar="N",
+        help="number of timed steps (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=DEVICES,
+        help="platform to run on (default: the one that JAX finds)",
+    )
     parser.add_argument(
         "--peer",
         default="none",
         choices=PEERS,
-        help="time the model of transformers in turns with ours: same weights, clips, mask, loss",
+        help="also time the PyTorch model of transformers, in turns with this one, with the same "
+        "weights, clips, masks and loss (default: %(default)s)",
     )
     parser.add_argument(
-        "--peer-python", metavar="PYTHON", help="a Python that has torch and transformers"
+        "--peer-python",
+        metavar="PYTHON",
+        help="a Python interpreter with torch and transformers, for --peer",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the result here")
-    parser.set_defaults(overrides=[])
-    parser.epilog = "--config.KEY=VALUE overrides a key of the config, e.g. --config.run.remat=dots"
+    options.add_json(parser)
+    options.add_overrides(parser)
 
 
 def main(args: argparse.Namespace) -> None:
-    import json
+    """Run the command."""
     import os
-    from pathlib import Path
 
     if args.batch < 1 or args.repeats < 3:
         raise UserError(
@@ -86,9 +122,7 @@ def main(args: argparse.Namespace) -> None:
     result["environment"] = where
     print(f"{args.what}, {args.task}, ViT-{args.model}, {args.batch} clips; {where['device']}")
     print(text)
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+    options.write_json(args.json, result)
     if not result.get("finite", True):
         raise UserError("the loss or a gradient is not finite: try --config.run.attention=xla")
 

@@ -1,8 +1,8 @@
 """Convert a checkpoint between this project, the original's .pth and transformers.
 
 SRC is a work directory or one of its checkpoints, a .pth, a .safetensors or a folder of
-transformers. An image ViT or MAE becomes a video encoder to start from. All tensors that do not
-fit are reported together, and then nothing is written.
+transformers. An image ViT or MAE becomes a video encoder, to start a training from. If tensors do
+not fit, all of them are reported and nothing is written.
 
 examples:
   videomae convert runs/demo model.pth
@@ -24,33 +24,36 @@ LICENCE = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("source", metavar="SRC", help="the checkpoint to read")
-    parser.add_argument("target", metavar="DST", help="what to write; must not exist")
+    parser.add_argument("target", metavar="DST", help="the file or folder to write; must not exist")
     parser.add_argument(
         "--to",
         choices=("native", "mcg", "hf", "safetensors", "stablehlo"),
         help="native: a work directory; mcg: a .pth with the original's names; hf: a folder for "
         "transformers; safetensors: one file with the original's names; stablehlo: a folder with "
-        "the function video -> features, logits, to be served by jax.export (default: mcg for "
-        ".pth, safetensors for .safetensors, else native)",
+        "the function from a video to features and logits, for jax.export (default: mcg for .pth, "
+        "safetensors for .safetensors, else native)",
     )
     options.add_heads(parser, decoder=True)
     parser.add_argument(
-        "--frames", type=int, metavar="N", help="frames of a clip (default: as SRC says, or 16)"
+        "--frames", type=int, metavar="N", help="frames of a clip (default: as in SRC, or 16)"
     )
     parser.add_argument(
         "--image-size",
         type=int,
         metavar="N",
-        help="image side (default: as SRC says, or 224)",
+        help="height and width of frames in pixels (default: as in SRC, or 224)",
     )
     parser.add_argument(
         "--inflate",
         metavar="HOW",
-        help="mean or centre: how the patch embedding of an image model is spread over the frames "
-        "of a tubelet (default: mean)",
+        help="for an image model: spread the patch embedding over all frames of a patch, mean, or "
+        "put it on the middle one, centre (default: mean)",
     )
     parser.add_argument(
-        "--tubelet", type=int, metavar="N", help="frames of a tubelet of such a model (default: 2)"
+        "--tubelet",
+        type=int,
+        metavar="N",
+        help="for an image model: frames of a patch (default: 2)",
     )
     parser.add_argument(
         "--channels", type=int, metavar="N", help="change the patch embedding to N channels"

@@ -1,11 +1,11 @@
 """Measure a fine-tuned model on labelled videos, each in several views.
 
-A view is one of S clips over time and one of C crops along the long side; the probabilities of
-all views of a video are averaged. Prints top-1, top-5 and the accuracy of each class.
+The views of a video are S clips over time, each in C crops along the long side; their
+probabilities are averaged. Prints top-1, top-5 and the accuracy of each class.
 
 With --out, the same command resumes where it was stopped. Ctrl-C and SIGTERM save the scores and
-exit with code 42. Scores in --out of another model, other videos, views, batch size or devices
-are refused and never deleted: they may have taken hours.
+exit with code 42. If --out holds scores of another model, other videos, views, batch size or
+devices, the command stops with an error and keeps them.
 
 examples:
   videomae evaluate --checkpoint runs/finetune --manifest val.csv
@@ -23,18 +23,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     options.add_checkpoint(parser, what=f"a fine-tuned model: {options.CHECKPOINT}")
     parser.add_argument(
-        "--manifest", metavar="VIDEOS", required=True, help="a list or a folder, with labels"
+        "--manifest",
+        metavar="VIDEOS",
+        required=True,
+        help="a list or a folder of videos, with labels",
     )
-    parser.add_argument(
-        "--views", metavar="SxC", help="clips x crops (default: those of the recipe)"
-    )
+    parser.add_argument("--views", metavar="SxC", help="clips x crops (default: as in the recipe)")
     options.add_ema(parser)
     options.add_batch_size(parser, of="videos", default="one per device")
     options.add_json(parser)
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="folder for scores, confusion matrix and unreadable videos; resumes from the scores",
+        help="folder for the scores, the confusion matrix and the list of unreadable videos",
     )
 
 
@@ -44,14 +45,17 @@ def main(args: argparse.Namespace) -> None:
 
     from videomae_jax.data.sources import read_videos
     from videomae_jax.inference.evaluate import evaluate
-    from videomae_jax.inference.network import check_classifier
+    from videomae_jax.inference.network import build_network, check_classifier
     from videomae_jax.interop.checkpoint_files import load_checkpoint
     from videomae_jax.training.signals import stop_signals
 
     params, config, *_ = load_checkpoint(args.checkpoint, num_heads=args.num_heads, ema=args.ema)
     check_classifier(config, args.checkpoint)
+    # As in the evaluations of the training, so that the numbers agree.
+    network = build_network(config, dtype=config.run.dtype, attention=config.run.attention)
     with stop_signals() as stop:
         found = evaluate(
+            network,
             params,
             config,
             read_videos(args.manifest),

@@ -1,8 +1,8 @@
-"""Write features of videos, window by window, from any checkpoint.
+"""Write features of videos, window by window, with any model.
 
 A window slides over each video; the last window ends at the last frame. Frames are cropped and
-normalized as the checkpoint says. Each window is one row: video (its position in VIDEOS), start
-and end (seconds from the first frame), first_frame and last_frame, and features (float32: clip
+normalized as in the training of the model. Each window is one row: video (its position in VIDEOS),
+start and end (seconds from the first frame), first_frame, last_frame, and features (float32: clip
 [D], time [T, D], tokens [N, D]; the same values as in Python). An .npz also has "paths", the file
 of each video; a .parquet has a column "path". Both store the settings as JSON under "facts".
 
@@ -20,10 +20,10 @@ import sys
 
 from videomae_jax.commands import options
 
-# Clip length, stride inside it, and hop, all in frames. 16 frames in a row every 4, or every 16:
-# how the features published with VideoMAE V2 for ActionFormer were made (extract_tad_feature.py;
-# it stretches the whole picture where we crop its centre). ActivityNet: InternVideo's, as the
-# UniMD project describes them, on videos of 30 frames/s; not verified at the source.
+# Window, stride and hop, in frames. THUMOS14 and FineAction: as the features published with
+# VideoMAE V2 for ActionFormer were made (extract_tad_feature.py; it stretches the whole image,
+# this command crops the centre). ActivityNet: as the UniMD project describes the features of
+# InternVideo, on videos of 30 frames/s; not verified at the source.
 PRESETS = {"thumos14": (16, 1, 4), "fineaction": (16, 1, 16), "activitynet": (16, 1, 16)}
 
 
@@ -32,32 +32,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("videos", metavar="VIDEOS", help="a list, a folder, or one video")
     options.add_checkpoint(parser, decoder=True)
     options.add_ema(parser)
-    parser.add_argument("--out", metavar="FILE", required=True, help=".npz, or .parquet")
+    parser.add_argument(
+        "--out", metavar="FILE", required=True, help="the file to write, .npz or .parquet"
+    )
     parser.add_argument(
         "--pool",
         choices=("clip", "time", "tokens"),
         default="clip",
-        help="mean of a clip, mean of each time step, or all tokens (default: %(default)s)",
+        help="clip: the mean of all tokens; time: the mean of each time step; tokens: all tokens "
+        "(default: %(default)s)",
     )
     parser.add_argument(
-        "--window", type=int, metavar="F", help="frames of a window (default: as in training)"
+        "--window", type=int, metavar="F", help="frames in a window (default: as in training)"
     )
     parser.add_argument(
-        "--stride", type=int, metavar="N", help="frames between them (default: as in training)"
+        "--stride",
+        type=int,
+        metavar="N",
+        help="take every N-th frame in a window (default: as in training)",
     )
     parser.add_argument(
-        "--hop", type=int, metavar="N", help="frames between windows (default: side by side)"
+        "--hop", type=int, metavar="N", help="start a window every N frames (default: no overlap)"
     )
     parser.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        help="the usual window, stride and hop for temporal localization on this data set",
+        help="usual window, stride and hop for temporal localization on this data set",
     )
     options.add_batch_size(parser, of="windows", default="8 per device")
     options.add_threads(parser, of="decoders")
-    parser.add_argument("--process-index", type=int, metavar="I", help="of this process, from 0")
     parser.add_argument(
-        "--process-count", type=int, metavar="N", help="processes that share VIDEOS"
+        "--process-index", type=int, metavar="I", help="number of this process, 0 to N - 1"
+    )
+    parser.add_argument(
+        "--process-count", type=int, metavar="N", help="number of processes that share VIDEOS"
     )
     options.add_json(parser, of="the counts")
 
@@ -66,6 +74,7 @@ def main(args: argparse.Namespace) -> None:
     """Run the command."""
     from videomae_jax.data.sources import read_videos
     from videomae_jax.inference.extract import check_output, extract, shard_name
+    from videomae_jax.inference.network import build_network
     from videomae_jax.interop.checkpoint_files import load_checkpoint
     from videomae_jax.training.signals import stop_signals
 
@@ -83,6 +92,7 @@ def main(args: argparse.Namespace) -> None:
     window, stride, hop = (p if g is None else g for g, p in zip(given, preset, strict=True))
     with stop_signals() as stop:
         found = extract(
+            build_network(config),
             params,
             config,
             videos,
@@ -117,7 +127,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def choose_process(args: argparse.Namespace) -> tuple[int, int]:
-    """Return (index, count) of this process: as given, else as JAX was started."""
+    """Return (index, count) of this process, as given or as JAX was started."""
     import jax
 
     from videomae_jax.errors import UserError

@@ -1,6 +1,6 @@
-"""Measure features by the classes of their nearest neighbours; nothing is trained.
+"""Measure frozen features by nearest-neighbour classification; nothing is trained.
 
-Each evaluation video is classified by a vote of its nearest training videos.
+Each evaluation video is classified by a vote of the training videos with the most similar features.
 
 examples:
   videomae knn --checkpoint runs/demo --train train.csv --eval val.csv
@@ -15,7 +15,7 @@ from videomae_jax.commands import options
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    options.add_checkpoint(parser, what=f"a model of any kind: {options.CHECKPOINT}")
+    options.add_checkpoint(parser, what=f"a model: {options.CHECKPOINT}")
     for name, purpose in (("train", "to compare with"), ("eval", "to classify")):
         parser.add_argument(
             f"--{name}",
@@ -29,20 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[1, 5, 20],
         metavar="K",
-        help="numbers of neighbours, an accuracy for each (default: 1 5 20)",
+        help="numbers of neighbours; prints an accuracy for each (default: 1 5 20)",
     )
     parser.add_argument(
         "--temperature",
         type=float,
         metavar="T",
-        help="neighbours vote with exp(cosine / T) (default: 0.07)",
+        help="a neighbour votes with weight exp(cosine / T) (default: 0.07)",
     )
     weights = parser.add_mutually_exclusive_group()
     options.add_ema(weights)
     weights.add_argument(
         "--untrained",
         action="store_true",
-        help="use the model with new random weights instead, to compare",
+        help="use random weights, as a baseline",
     )
     options.add_batch_size(parser, of="videos", default="8 per device")
     options.add_json(parser)
@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax import metrics
     from videomae_jax.data.sources import read_videos
     from videomae_jax.inference.knn import evaluate_neighbours
-    from videomae_jax.inference.network import untrained_params
+    from videomae_jax.inference.network import build_network, untrained_params
     from videomae_jax.interop.checkpoint_files import load_checkpoint
 
     params, config, *_ = load_checkpoint(args.checkpoint, num_heads=args.num_heads, ema=args.ema)
@@ -61,6 +61,7 @@ def main(args: argparse.Namespace) -> None:
     if args.untrained:
         params, weights = untrained_params(config), ", untrained weights"
     found = evaluate_neighbours(
+        build_network(config),
         params,
         config,
         read_videos(args.train),

@@ -2,29 +2,45 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 EXIT_STOPPED = 42  # everything is saved and can be resumed; XPK and Slurm scripts restart on it
 
-CHECKPOINT = "a work directory, or anything else `videomae convert` reads"
+CHECKPOINT = "a work directory, a .pth, a .safetensors or a folder of transformers"
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add --config, and let --config.KEY=VALUE override its keys."""
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="CONFIG",
+        help="a recipe, NAME[:ARGS] such as pretrain:b,k400, or a file, FILE.py[:ARGS]; "
+        "--config.KEY=VALUE overrides a key",
+    )
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Let --config.KEY=VALUE override keys of the config; `args.overrides` lists them."""
+    parser.set_defaults(overrides=[])
 
 
 def add_checkpoint(
     parser: argparse.ArgumentParser, *, what: str = CHECKPOINT, decoder: bool = False
 ) -> None:
-    """Add --checkpoint and --num-heads, and --decoder-num-heads where the decoder matters."""
+    """Add --checkpoint and --num-heads, and --decoder-num-heads if the decoder matters."""
     parser.add_argument("--checkpoint", metavar="SRC", required=True, help=what)
     add_heads(parser, decoder=decoder)
 
 
 def add_heads(parser: argparse.ArgumentParser, *, decoder: bool) -> None:
-    """Add --num-heads, and --decoder-num-heads where the decoder matters."""
+    """Add --num-heads, and --decoder-num-heads if the decoder matters."""
     parser.add_argument(
         "--num-heads",
         type=int,
         metavar="N",
-        help="attention heads of the encoder, for model sizes that are not published",
+        help="attention heads of the encoder, only needed for model sizes that are not published",
     )
     if decoder:
         parser.add_argument(
@@ -41,14 +57,17 @@ def add_ema(parser: Any) -> None:
 
 
 def add_batch_size(parser: argparse.ArgumentParser, *, of: str, default: str) -> None:
-    """Add --batch-size, None where it is not given."""
+    """Add --batch-size, None by default. of: what a batch consists of, such as "videos"."""
     parser.add_argument(
-        "--batch-size", type=int, metavar="N", help=f"{of} in a batch (default: {default})"
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help=f"{of} in a batch, on all devices (default: {default})",
     )
 
 
 def add_threads(parser: argparse.ArgumentParser, *, of: str) -> None:
-    """Add --threads, None where it is not given: the number of `of`, such as "decoders"."""
+    """Add --threads, None by default. of: what runs in a thread, such as "decoders"."""
 
     def positive(text: str) -> int:
         if not text.isdecimal() or not int(text):
@@ -61,14 +80,14 @@ def add_threads(parser: argparse.ArgumentParser, *, of: str) -> None:
 
 
 def add_json(parser: argparse.ArgumentParser, *, of: str = "the result") -> None:
-    """Add --json; `write_json` writes the file."""
+    """Add --json, a file for `write_json`. of: what it will contain."""
     parser.add_argument("--json", metavar="FILE", help=f"write {of} to this file")
 
 
 def write_json(path: str | None, result: Any) -> None:
-    """Write a result to the file of --json, if one was given; make its folder."""
+    """Write a result to the file of --json, if given; make its folder."""
     if path is None:
         return
-    file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    from videomae_jax.data.manifest import write_lines
+
+    write_lines(path, [json.dumps(result, indent=1, ensure_ascii=False)])

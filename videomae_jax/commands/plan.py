@@ -1,19 +1,20 @@
 """Report the memory and the time that a run needs, on devices that need not exist.
 
-videomae plan --config=pretrain:b,k400 --topology v5e-64 [--examples 240000]
+Compiles the training step ahead of time. Prints the memory per device, the collectives and lower
+bounds of the time. If the step does not fit, searches for a change of the config that makes it fit.
 
-Compiles the real training step ahead of time. Prints the bytes per device, the collectives, lower
-bounds of the time, whether the step fits and, if not, which change of the config makes it fit.
-v5p-128 is one slice, v5p-128x2 two slices, h100-8x2 two hosts.
+examples:
+  videomae plan --config=demo --config.data.train=train.csv
+  videomae plan --config=pretrain:b,k400 --topology=v5e-64 --examples=240000
+  videomae plan --config=pretrain:l,k400 --topology=h100-8x2 --json=plan.json
 """
 
 import argparse
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from videomae_jax.commands import options
 from videomae_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,27 +24,26 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", required=True, metavar="FILE[:ARGS]", help="e.g. pretrain:b,k400"
-    )
+    """Add the arguments of the command."""
+    options.add_config(parser)
     parser.add_argument(
         "--topology",
         default="here",
         metavar="NAME",
-        help="e.g. v5e-64, v5p-128, v6e-256, tpu7x-64, h100-8x2; here: the local devices",
+        help="here, the devices of this machine (default); a TPU slice such as v5e-64, v5p-128, "
+        "v6e-256 or tpu7x-64; several slices, v5p-128x2; GPU hosts, h100-8x2",
     )
     parser.add_argument(
-        "--examples", type=int, metavar="N", help="videos per epoch, if there are none yet"
+        "--examples", type=int, metavar="N", help="videos in an epoch, if the config names none"
     )
     parser.add_argument(
-        "--mfu", type=float, metavar="X", help="assumed fraction of the peak FLOPs (default 0.4)"
+        "--mfu", type=float, metavar="X", help="assumed fraction of the peak FLOPs (default: 0.4)"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the numbers here")
-    parser.set_defaults(overrides=[])
-    parser.epilog = "--config.KEY=VALUE overrides a key of the config, e.g. --config.batch_size=64"
+    options.add_json(parser, of="the numbers")
 
 
 def main(args: argparse.Namespace) -> None:
+    """Run the command."""
     from videomae_jax.diagnostics.topology import prepare_environment
 
     prepare_environment(args.topology)
@@ -90,17 +90,15 @@ def print_plan(
     length = plan.run_steps(config, len(videos)) if known else None
     print(plan_text(f"{config.name} on {topology}", config, step, steps=length, mfu=mfu))
     fitting = None if step.fits else _find_fit(config, compile_step, devices=len(devices), mfu=mfu)
-    if json_file:
-        result = {
-            "config": config.name,
-            "topology": topology,
-            **_as_json(step, mfu=mfu),
-            "steps": length,
-            "assumed_mfu": mfu,
-            "would_fit": fitting,
-        }
-        Path(json_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(json_file).write_text(json.dumps(result, indent=1) + "\n")
+    result = {
+        "config": config.name,
+        "topology": topology,
+        **_as_json(step, mfu=mfu),
+        "steps": length,
+        "assumed_mfu": mfu,
+        "would_fit": fitting,
+    }
+    options.write_json(json_file, result)
 
 
 def _find_fit(
@@ -110,7 +108,7 @@ def _find_fit(
     devices: int,
     mfu: float,
 ) -> dict[str, Any] | None:
-    """Print the changes as they are tried; return the one that fits as JSON types, or None."""
+    """Print each change that is tried; return the one that fits, as JSON types, or None."""
     from videomae_jax.diagnostics import plan
 
     print("what would fit:", flush=True)
@@ -140,7 +138,7 @@ def _find_fit(
 
 
 def memory_line(step: "StepPlan") -> str:
-    """Return the memory that a device needs, of what it has."""
+    """Return the memory that a device needs and has, in words."""
     from videomae_jax.devices.host_memory import size_text
 
     needed = size_text(step.needed)
@@ -158,7 +156,7 @@ def memory_line(step: "StepPlan") -> str:
 def plan_text(
     title: str, config: "ConfigDict", step: "StepPlan", *, steps: int | None, mfu: float
 ) -> str:
-    """Return the lines of a plan. steps: of the run, None if its length is unknown."""
+    """Return the lines of a plan. steps: the length of the run, None if unknown."""
     from videomae_jax.devices.host_memory import size_text
     from videomae_jax.training import banner
 

@@ -1,7 +1,7 @@
 """Name the actions in videos with a fine-tuned model.
 
-A window slides over each whole video; the mean of the probabilities of all windows ranks the
-classes. Exits with code 1 if a video cannot be read, after all others.
+A window slides over each video; classes are ranked by their mean probability over all windows.
+If a video cannot be read, the others are still processed, and the exit code is 1.
 
 examples:
   videomae predict holiday.mp4 --checkpoint runs/finetune
@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("videos", metavar="VIDEO", nargs="+", help="a video file of any length")
     options.add_checkpoint(parser, what=f"a fine-tuned model: {options.CHECKPOINT}")
     options.add_ema(parser)
-    parser.add_argument("--top", type=int, metavar="K", help="classes to show (default: up to 5)")
+    parser.add_argument(
+        "--top", type=int, metavar="K", help="number of classes to print (default: up to 5)"
+    )
     options.add_json(parser, of="the classes of each video and of its windows")
 
 
@@ -28,14 +30,16 @@ def main(args: argparse.Namespace) -> None:
     """Run the command."""
     from videomae_jax.data.videos import Videos
     from videomae_jax.errors import UserError
+    from videomae_jax.inference.network import build_network
     from videomae_jax.inference.predict import predict
     from videomae_jax.interop.checkpoint_files import load_checkpoint
 
     params, config, *_ = load_checkpoint(args.checkpoint, num_heads=args.num_heads, ema=args.ema)
+    network = build_network(config)
     videos = Videos(tuple(args.videos), None, None, "the videos given")
     results: dict[str, dict[str, Any]] = {}
     unreadable = 0
-    for found in predict(params, config, videos, source=args.checkpoint, top=args.top):
+    for found in predict(network, params, config, videos, source=args.checkpoint, top=args.top):
         if found.error:
             unreadable += 1
             print(f"cannot read {found.video}: {found.error}", file=sys.stderr)

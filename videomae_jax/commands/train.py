@@ -1,9 +1,9 @@
 """Train a model, or resume its training.
 
-The config names a recipe; --config.KEY=VALUE changes any part of it. A run resumes from the
-newest checkpoint in --workdir. Ctrl-C and SIGTERM save and exit with code 42.
+A run resumes from the newest checkpoint in --workdir. Ctrl-C and SIGTERM save a checkpoint and
+exit with code 42.
 
-Processes that train together are started with the same command. Slurm, TPU pods, Kubernetes and
+Start all processes of a distributed run with the same command. Slurm, TPU pods, Kubernetes and
 Open MPI set rank and world size automatically; otherwise pass --coordinator, --processes and
 --process-id.
 
@@ -16,45 +16,47 @@ import argparse
 import os
 import sys
 
-from videomae_jax.commands.options import EXIT_STOPPED
+from videomae_jax.commands import options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    options.add_config(parser)
     parser.add_argument(
-        "--config",
+        "--workdir",
+        metavar="DIR",
         required=True,
-        metavar="CONFIG",
-        help="NAME[:ARGS] or FILE.py[:ARGS], e.g. pretrain:b,k400",
+        help="folder for checkpoints and logs, made if missing",
     )
-    parser.add_argument("--workdir", required=True, help="checkpoints and logs; made if missing")
     parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
         default=os.environ.get("JAX_COORDINATOR_ADDRESS"),
-        help="of process 0, any free port; or $JAX_COORDINATOR_ADDRESS",
+        help="address of process 0 with a free port (default: $JAX_COORDINATOR_ADDRESS)",
     )
     parser.add_argument(
         "--processes",
         type=int,
         metavar="N",
         default=os.environ.get("JAX_NUM_PROCESSES"),
-        help="number of processes, 1 skips cluster detection; or $JAX_NUM_PROCESSES",
+        help="number of processes; 1 skips cluster detection (default: $JAX_NUM_PROCESSES)",
     )
     parser.add_argument(
         "--process-id",
         type=int,
         metavar="I",
         default=os.environ.get("JAX_PROCESS_ID"),
-        help="0 to N - 1; or $JAX_PROCESS_ID",
+        help="number of this process, 0 to N - 1 (default: $JAX_PROCESS_ID)",
     )
     parser.add_argument(
-        "--plan", action="store_true", help="only print what it needs, as `videomae plan` does"
+        "--plan",
+        action="store_true",
+        help="only print the memory and the time that the run needs, as `videomae plan` does",
     )
-    parser.set_defaults(overrides=[])
-    parser.epilog = "--config.KEY=VALUE overrides a key of the config, e.g. --config.batch_size=64"
 
 
 def main(args: argparse.Namespace) -> None:
+    """Run the command."""
     from videomae_jax.commands.plan import print_plan
     from videomae_jax.config import load_config_and_given
     from videomae_jax.devices.distributed import connected
@@ -76,11 +78,11 @@ def main(args: argparse.Namespace) -> None:
         process_id=args.process_id,
         heartbeat_seconds=config.heartbeat_seconds,
     ):
-        # TensorFlow, which it brings, takes seconds: the peers need not wait for it.
+        # Not earlier: this imports TensorFlow for seconds, and other processes would wait.
         from videomae_jax.training.loop import train
 
         config = with_source_geometry(config, given, workdir=args.workdir)
         task_module = TASKS[config.task]
         finished = train(config, task_module, workdir=args.workdir, load_weights=load_weights)
     if not finished:
-        sys.exit(EXIT_STOPPED)
+        sys.exit(options.EXIT_STOPPED)

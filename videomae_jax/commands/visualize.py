@@ -1,7 +1,7 @@
 """Show how a pre-trained model reconstructs the masked patches of a video.
 
-Writes the original, the masked video, the reconstruction and its error side by side, as a video
-(.gif, .mp4) or a contact sheet (.png).
+Writes the original, the masked video, the reconstruction and its error next to each other, as a
+video (.gif, .mp4) or a contact sheet (.png).
 
 examples:
   videomae visualize holiday.mp4 --checkpoint runs/demo --out holiday.gif --ratio 0.9
@@ -9,10 +9,14 @@ examples:
 """
 
 import argparse
+from typing import TYPE_CHECKING
 
 from videomae_jax.commands import options
 
-# The highest rate that a GIF can play.
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+# The highest rate that players of GIFs support.
 MAX_FPS = 50
 
 
@@ -28,17 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, what=f"a model with a decoder: {options.CHECKPOINT}", decoder=True
     )
     parser.add_argument(
-        "--out", metavar="FILE", required=True, help=".gif or .mp4: a video; .png: a contact sheet"
+        "--out", metavar="FILE", required=True, help="the file to write: .gif, .mp4 or .png"
     )
     ratios = parser.add_mutually_exclusive_group()
     ratios.add_argument(
-        "--ratio", type=float, help="fraction of the patches to mask (default: as in training)"
+        "--ratio",
+        type=float,
+        metavar="R",
+        help="fraction of the patches to mask (default: as in training)",
     )
     ratios.add_argument(
         "--compare-ratios",
         type=_ratios,
         metavar="R,R,...",
-        help="several fractions, one row each",
+        help="several ratios, one row for each",
     )
     parser.add_argument(
         "--mask",
@@ -49,23 +56,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--statistics",
         choices=("visible", "truth"),
         default="visible",
-        help="where a model trained on normalized patches gets the colour and contrast of masked "
-        "ones: an estimate from visible patches, or the masked patches themselves, which leaks "
-        "the answer (default: %(default)s)",
+        help="source of the colour and contrast of masked patches, for a model trained on "
+        "normalized patches: visible, an estimate from the visible patches; truth, the masked "
+        "patches themselves, which leaks the answer (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="random seed of the masks (default: %(default)s)"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="random seed of the masks (default: %(default)s)",
     )
     parser.add_argument(
-        "--stride", type=int, help="take every STRIDE-th frame (default: as in training)"
+        "--stride", type=int, metavar="N", help="take every N-th frame (default: as in training)"
     )
     parser.add_argument(
-        "--max-frames", type=int, default=64, help="show at most this many (default: %(default)s)"
+        "--max-frames",
+        type=int,
+        default=64,
+        metavar="N",
+        help="show at most N frames (default: %(default)s)",
     )
     parser.add_argument(
         "--fps",
         type=int,
         default=8,
+        metavar="N",
         help="frames per second of the written video (default: %(default)s)",
     )
 
@@ -84,6 +100,7 @@ def main(args: argparse.Namespace) -> None:
 
     from videomae_jax import pictures
     from videomae_jax.errors import UserError
+    from videomae_jax.inference.network import build_network
     from videomae_jax.inference.visualize import check_decoder, visualize
     from videomae_jax.interop.checkpoint_files import load_checkpoint
 
@@ -96,10 +113,11 @@ def main(args: argparse.Namespace) -> None:
     check_decoder(params, args.checkpoint)
     if args.video is None:
         if not config.data.train:
-            raise UserError(f"{args.checkpoint} knows no videos: give one, VIDEO")
+            raise UserError(f"{args.checkpoint} names no videos: give one, VIDEO")
         args.video = _held_out(config)
     ratios = args.compare_ratios or ([] if args.ratio is None else [args.ratio])
     shown = visualize(
+        build_network(config),
         params,
         config,
         args.video,
@@ -129,8 +147,8 @@ def main(args: argparse.Namespace) -> None:
     )
 
 
-def _held_out(config) -> str:
-    """Return the first video held out from a run, or of its training where none was."""
+def _held_out(config: "ConfigDict") -> str:
+    """Return the first held-out video of a run, or its first training video."""
     from videomae_jax.tasks.build import open_videos
 
     train, held_out = open_videos(config)

@@ -1,4 +1,4 @@
-"""Run a model once over every video of a list, or every window, on any number of devices."""
+"""Run a model over all videos of a list, or all windows of them, on any number of devices."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -33,9 +33,10 @@ Batch = dict[str, jax.Array]
 
 
 class Predictions(NamedTuple):
-    """The predictions of a model for the videos that could be read, in the order of their ids.
+    """Predictions for the videos that could be read, in the order of their ids.
 
-    ids: int64 [n], each once. values: arrays [n, ...], in the tree that the model returns.
+    ids: int64 [n], positions in the list, without repetition. values: a tree of arrays
+    [n, ...], as the model returns it.
     """
 
     ids: np.ndarray
@@ -43,7 +44,7 @@ class Predictions(NamedTuple):
 
 
 def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """Return a mesh that splits only the batch, over these devices or all there are."""
+    """Return a mesh that splits only the batch, over these devices; None: all devices."""
     return make_mesh(dict(data=-1, fsdp=1, tensor=1), devices)
 
 
@@ -93,10 +94,11 @@ def predict_batches(
 def jit_predict(
     predict: Callable[[Params, jax.Array], Any], params: Params, mesh: Mesh
 ) -> jax.stages.Wrapped:
-    """Return a jitted (parameters, batch) -> (ids, whether each was read, predictions).
+    """Return a jitted function (parameters, batch) -> (ids, whether readable, predictions).
 
-    predict: (parameters, video uint8 [B, ...]) -> arrays [B, ...]. params: in the layout of
-    `state_sharding`, or their shapes. The results are replicated on every process.
+    predict: (parameters, video uint8 [B, ...]) -> a tree of arrays [B, ...]. params: the
+    parameters, in the layout of `state_sharding`, or their shapes. The results are replicated
+    on every process.
     """
 
     def step(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, Any]:
@@ -121,11 +123,12 @@ def run_batches(
     bad: BadVideos,
     start_batch: int = 0,
 ) -> Generator[Predictions, None, None]:
-    """Run a step of `jit_predict` over every video once, all its views together.
+    """Run a step of `jit_predict` once over every video, with all its views together.
 
-    sampler: makes uint8 `sampler.shape`, all views of a video or one clip. batch_size: videos
-    on all devices. Unreadable videos are recorded in `bad` and not replaced. start_batch: the
-    first batch to compute; later batches do not depend on it.
+    sampler: returns one clip or all views of a video, uint8 `sampler.shape`. batch_size: videos
+    on all devices. threads: decoders, None for one per core. bad: records the unreadable videos,
+    which are not replaced. start_batch: the first batch to compute; later batches do not depend
+    on it. Raises UserError if a batch does not split evenly over the devices.
     """
     check_batch(batch_size, mesh)
     index, count = batch_share(mesh)
@@ -142,7 +145,7 @@ def run_batches(
     )
     with DevicePrefetcher(batches, sharding=batch_sharding(mesh)) as prefetcher:
         for batch in prefetcher:
-            # By the id that travels with the clip: names may repeat, batches may be partial.
+            # Videos are known by their ids: paths may repeat, and batches may be partial.
             ids, valid, values = jax.device_get(
                 step(params, {key: batch[key] for key in ("video", "id", "valid")})
             )
@@ -151,7 +154,7 @@ def run_batches(
 
 
 def collect_batches(*arguments: Any, stopped: Callable[[], bool], **options: Any) -> Predictions:
-    """Join the batches of `run_batches`, or those computed so far when `stopped()` is true."""
+    """Join the batches of `run_batches`, until the last one or until `stopped()` is true."""
     found = []
     with closing(run_batches(*arguments, **options)) as batches:
         for predictions in batches:
@@ -177,21 +180,21 @@ def predict_windows(
 ) -> Generator[tuple[list[NumberedWindow], np.ndarray], None, None]:
     """Yield windows in batches with one entry of `network.outputs` for each, float32 [b, ...].
 
-    windows: (id of the video, window); closed at the end. name: "features", "steps", "tokens"
-    or "logits". batch_size: windows on all devices of the mesh, all of this process. Windows
-    are read while the batch before is computed. On CPUs neither the batch size nor the number
-    of devices changes a bit.
+    windows: (id of the video, window); the generator is closed at the end. name: "features",
+    "steps", "tokens" or "logits". batch_size: windows on all devices of the mesh. mesh: of
+    devices of this process only. Windows are read while the previous batch is computed. On CPUs
+    the results do not depend on the batch size or the number of devices, bit for bit.
     """
     check_batch(batch_size, mesh)
-    # XLA has other kernels for a batch of one, which round differently.
-    filled = max(batch_size, 2 * batch_devices(mesh))
+    # At least two on each device: XLA's kernels for a batch of one round differently.
+    padded = max(batch_size, 2 * batch_devices(mesh))
     split = batch_sharding(mesh)
     read: deque[list[NumberedWindow]] = deque()
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
         with closing(windows):
             while rows := list(islice(windows, batch_size)):
-                video = np.zeros([filled, *rows[0][1].clip.shape], np.uint8)
+                video = np.zeros([padded, *rows[0][1].clip.shape], np.uint8)
                 video[: len(rows)] = [window.clip for _, window in rows]
                 read.append(rows)
                 yield {"video": video}

@@ -23,16 +23,17 @@ from videomae_jax.inference.engine import (
     join_predictions,
     predict_batches,
 )
-from videomae_jax.inference.network import check_classifier, class_names
+from videomae_jax.inference.network import Network, check_classifier, class_names
 from videomae_jax.inference.resumable import Parts, fingerprint
 from videomae_jax.metrics import Proportion
+from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.progress import Progress
-from videomae_jax.tasks.classify import build_model, view_probabilities, view_sampler
+from videomae_jax.tasks.classify import view_probabilities, view_sampler
 from videomae_jax.tasks.task import Params
 
 
 class ClassScore(NamedTuple):
-    """The accuracy of one class: `top1` of its `videos` are right, None where it has none."""
+    """The accuracy of one class on its `videos`: `top1`, 0 to 1, None without videos."""
 
     name: str
     videos: int
@@ -43,10 +44,10 @@ class Evaluation(NamedTuple):
     """The result of `evaluate`.
 
     top1, top5: accuracies with 95 % intervals. protocol: how they were measured, in words.
-    classes: one score each. confusion: int64 [classes, classes], videos by class (row) and
-    prediction (column). ids: int64 [n], positions of the videos that could be read.
-    probabilities: float32 [n, classes], the mean over the views. unreadable: {path: reason}.
-    notes: remarks to print, on unreadable and short videos.
+    classes: one score for each class. confusion: int64 [classes, classes], the number of videos
+    by class (row) and prediction (column). ids: int64 [n], positions of the videos that could
+    be read. probabilities: float32 [n, classes], the mean over the views. unreadable:
+    {path: reason}. notes: lines to print, on unreadable and short videos.
     """
 
     top1: Proportion
@@ -61,6 +62,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
+    network: Network,
     params: Params,
     config: ConfigDict,
     videos: Videos,
@@ -73,18 +75,21 @@ def evaluate(
     stopped: Callable[[], bool] = lambda: False,
     report: Callable[[str], None] = print,
 ) -> Evaluation | None:
-    """Classify every video once and compare with its label.
+    """Classify every video once and compare the predictions with the labels.
 
-    source: the name of the model in messages. views: "SxC", S clips over time by C crops; None
-    takes those of the recipe, as far as the videos allow. batch_size: videos on all devices,
-    None for one each. out: a folder for the scores, the confusion matrix and the list of
-    unreadable videos; the same call resumes from the scores there. averaged: `params` are the
-    moving average, for the protocol. stopped: asked after every batch; when it returns true,
-    the scores are saved and the result is None. report: takes lines for the user.
-    Raises UserError for a model without classes, labels it does not know, and views, videos or
-    a batch size that cannot be, or that differ from those of the scores in `out`.
+    source: the name of the model in messages. views: "SxC", S clips over time by C crops; None:
+    the views of the recipe, reduced to those that differ in these videos. batch_size: videos on
+    all devices, None for one on each. out: a folder for the scores, the confusion matrix and
+    the list of unreadable videos; the same call resumes from the scores in it. averaged:
+    whether `params` are the moving average, for the protocol. stopped: called after every
+    batch; when it returns true, the scores are saved and the result is None. report: called
+    with lines for the user.
+    Raises UserError if the model has no classes or not those of the labels, if no video can be
+    read, for impossible views or batch sizes, and if the scores in `out` were computed with
+    other settings.
     """
     check_classifier(config, source)
+    assert isinstance(network, VideoClassifier)
     videos = number_labels(videos, tuple(config.data.class_names))
     assert videos.labels is not None
     highest = int(videos.labels.max())
@@ -98,10 +103,11 @@ def evaluate(
     batch_size = batch_size or jax.device_count()
     folder = None if out is None else Path(out)
     scores = None
-    # With several processes each has all scores: one cannot know where the others stopped.
+    # With several processes, one cannot know where the others stopped: nothing is saved.
     if folder and jax.process_count() == 1:
         settings: dict[str, str | int | float] = {
             "model": fingerprint([params, config.model.to_json(), config.clip.to_json()]),
+            "dtype": network.run.dtype.name,
             "videos": fingerprint([list(videos.paths), videos.labels]),
             "views": f"{segments}x{crops}",
             "batch-size": batch_size,
@@ -111,6 +117,7 @@ def evaluate(
     file = _unreadable_file(folder, resumed=bool(scores and scores.position))
     bad = BadVideos(videos, max_share=1.0, file=file)
     found = _score(
+        network,
         params,
         config,
         videos,
@@ -125,9 +132,10 @@ def evaluate(
         return None
     if not len(found.ids):
         raise UserError(f"nothing to measure: {bad}")
+    weights = ", averaged weights" if averaged else ""
     protocol = (
-        f"{segments}x{crops} views, {_clip_text(config.clip)}, softmax mean"
-        f"{', averaged weights' if averaged else ''}, {len(found.ids):,} of {len(videos):,} videos"
+        f"{segments}x{crops} views, {_clip_text(config.clip)}, softmax mean{weights}, "
+        f"{len(found.ids):,} of {len(videos):,} videos"
     )
     evaluation = _summarize(
         found, videos.labels[found.ids], class_names(config), protocol, sampler=sampler, bad=bad
@@ -140,9 +148,9 @@ def evaluate(
 def choose_views(
     given: str | None, config: ConfigDict, videos: Videos, *, report: Callable[[str], None]
 ) -> tuple[int, int]:
-    """Return (clips, crops): as given, else those of the recipe, as far as they differ.
+    """Return (clips, crops): as given, or those of the recipe, reduced to different views.
 
-    Raises UserError for more than the videos allow: equal views would be averaged.
+    Raises UserError if more views are given than differ in these videos.
     """
     segments, crops = parse_views(given or config.views)
     most = distinct_views(view_sampler(config, segments=segments, crops=crops), videos)
@@ -161,7 +169,7 @@ def choose_views(
 
 
 def length_notes(sampler: ViewSampler) -> list[str]:
-    """Return how many videos are too short for one clip, or for all clips to differ."""
+    """Return lines about videos too short for one clip, or for clips that all differ."""
     lengths = list(sampler.counts.values())
     short = sum(length < sampler.span for length in lengths)
     same = sum(
@@ -189,7 +197,7 @@ def write_confusion(out: Path, counts: np.ndarray, names: tuple[str, ...]) -> No
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
     axes.imshow(counts / counts.sum(axis=1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1)
-    if len(names) <= 150:  # more cannot be read
+    if len(names) <= 150:  # more names would be too small to read
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="class", title="fraction of each class")
@@ -197,7 +205,7 @@ def write_confusion(out: Path, counts: np.ndarray, names: tuple[str, ...]) -> No
 
 
 def _unreadable_file(folder: Path | None, *, resumed: bool) -> Path | None:
-    """Return the list of unreadable videos in the folder; a new evaluation begins a new list."""
+    """Return the file of unreadable videos; delete an old one unless the evaluation resumes."""
     if folder is None:
         return None
     file = folder / "unreadable.csv"
@@ -208,6 +216,7 @@ def _unreadable_file(folder: Path | None, *, resumed: bool) -> Path | None:
 
 
 def _score(
+    network: VideoClassifier,
     params: Params,
     config: ConfigDict,
     videos: Videos,
@@ -219,8 +228,9 @@ def _score(
     stopped: Callable[[], bool],
     report: Callable[[str], None],
 ) -> Predictions | None:
-    """Return the probabilities of all videos, resuming from the scores; None where stopped."""
-    found, begun = [], 0
+    """Return the probabilities of all videos, resuming from the scores; None if stopped."""
+    found = []
+    begun = 0
     if scores and scores.position:
         (begun,) = scores.position
         for rows in scores.read("video", "probabilities", "frames"):
@@ -230,7 +240,7 @@ def _score(
         count = sum(len(part.ids) for part in found)
         report(f"{scores.folder}: {count:,} videos were scored before")
     batches = predict_batches(
-        functools.partial(view_probabilities, build_model(config)),
+        functools.partial(view_probabilities, network),
         params,
         videos,
         sampler=sampler,

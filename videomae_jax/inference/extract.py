@@ -20,7 +20,7 @@ from videomae_jax.inference.engine import (
     data_mesh,
     predict_windows,
 )
-from videomae_jax.inference.network import build_network
+from videomae_jax.inference.network import Network
 from videomae_jax.inference.resumable import Parts, fingerprint
 from videomae_jax.inference.windows import WindowSampler, read_windows
 from videomae_jax.models.tokens import patch_grid
@@ -35,9 +35,9 @@ WINDOWS = 8  # in a batch, on each device
 class Extraction(NamedTuple):
     """The result of `extract`.
 
-    path: the file. windows: its rows. videos: how many videos they are of. span: frames from
-    the first to the last of a window. short: videos shorter than that, whose last frame is
-    repeated. unreadable: the videos without rows.
+    path: the file. windows: the number of its rows. videos: the number of videos with rows.
+    span: frames from the first to the last frame of a window. short: the number of videos that
+    are shorter; their last frame is repeated. unreadable: the videos without rows.
     """
 
     path: str
@@ -51,7 +51,7 @@ class Extraction(NamedTuple):
 def check_output(
     out: str, videos: Videos, *, index: int = 0, count: int = 1, batch_size: int | None = None
 ) -> None:
-    """Raise UserError for what `extract` cannot do; call it before a slow load of a model."""
+    """Raise UserError if `extract` would refuse these settings, without loading a model."""
     tables.check_ending(out)
     file = shard_name(out, index, count)
     if Path(file).exists():
@@ -66,6 +66,7 @@ def check_output(
 
 
 def extract(
+    network: Network,
     params: Params,
     config: ConfigDict,
     videos: Videos,
@@ -83,19 +84,20 @@ def extract(
 ) -> Extraction | None:
     """Write one row of features for every window of every video; see `tables.write_table`.
 
-    out: a new .npz or .parquet. pool: "clip", the mean of all tokens [D]; "time", of each time
-    step [T, D]; "tokens" [N, D]. window, stride: frames of a window and their spacing, None for
-    those of training. hop: frames from window to window, None for side by side. batch_size:
-    windows on all devices of this process, None for 8 on each. threads: decoders, None for one
-    per core. index, count: take every count-th video from the index-th, into a file named after
-    both. stopped: asked after every batch; when it returns true, the rows are saved in
-    OUT.parts, from which the same call resumes, and the result is None.
-    Raises UserError for settings that cannot be, or that differ from those of OUT.parts.
+    out: a new .npz or .parquet file. pool: "clip", the mean of all tokens [D]; "time", the mean
+    of each time step [T, D]; "tokens", all tokens [N, D]. window, stride: frames of a window
+    and the distance between them, None: as in training. hop: frames between the starts of two
+    windows, None: windows do not overlap. batch_size: windows on all devices of this process,
+    None for 8 on each. threads: decoders, None for one per core. index, count: the number of
+    this process and of all; each takes every count-th video and writes a file of its own.
+    stopped: called after every batch; when it returns true, the rows are saved in OUT.parts,
+    from which the same call resumes, and the result is None.
+    Raises UserError for impossible settings, and if OUT.parts was begun with other settings.
     """
     check_output(out, videos, index=index, count=count, batch_size=batch_size)
     if pool not in POOLS:
         raise UserError(f"pool {pool!r} is unknown: use one of {', '.join(POOLS)}")
-    clip, network = config.clip, build_network(config)
+    clip = config.clip
     frames = clip.frames if window is None else window
     stride = clip.stride if stride is None else stride
     hop = frames * stride if hop is None else hop
@@ -106,6 +108,7 @@ def extract(
     )
     facts: dict[str, str | int | float] = {
         "model": fingerprint([params, config.model.to_json()]),
+        "dtype": network.run.dtype.name,
         "videos": fingerprint(list(videos.paths)),
         "pool": pool,
         "window": frames,
@@ -144,7 +147,7 @@ def extract(
     if stopped():
         return None
 
-    # A video may turn out unreadable after some of its windows were read.
+    # A video may prove unreadable after some of its windows were computed.
     left_out = {number for number in ids if videos.paths[number] in bad.reasons}
     span = (frames - 1) * stride + 1
     total, short = _join(file, parts, videos, left_out=left_out, facts=facts, span=span, bad=bad)
@@ -153,9 +156,11 @@ def extract(
 
 
 def shard_name(out: str, index: int, count: int) -> str:
-    """Return the file of one process: FILE.npz, or FILE-00000-of-00004.npz."""
+    """Return the file that a process writes: FILE.npz, or FILE-00000-of-00004.npz."""
+    if count == 1:
+        return out
     stem, dot, ending = out.rpartition(".")
-    return f"{stem}-{index:05}-of-{count:05}{dot}{ending}" if count > 1 else out
+    return f"{stem}-{index:05}-of-{count:05}{dot}{ending}"
 
 
 def _save(
@@ -166,12 +171,14 @@ def _save(
     begun: int,
     stopped: Callable[[], bool],
 ) -> None:
-    """Add the rows of all batches to the parts, with the (position, window) to resume from."""
+    """Add the rows of all batches to the parts, with the (video, window) to resume from."""
     positions = {number: position for position, number in enumerate(ids)}
-    progress, done = Progress(len(ids), begun=begun), 0
+    progress = Progress(len(ids), begun=begun)
+    done = 0
     for rows, features in batches:
         number, last = rows[-1]
-        position, following = positions[number], last.number + 1
+        position = positions[number]
+        following = last.number + 1
         finished = following == last.total
         parts.add(
             _columns(rows, features),
@@ -212,7 +219,7 @@ def _join(
     span: int,
     bad: BadVideos,
 ) -> tuple[int, int]:
-    """Join the parts; return the number of windows, and of videos shorter than a window."""
+    """Write the table; return the number of windows, and of videos shorter than a window."""
 
     def read(*names: str) -> Iterator[dict[str, np.ndarray]]:
         for rows in parts.read(*{"video", *names}):

@@ -1,4 +1,4 @@
-"""Measure features by the classes of their nearest neighbours."""
+"""Evaluate frozen features by k-nearest-neighbour classification."""
 
 from typing import NamedTuple
 
@@ -10,8 +10,14 @@ from videomae_jax import metrics
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos, number_labels
 from videomae_jax.errors import UserError
-from videomae_jax.inference.engine import data_mesh, predict_videos
-from videomae_jax.inference.network import build_network, clip_sampler, outputs
+from videomae_jax.inference.engine import (
+    data_mesh,
+    jit_predict,
+    join_predictions,
+    place_params,
+    run_batches,
+)
+from videomae_jax.inference.network import Network, clip_sampler, outputs
 from videomae_jax.metrics import Proportion
 from videomae_jax.tasks.task import Params
 
@@ -19,8 +25,8 @@ from videomae_jax.tasks.task import Params
 class Neighbours(NamedTuple):
     """The result of `evaluate_neighbours`.
 
-    top1: an accuracy for each k. protocol: how they were measured, in words. unreadable:
-    {path: reason}. notes: remarks to print, on unreadable videos.
+    top1: the accuracy for each k. protocol: how they were measured, in words. unreadable:
+    {path: reason}. notes: lines to print, on unreadable videos.
     """
 
     top1: dict[int, Proportion]
@@ -30,6 +36,7 @@ class Neighbours(NamedTuple):
 
 
 def evaluate_neighbours(
+    network: Network,
     params: Params,
     config: ConfigDict,
     train: Videos,
@@ -42,36 +49,39 @@ def evaluate_neighbours(
     """Classify each held-out video by a vote of its k nearest training videos, for every k.
 
     ks, temperature: see `metrics.neighbour_votes`. batch_size: videos on all devices, None for
-    8 on each. Raises UserError for videos without labels or none readable, and for a k or a
-    temperature that cannot be.
+    8 on each. Raises UserError if the videos have no labels or none can be read, and for an
+    impossible k, temperature or batch size.
     """
     names = train.class_names or ()
     train, held_out = number_labels(train, names), number_labels(held_out, names)
     metrics.check_neighbours(ks, temperature=temperature, bank=len(train))
-    network = build_network(config)
+    mesh = data_mesh()
 
     def features(params: Params, video: jax.Array) -> jax.Array:
         return outputs(network, params, video)["features"]
 
     def collect(videos: Videos) -> tuple[np.ndarray, np.ndarray, BadVideos]:
         bad = BadVideos(videos, max_share=1.0)
-        found = predict_videos(
-            features,
-            params,
+        batches = run_batches(
+            step,
+            placed,
             videos,
             sampler=clip_sampler(config),
             batch_size=batch_size or 8 * jax.device_count(),
-            mesh=data_mesh(),
+            mesh=mesh,
             threads=config.data.threads or None,
             bad=bad,
         )
+        found = join_predictions(batches)
         if not len(found.ids):
             raise UserError(f"{videos.name}: {bad}")
         assert videos.labels is not None
         return found.values, videos.labels[found.ids], bad
 
-    bank, bank_labels, bank_bad = collect(train)
-    queries, labels, bad = collect(held_out)
+    with jax.set_mesh(mesh):
+        step, placed = jit_predict(features, params, mesh), place_params(params, mesh)
+        bank, bank_labels, bank_bad = collect(train)
+        queries, labels, bad = collect(held_out)
     votes = metrics.neighbour_votes(bank, bank_labels, queries, ks=ks, temperature=temperature)
     unread = ((train.name, bank_bad), (held_out.name, bad))
     return Neighbours(

@@ -1,7 +1,6 @@
-"""Inference with a trained model. The mask is an input, so nothing is random."""
+"""Make the network of a trained model and compute its outputs."""
 
-from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import jax
 from ml_collections import ConfigDict
@@ -14,14 +13,17 @@ from videomae_jax.models.tokens import Triple, patch_grid, patchify
 from videomae_jax.tasks import TASKS
 from videomae_jax.tasks.task import Params
 
+if TYPE_CHECKING:  # else PyAV would be imported, which a model of arrays does not need
+    from videomae_jax.data.samplers import ClipSampler
+
 Network = VideoMAE | VideoClassifier
 
 
 def build_network(config: ConfigDict, *, dtype: str = "auto", attention: str = "auto") -> Network:
-    """Make the model of a checkpoint's config, to be used and not trained.
+    """Return the network of a checkpoint's config, for inference.
 
-    How the training was run is not asked: a checkpoint from a GPU opens on a laptop. An
-    encoder alone is a VideoMAE of which `predict` can do nothing.
+    dtype, attention: as in `config.run`, which is ignored, so that a checkpoint from a GPU runs
+    on a laptop. An encoder alone is a VideoMAE for which `predict` does not work.
     """
     config = config.copy_and_resolve_references()
     config.run.update(dtype=dtype, attention=attention, remat="none")
@@ -29,35 +31,35 @@ def build_network(config: ConfigDict, *, dtype: str = "auto", attention: str = "
 
 
 def check_classifier(config: ConfigDict, source: str) -> None:
-    """Raise UserError for a model without classes; `source` is its name in the message."""
+    """Raise UserError if a model has no classes; `source` is its name in the message."""
     if config.task != "classify":
-        raise UserError(f"{source} was trained to {config.task}, it knows no classes: fine-tune it")
+        raise UserError(f"{source} was trained to {config.task}, it has no classes: fine-tune it")
 
 
 def class_names(config: ConfigDict) -> tuple[str, ...]:
-    """Return the names of the classes of a classifier, "0", "1", ... if it has none."""
+    """Return the class names of a classifier, "0", "1", ... if it has none."""
     return tuple(config.data.class_names) or tuple(map(str, range(config.model.classes)))
 
 
 def untrained_params(config: ConfigDict) -> Params:
-    """Return random weights such as a run of a checkpoint's config begins with, to compare."""
+    """Return random parameters, as at the start of a run of this config, as a baseline."""
     config = config.copy_and_resolve_references()
     config.run.update(dtype="auto", attention="auto")
     return TASKS[config.task].build_task(config).init(jax.random.key(config.seed))
 
 
-def clip_sampler(config: ConfigDict) -> Callable:
-    """Return the sampler of the one clip of a video that evaluation in training looks at."""
+def clip_sampler(config: ConfigDict) -> "ClipSampler":
+    """Return the sampler of evaluation during training: one clip of each video."""
     return TASKS[config.task].eval_sampler(config)
 
 
 def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax.Array]:
     """Return the tokens, features and logits of uint8 [B, F, H, W, C], all float32.
 
-    "tokens" [B, N, D], no patch masked: after the encoder's final norm, if it has one.
+    "tokens" [B, N, D]: all tokens, none masked, after the encoder's final norm if it has one.
     "steps" [B, T, D]: the mean token of each time step.
-    "features" [B, D]: the mean token, of a classifier normed as its head sees it. "logits"
-    [B, classes]: of a classifier only. Under `jit`, what is not used is not computed.
+    "features" [B, D]: the mean token; for a classifier, after the norm before its head.
+    "logits" [B, classes]: for a classifier only. Under `jit`, unused outputs are not computed.
     """
     grid = patch_grid(clip_size(video), network.patch)
     patches = patchify(video, network.patch)
@@ -104,10 +106,11 @@ def predict(
     masked: int,
     normalized: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """Reconstruct the tubes of uint8 [B, F, H, W, C] that bool [B, S] hides.
+    """Predict the masked patches of videos, uint8 [B, F, H, W, C].
 
-    masked: how many each row of `hidden` hides, M. normalized: the targets are, per patch.
-    Returns the prediction, float32 [B, T, M, P], and the loss, a float32 scalar.
+    hidden: bool [B, S], the patches masked in every time step. masked: their number M in each
+    row. normalized: whether the targets are normalized per patch. Returns the prediction,
+    float32 [B, T, M, P], and the loss, a float32 scalar.
     """
     grid = patch_grid(clip_size(video), network.patch)
     patches = patchify(video, network.patch)

@@ -13,7 +13,7 @@ from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
 from videomae_jax.host import count_cores
 from videomae_jax.inference.engine import data_mesh, predict_windows
-from videomae_jax.inference.network import build_network, check_classifier, class_names
+from videomae_jax.inference.network import Network, check_classifier, class_names
 from videomae_jax.inference.windows import Window, WindowSampler, read_windows
 from videomae_jax.progress import Progress
 from videomae_jax.tasks.task import Params
@@ -29,7 +29,11 @@ class Likely(NamedTuple):
 
 
 class WindowClasses(NamedTuple):
-    """The most likely classes of one window: frame numbers, seconds, classes."""
+    """The most likely classes of one window.
+
+    first_frame, last_frame: frame numbers, from 0. start, end: seconds. top: the most likely
+    class first.
+    """
 
     first_frame: int
     last_frame: int
@@ -41,7 +45,7 @@ class WindowClasses(NamedTuple):
 class VideoClasses(NamedTuple):
     """The most likely classes of a video, by the mean of the probabilities of its windows.
 
-    error: why the video cannot be read; `top` and `windows` are then empty.
+    error: the reason if the video cannot be read; `top` and `windows` are then empty.
     """
 
     video: str
@@ -51,6 +55,7 @@ class VideoClasses(NamedTuple):
 
 
 def predict(
+    network: Network,
     params: Params,
     config: ConfigDict,
     videos: Videos,
@@ -62,17 +67,17 @@ def predict(
 ) -> Generator[VideoClasses, None, None]:
     """Yield the classes of every video as soon as it is finished, unreadable videos last.
 
-    source: the name of the model in messages. top: how many classes to keep, None for up to 5.
-    batch_size: windows on all devices of this process, None for 4 on each. threads: decoders,
-    None for one per core. Raises UserError for a model without classes, and for a `top` or a
-    batch size that cannot be.
+    source: the name of the model in messages. top: number of classes to return, None for up to
+    5. batch_size: windows on all devices of this process, None for 4 on each. threads:
+    decoders, None for one per core. Raises UserError if the model has no classes, or not `top`
+    of them, and for an impossible batch size.
     """
     check_classifier(config, source)
     classes, clip = config.model.classes, config.clip
     top = min(5, classes) if top is None else top
     if not 1 <= top <= classes:
         raise UserError(f"--top {top}: use 1 to {classes}, the number of classes")
-    stride = clip.stride if clip.sampling == "dense" else None  # else a clip spans the whole video
+    stride = clip.stride if clip.sampling == "dense" else None  # sparse: clips span the video
     sampler = WindowSampler(
         frames=clip.frames,
         stride=stride,
@@ -93,7 +98,7 @@ def predict(
         threads=threads or count_cores(),
     )
     batches = predict_windows(
-        build_network(config),
+        network,
         params,
         windows,
         name="logits",
@@ -101,7 +106,8 @@ def predict(
         mesh=mesh,
     )
     found: dict[int, list[tuple[Window, np.ndarray]]] = {}
-    progress, done = Progress(len(videos)), 0
+    progress = Progress(len(videos))
+    done = 0
     with closing(batches):
         for rows, logits in batches:
             for (number, window), row in zip(rows, jax.nn.softmax(logits), strict=True):

@@ -5,27 +5,27 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 
 from videomae_jax.errors import UserError
 
-# Rows are written after this time or at this size: the most that a kill may lose.
+# Rows are written after this time or at this size; a killed process loses at most this much.
 SECONDS, BYTES = 30.0, 256e6
 SETTINGS = "settings.json"
 
 
 class Parts:
-    """The rows of a long computation, in order, in the files of a folder.
+    """The rows of a long computation, saved in order in the files of a folder.
 
-    settings: everything that decides the rows, by the names that the user knows. Raises
-    UserError for a folder that was begun with other settings, or that cannot be written.
-    `position` is what the caller gave with the last row, and () at the start. Files are
-    renamed into place, so that a partial one is never read.
+    settings: everything that the rows depend on, by the names that the user knows. Raises
+    UserError if the folder was begun with other settings or cannot be written. `position` is
+    the one given with the last rows, () at the start. Files are renamed into place when they
+    are complete, so that a partial file is never read.
     """
 
     def __init__(self, folder: str | os.PathLike, settings: Mapping[str, str | int | float]):
@@ -44,7 +44,10 @@ class Parts:
                 self.position = tuple(arrays["position"].tolist())
 
     def add(self, rows: dict[str, np.ndarray], *, position: tuple[int, ...]) -> None:
-        """Add rows, one array per column, all of one length."""
+        """Add rows, one array for each column, all of one length.
+
+        position: the point to resume from, after these rows.
+        """
         self._waiting.append(rows)
         self.position = position
         size = sum(column.nbytes for part in self._waiting for column in part.values())
@@ -62,10 +65,11 @@ class Parts:
         columns["position"] = np.array(self.position)
         file = self.folder / f"{len(self._files()):06d}.npz"
         self._write(file, lambda out: np.savez(out, allow_pickle=False, **columns))
-        self._waiting, self._written = [], time.monotonic()
+        self._waiting = []
+        self._written = time.monotonic()
 
     def read(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
-        """Yield some columns of the rows, file by file; call `flush` first."""
+        """Yield these columns of the rows, file by file; call `flush` first."""
         for file in self._files():
             with np.load(file) as arrays:
                 yield {name: arrays[name] for name in names}
@@ -91,7 +95,7 @@ class Parts:
                     f"{settings.get(name)}: use another --out, or remove that folder"
                 )
 
-    def _write(self, file: Path, write) -> None:
+    def _write(self, file: Path, write: Callable[[BinaryIO], object]) -> None:
         draft = file.with_name(f".{file.name}")
         try:
             with open(draft, "wb") as out:

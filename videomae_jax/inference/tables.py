@@ -1,4 +1,4 @@
-"""Join rows into one .npz file, or a .parquet file with pyarrow.
+"""Write rows to one .npz file or, with pyarrow, one .parquet file.
 
 The rows are never all in memory at once.
 """
@@ -18,7 +18,7 @@ ENDINGS = (".npz", ".parquet")
 
 
 def check_ending(path: str) -> None:
-    """Raise UserError unless a file of this ending can be written here."""
+    """Raise UserError unless `write_table` can write a file with this ending."""
     ending = Path(path).suffix
     if ending not in ENDINGS:
         raise UserError(f"{path} does not end in {' or '.join(ENDINGS)}")
@@ -36,13 +36,13 @@ def write_table(
     paths: Sequence[str],
     facts: Mapping[str, str | int | float],
 ) -> None:
-    """Join rows into one file, which is renamed into place when it is complete.
+    """Write rows to one file, which is renamed into place when it is complete.
 
-    read: `read(*columns)` yields these columns of all rows, of which there is at least one,
-    part by part; it is called once for each column of an .npz. paths: of the videos that the
-    column "video" numbers. An .npz stores them once, as "paths", a .parquet in every row, as
-    "path". facts: the settings, stored as JSON under "facts", of a .parquet in the metadata of
-    its schema. Raises UserError for a file that cannot be written.
+    read: `read(*columns)` yields these columns of all rows, part by part; there must be at
+    least one row. It is called several times. paths: the path of each video; the column "video"
+    has positions in this list. An .npz has them once, as "paths", a .parquet in every row, as
+    "path". facts: the settings, stored as JSON under "facts": an array of an .npz, schema
+    metadata of a .parquet. Raises UserError if the file cannot be written.
     """
     file = Path(path)
     draft = file.with_name(f".{file.name}")

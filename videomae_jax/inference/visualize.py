@@ -12,7 +12,7 @@ from videomae_jax.data.decode import UnreadableVideo, read_clip
 from videomae_jax.data.samplers import resize_crop
 from videomae_jax.data.sampling import center_crop_box
 from videomae_jax.errors import UserError
-from videomae_jax.inference.network import build_network
+from videomae_jax.inference.network import Network
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.masking import draw_mask, mask_counts
 from videomae_jax.models.reconstruct import Reconstruction, reconstruct, slide, statistics_label
@@ -23,9 +23,9 @@ from videomae_jax.tasks.task import Params
 class Visualization(NamedTuple):
     """The result of `visualize`.
 
-    frames: uint8 [n, H, W, C], every stride-th frame of the video. times: their numbers.
-    total: frames of the file. reconstructions: of all frames, by a title that says the ratio
-    and the loss. label: where the colours of masked patches come from.
+    frames: uint8 [n, H, W, C], every stride-th frame of the video. times: their frame numbers.
+    total: the number of frames in the file. reconstructions: of all frames, by a title with the
+    ratio and the loss. label: the source of the colours of masked patches, in words.
     """
 
     frames: np.ndarray
@@ -36,7 +36,7 @@ class Visualization(NamedTuple):
 
 
 def check_decoder(params: Params, source: str) -> None:
-    """Raise UserError for a model without a decoder; `source` is its name in the message."""
+    """Raise UserError if a model has no decoder; `source` is its name in the message."""
     if "decoder" in params:
         return
     kind = "is a classifier" if "head" in params else "holds an encoder only"
@@ -47,6 +47,7 @@ def check_decoder(params: Params, source: str) -> None:
 
 
 def visualize(
+    network: Network,
     params: Params,
     config: ConfigDict,
     video: str,
@@ -61,14 +62,14 @@ def visualize(
 ) -> Visualization:
     """Mask a video, clip by clip, and predict the masked patches, once for every ratio.
 
-    source: the name of the model in messages. ratios: fractions of the patches to mask, kind:
-    of masks; empty and None take those of training. statistics: see `reconstruct`. seed: of
-    the masks. stride: take every stride-th frame, None as in training; max_frames: at most.
-    Raises UserError for a model without a decoder, a file that cannot be read, and settings
-    that cannot be.
+    source: the name of the model in messages. ratios: fractions of the patches to mask, empty:
+    the ratio of training. kind: of the masks, None: as in training. statistics: see
+    `reconstruct`. seed: of the masks. stride: take every stride-th frame, None: as in training.
+    max_frames: take at most this many. Raises UserError if the model has no decoder or the file
+    cannot be read, and for impossible settings.
     """
     check_decoder(params, source)
-    model, clip = cast(VideoMAE, build_network(config)), config.clip
+    model, clip = cast(VideoMAE, network), config.clip
     grid = patch_grid((clip.frames, clip.height, clip.width), model.patch)
     kind = kind or config.mask.kind
     counts = {
@@ -93,7 +94,7 @@ def visualize(
     for ratio, (visible, masked) in counts.items():
         parts = []
         for number, positions in enumerate(indices):
-            # The same keys at every ratio: what a lower ratio masks stays masked.
+            # The same keys at every ratio: what a lower ratio masks, a higher one masks too.
             keys = jax.random.fold_in(jax.random.key(seed), number)[None]
             mask = draw_mask(keys, kind, grid=grid, ratio=ratio)
             parts.append(jax.device_get(predict(params, frames[positions][None], mask)))

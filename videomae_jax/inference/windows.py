@@ -1,4 +1,4 @@
-"""Read a whole video as overlapping clips, one window after the other."""
+"""Read whole videos as windows: clips at regular distances, which may overlap."""
 
 import queue
 import threading
@@ -26,9 +26,9 @@ POLL = 0.1
 class Window(NamedTuple):
     """One clip of a video.
 
-    clip: uint8 [F, H, W, C]. frames: int64 [F], the frame numbers. seconds: from the start of
-    the first frame to the end of the last one, counted from the first frame of the video.
-    number: 0 to total - 1, of the `total` windows of the video.
+    clip: uint8 [F, H, W, C]. frames: int64 [F], the frame numbers. seconds: the start of the
+    first frame and the end of the last one, from the first frame of the video. number: of this
+    window, 0 to total - 1. total: the number of windows of the video.
     """
 
     clip: np.ndarray
@@ -42,10 +42,10 @@ class Window(NamedTuple):
 class WindowSampler:
     """Yields all windows of a video, in order: `sampler(path, first) -> Iterator[Window]`.
 
-    Frames are cropped to the largest centred box and resized, as in evaluation. Windows are
-    `hop` frames apart. With a `stride` of None, sampling is sparse: the two clips, spread over
-    the whole video, that evaluation uses. Windows before `first` are not decoded. Raises
-    UserError for lengths below 1, UnreadableVideo while iterating.
+    Frames are cropped to the largest centred box and resized, as in evaluation. Windows start
+    `hop` frames apart. With a `stride` of None, sampling is sparse: two clips that span the
+    whole video, as in evaluation. Windows before `first` are not decoded. Raises UserError for
+    lengths below 1, and UnreadableVideo while iterating.
     """
 
     frames: int
@@ -107,11 +107,11 @@ def read_windows(
     bad: BadVideos,
     threads: int,
 ) -> Generator[tuple[int, Window], None, None]:
-    """Yield (id, window) of some videos, one video after the other, in the order of `ids`.
+    """Yield (id, window) of the videos `ids`, one video after the other, in this order.
 
-    first: the window of the first video to begin with. threads: videos that are read at once,
-    each by a thread of its own. An unreadable video is recorded in `bad`; windows of it that
-    were read before the error are yielded. Close the generator when leaving before its end.
+    first: the first window to read of the first video. threads: the number of videos to read at
+    once, one thread for each. bad: records unreadable videos; windows that were read before the
+    error are yielded. Close the generator if you leave it before its end.
     """
     unwanted = threading.Event()
     rest = deque(enumerate(ids))

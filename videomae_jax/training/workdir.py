@@ -13,7 +13,7 @@ import jax
 
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.errors import UserError
-from videomae_jax.pictures import plot_curve
+from videomae_jax.training.curve import plot_curve
 
 CHECKPOINTS = "checkpoints"  # a folder with one sub-folder per step
 METRICS = "metrics.jsonl"

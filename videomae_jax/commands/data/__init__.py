@@ -1,8 +1,10 @@
-"""Prepare videos for training: list, check and pack them, and measure how fast they are read.
+"""List, check and pack videos for training, and measure how fast they are read.
 
 examples:
-  videomae data list --help
+  videomae data list clips/ --out train.csv --val val.csv
   videomae data check train.csv
+  videomae data pack train.csv packed/train
+  videomae data benchmark --config=demo --config.data.train=packed/train
 """
 
 import argparse

@@ -1,35 +1,34 @@
-"""Measure how fast the input pipeline of a config is, and whether its step has to wait.
-
-videomae data benchmark --config=FILE[:ARGS] --config.data.train=VIDEOS [--json FILE]
+"""Measure the speed of the input pipeline, and whether training steps wait for it.
 
 Times reading, decoding, augmentation on the host (crops and resizing) and the transfer to the
-devices, each alone and all together; then training steps on these devices. The last line says
-whether the steps are fed or starved, by how much, and what to change.
+devices, each alone and all together, and then training steps on these devices. The last line says
+whether the input is fast enough, by which factor, and what to change.
+
+examples:
+  videomae data benchmark --config=demo --config.data.train=train.csv
+  videomae data benchmark --config=pretrain:b,k400 --config.data.train=packed/ --seconds=20
 """
 
 import argparse
 
+from videomae_jax.commands import options
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", required=True, metavar="FILE[:ARGS]", help="e.g. pretrain:b,k400"
-    )
+    """Add the arguments of the command."""
+    options.add_config(parser)
     parser.add_argument(
         "--seconds",
         type=float,
         default=5,
         metavar="N",
-        help="about how long to time each stage (default: %(default)s)",
+        help="approximate time to measure each stage for (default: %(default)s)",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the result here")
-    parser.set_defaults(overrides=[])
-    parser.epilog = "--config.KEY=VALUE overrides a key of the config, e.g. --config.data.threads=4"
+    options.add_json(parser)
 
 
 def main(args: argparse.Namespace) -> None:
-    import json
-    from pathlib import Path
-
+    """Run the command."""
     import jax
 
     from videomae_jax.config import load_config_and_given
@@ -60,15 +59,13 @@ def main(args: argparse.Namespace) -> None:
         total = 1 / (1 / found.needed + 1 / found.rates["together"].clips)
         print(f"steps take the same cores as the input: {total:.4g} clips/s in total")
     print(sentence)
-    if args.json:
-        result = {
-            "config": config.name,
-            "train": config.data.train,
-            "devices": devices,
-            **found._asdict(),
-            "rates": {name: rate._asdict() for name, rate in found.rates.items()},
-            "fed": found.rates["together"].clips >= found.needed,
-            "verdict": sentence,
-        }
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+    result = {
+        "config": config.name,
+        "train": config.data.train,
+        "devices": devices,
+        **found._asdict(),
+        "rates": {name: rate._asdict() for name, rate in found.rates.items()},
+        "fed": found.rates["together"].clips >= found.needed,
+        "verdict": sentence,
+    }
+    options.write_json(args.json, result)

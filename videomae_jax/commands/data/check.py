@@ -1,6 +1,6 @@
-"""Check every video of a list: unreadable, short, copied, or in both splits.
+"""Check every video of a list: is it unreadable, short, a copy, or in both splits?
 
-A few frames of each video are decoded, on all cores. Writes clean.csv (the videos to train on),
+Decodes a few frames of each video, on all cores. Writes clean.csv (the videos to train on),
 bad.csv (the videos left out, with the reason) and report.html.
 
 examples:
@@ -9,67 +9,71 @@ examples:
 """
 
 import argparse
+from typing import TYPE_CHECKING
 
-PICTURES = 48  # of the contact sheet
+from videomae_jax.commands import options
+
+if TYPE_CHECKING:
+    from videomae_jax.data.survey import Survey
+
+IMAGES = 48  # in the contact sheet of the report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("manifest", metavar="MANIFEST", help="a list or a folder of videos")
+    """Add the arguments of the command."""
+    parser.add_argument("manifest", metavar="VIDEOS", help="a list or a folder of videos")
     parser.add_argument(
-        "--against", metavar="OTHER", help="another split: none of its videos may be in MANIFEST"
+        "--against",
+        metavar="OTHER",
+        help="another split; videos that are also in it are left out",
     )
-    parser.add_argument("--out", metavar="DIR", help="(default: MANIFEST_check, beside it)")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for the results (default: VIDEOS_check, beside VIDEOS)",
+    )
     parser.add_argument(
         "--min-frames",
         type=int,
         default=16,
         metavar="N",
-        help="shorter videos are left out; 1 keeps all (default: %(default)s, those of a clip)",
+        help="leave out videos with fewer frames; 1 keeps all (default: %(default)s, one clip)",
     )
-    parser.add_argument("--json", metavar="FILE", help="write what was found here")
+    options.add_json(parser, of="the findings")
 
 
 def main(args: argparse.Namespace) -> None:
+    """Run the command."""
     import csv
     import io
-    import json
     from pathlib import Path
 
     from videomae_jax.data.manifest import write_lines, write_manifest
     from videomae_jax.data.quality import describe, leaks, left_out, remark, report, summarize
     from videomae_jax.data.sources import read_videos
-    from videomae_jax.data.survey import find_copies, find_look_alikes, survey_videos
+    from videomae_jax.data.survey import find_copies, find_look_alikes
     from videomae_jax.data.videos import pick_videos
     from videomae_jax.errors import UserError
-    from videomae_jax.progress import Progress
 
     source = Path(args.manifest).expanduser().absolute()
     out = Path(args.out) if args.out else source.with_name(f"{source.stem}_check")
     videos = read_videos(source)
     other = read_videos(args.against) if args.against else None
-    try:  # now, not after hours
+    try:  # before the survey, which may take hours
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {out} ({error.strerror}): give --out") from None
     count = len(videos)
     paths = [*videos.paths, *(other.paths if other else ())]
-    shown = set(range(0, count, -(-count // PICTURES)))
-    surveys, unreadable, progress = [], 0, Progress(len(paths))
-    for survey in survey_videos(paths, pictures=[place in shown for place in range(len(paths))]):
-        surveys.append(survey)
-        unreadable += bool(survey.reason)
-        done = len(surveys)
-        of = f"video {done:,} of {len(paths):,}, {unreadable:,} unreadable"
-        progress.show(done, count=done, unit="videos", of=of)
-    progress.close()
-
+    shown = set(range(0, count, -(-count // IMAGES)))
+    surveys = _survey(paths, shown)
     copies, look_alikes = find_copies(surveys), find_look_alikes(surveys)
     bad = left_out(videos, surveys, copies, min_frames=args.min_frames)
     if other:
         bad = leaks(surveys, count, look_alikes) | bad
-    clean = pick_videos(videos, [place for place in range(count) if place not in bad])
+    clean = pick_videos(videos, [index for index in range(count) if index not in bad])
     write_manifest(clean, out / "clean.csv")
-    rows = [(videos.paths[place], *bad[place]) for place in sorted(bad)]
+    rows = [(videos.paths[index], *bad[index]) for index in sorted(bad)]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("path", "kind", "reason"), *rows])
     write_lines(out / "bad.csv", [text.getvalue().rstrip("\n")])
@@ -80,22 +84,21 @@ def main(args: argparse.Namespace) -> None:
     if other:
         summary["unreadable in the other split"] = len(unread)
     write_lines(out / "report.html", [report(videos, surveys, summary, rows, remarks)])
-    if args.json:
-        result = dict(
-            manifest=str(source),
-            against=args.against,
-            summary=summary,
-            bad=[dict(path=path, kind=kind, reason=reason) for path, kind, reason in rows],
-            remarks=[dict(path=path, kind=kind, remark=text) for path, kind, text in remarks],
-            files=[describe(survey) for survey in surveys if not survey.reason],
-        )
-        write_lines(args.json, [json.dumps(result, indent=1, ensure_ascii=False)])
+    result = dict(
+        manifest=str(source),
+        against=args.against,
+        summary=summary,
+        bad=[dict(path=path, kind=kind, reason=reason) for path, kind, reason in rows],
+        remarks=[dict(path=path, kind=kind, remark=text) for path, kind, text in remarks],
+        files=[describe(survey) for survey in surveys if not survey.reason],
+    )
+    options.write_json(args.json, result)
 
     print(f"{len(clean):,} of {count:,} videos are clean: {out / 'clean.csv'}")
     for kind, number in summary["left out"].items():
         print(f"  {number:9,} {kind}")
     for kind, number in summary["remarks"].items():
-        print(f"  {number:9,} {kind} (not left out for it)")
+        print(f"  {number:9,} {kind} (reported, not left out)")
     if rows:
         print(f"reasons: {out / 'bad.csv'}")
     if unread:
@@ -105,3 +108,21 @@ def main(args: argparse.Namespace) -> None:
     print(f"report: {out / 'report.html'}")
     if not len(clean):
         raise UserError(f"none of {count:,} videos is clean: see {out / 'bad.csv'}")
+
+
+def _survey(paths: list[str], shown: set[int]) -> "list[Survey]":
+    """Survey all videos and show the progress. shown: those that keep an image."""
+    from videomae_jax.data.survey import survey_videos
+    from videomae_jax.progress import Progress
+
+    surveys: list[Survey] = []
+    unreadable = 0
+    progress = Progress(len(paths))
+    for survey in survey_videos(paths, pictures=[index in shown for index in range(len(paths))]):
+        surveys.append(survey)
+        unreadable += bool(survey.reason)
+        done = len(surveys)
+        of = f"video {done:,} of {len(paths):,}, {unreadable:,} unreadable"
+        progress.show(done, count=done, unit="videos", of=of)
+    progress.close()
+    return surveys

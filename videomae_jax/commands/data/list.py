@@ -1,8 +1,8 @@
-"""Write the manifests of a folder of videos, or of a public data set with its official lists.
+"""Write the list of the videos in a folder, or of a public data set.
 
-Layouts: folders (a sub-folder per class), flat (no classes), and ucf101, hmdb51, ssv2, kinetics
-(by their official lists, below DIR or in --lists). The validation split comes from the official
-lists, from --val-list, or is a random --holdout fraction.
+Layouts are folders (one folder for each class), flat (no classes), and ucf101, hmdb51, ssv2 and
+kinetics, which need their official lists. The validation split comes from the official lists or
+from --val-list, or it is a random fraction, --holdout.
 
 examples:
   videomae data list clips/ --out train.csv --val val.csv --holdout 0.1
@@ -10,47 +10,70 @@ examples:
 """
 
 import argparse
+from typing import TYPE_CHECKING
+
+from videomae_jax.commands import options
+
+if TYPE_CHECKING:
+    from videomae_jax.data.videos import Videos
 
 LAYOUTS = ("folders", "flat", "ucf101", "hmdb51", "ssv2", "kinetics")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("folder", metavar="DIR", help="a folder of videos, with sub-folders")
     parser.add_argument(
-        "--out", metavar="FILE", required=True, help="the manifest to train on; csv"
+        "folder", metavar="DIR", help="a folder of videos, searched with all its sub-folders"
     )
-    parser.add_argument("--val", metavar="FILE", help="the manifest to validate on")
     parser.add_argument(
-        "--layout", choices=("auto", *LAYOUTS), default="auto", help="(default: %(default)s)"
+        "--out", metavar="FILE", required=True, help="write the training list to this .csv file"
     )
-    parser.add_argument("--lists", metavar="DIR", help="the official lists (default: below DIR)")
+    parser.add_argument("--val", metavar="FILE", help="write the validation list to this .csv file")
+    parser.add_argument(
+        "--layout",
+        choices=("auto", *LAYOUTS),
+        default="auto",
+        help="how DIR is organized; auto looks at its content (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--lists", metavar="DIR", help="folder of the official lists (default: inside DIR)"
+    )
     parser.add_argument(
         "--split",
         type=int,
         choices=(1, 2, 3),
         default=1,
-        help="of UCF101 and HMDB51 (default: %(default)s)",
+        help="official split of UCF101 or HMDB51 (default: %(default)s)",
     )
     parser.add_argument(
-        "--holdout", type=float, metavar="SHARE", help="of folders and flat, for --val (0.1)"
+        "--holdout",
+        type=float,
+        metavar="X",
+        help="fraction of the videos for --val, without official lists (default: 0.1)",
     )
     parser.add_argument(
-        "--val-list", metavar="FILE", help="paths below DIR, one a line, that go to --val"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of --holdout (default: %(default)s)")
-    parser.add_argument(
-        "--classes", metavar="FILE", help="write the class names here, in the order of numbers"
+        "--val-list",
+        metavar="FILE",
+        help="file of the videos for --val, one path inside DIR on each line",
     )
     parser.add_argument(
-        "--numbers", action="store_true", help="write class numbers in place of names"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="random seed of --holdout (default: %(default)s)",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the counts here")
+    parser.add_argument(
+        "--classes", metavar="FILE", help="write the class names to this file, in label order"
+    )
+    parser.add_argument(
+        "--numbers", action="store_true", help="write labels as numbers instead of class names"
+    )
+    options.add_json(parser, of="the counts")
 
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    import json
     from pathlib import Path
 
     from videomae_jax.data.datasets import read_listing, to_videos
@@ -71,7 +94,8 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"--out and --val are both {args.out}: give two files")
     if args.classes and not names:
         raise UserError(f"{name} has no classes to write to {args.classes}")
-    train, val = to_videos(listing.train, names, name=name), None
+    train = to_videos(listing.train, names, name=name)
+    val = None
     if official:
         val = to_videos(listing.val, names, name=name)
     elif args.val:
@@ -97,19 +121,18 @@ def main(args: argparse.Namespace) -> None:
         print(f"  {len(listing.missing):9,} listed videos are missing: {missing}")
     else:
         missing.unlink(missing_ok=True)  # of an earlier call
-    if args.json:
-        result = dict(
-            layout=layout,
-            classes=len(names),
-            videos=counts,
-            missing=listing.missing,
-            unlisted=listing.unlisted,
-        )
-        write_lines(args.json, [json.dumps(result, indent=1, ensure_ascii=False)])
+    result = dict(
+        layout=layout,
+        classes=len(names),
+        videos=counts,
+        missing=listing.missing,
+        unlisted=listing.unlisted,
+    )
+    options.write_json(args.json, result)
 
 
-def split(videos, args: argparse.Namespace):
-    """Divide videos into (training, validation) by --val-list, else by --holdout and --seed."""
+def split(videos: "Videos", args: argparse.Namespace) -> "tuple[Videos, Videos]":
+    """Split videos into (training, validation) by --val-list, or by --holdout and --seed."""
     import os
     from pathlib import Path
 
@@ -120,7 +143,7 @@ def split(videos, args: argparse.Namespace):
         holdout = 0.1 if args.holdout is None else args.holdout
         return split_videos(videos, holdout=holdout, seed=args.seed)
     if args.holdout is not None:
-        raise UserError("--holdout and --val-list are two ways to one list: use one")
+        raise UserError("--holdout and --val-list both choose the validation videos: use one")
     try:
         lines = Path(args.val_list).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
@@ -133,7 +156,6 @@ def split(videos, args: argparse.Namespace):
             f"{args.val_list} lists {len(unknown)} videos that are not in {args.folder}, "
             f"first {unknown[0]}"
         )
-    sides: tuple[list[int], list[int]] = ([], [])
-    for index, path in enumerate(videos.paths):
-        sides[path in given].append(index)
-    return tuple(pick_videos(videos, side) for side in sides)
+    train = [index for index, path in enumerate(videos.paths) if path not in given]
+    val = [index for index, path in enumerate(videos.paths) if path in given]
+    return pick_videos(videos, train), pick_videos(videos, val)

@@ -1,12 +1,15 @@
-"""Write videos as records that are faster to read: re-encoded short clips, or unchanged files.
+"""Write videos as records that are faster to read.
 
-OUT is a folder or an address such as gs://bucket/folder, and replaces VIDEOS in training. The
-same command resumes where it was stopped. Several machines share the work with --process-index
-and --process-count; the last one to finish writes the index.
+A record is a short re-encoded clip or, with --format original, an unchanged file.
+
+Train on OUT instead of VIDEOS. The same command resumes where it was stopped. To share the work,
+start N processes, each with its --process-index and with --process-count N; the last one to finish
+writes the index.
 
 examples:
   videomae data pack train.csv packed/train
   videomae data pack train.csv packed/train --format jpeg --short-side 128
+  videomae data pack train.csv gs://bucket/train --process-index 0 --process-count 4
 """
 
 import argparse
@@ -17,38 +20,59 @@ from videomae_jax.host import count_cores
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("videos", metavar="VIDEOS", help="a manifest or a folder")
-    parser.add_argument("out", metavar="OUT", help="where the records go; made if missing")
+    parser.add_argument("videos", metavar="VIDEOS", help="a list or a folder of videos")
+    parser.add_argument("out", metavar="OUT", help="a folder, made if missing, or a gs:// address")
     parser.add_argument(
         "--format",
         default="mp4",
-        help="mp4: key frames every 16; jpeg: a picture per frame; original: the files' bytes "
-        "(default: %(default)s)",
+        metavar="FORMAT",
+        help="mp4: a key frame every 16 frames; jpeg: one image for each frame; original: the "
+        "unchanged files (default: %(default)s)",
     )
     parser.add_argument(
-        "--short-side", type=int, default=256, metavar="N", help="pixels (default: %(default)s)"
+        "--short-side",
+        type=int,
+        default=256,
+        metavar="N",
+        help="shrink the short side of frames to N pixels (default: %(default)s)",
     )
     parser.add_argument(
         "--clip-frames",
         type=int,
         default=96,
         metavar="N",
-        help="frames of a record at most; a video has as many as it needs (default: %(default)s)",
+        help="most frames in a record; longer videos become several records (default: %(default)s)",
     )
     parser.add_argument(
         "--quality",
         type=int,
         metavar="N",
-        help="of JPEG, 1 to 95 (default: 85), or the rate factor of mp4, 0 to 51 (default: 21)",
+        help="quality of jpeg, 1 to 95 (default: 85), or rate factor of mp4, 0 to 51 (default: 21)",
     )
     parser.add_argument(
-        "--shards", type=int, default=0, metavar="N", help="files (default: one per 128 videos)"
+        "--shards",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of files to write (default: one per 128 videos)",
     )
-    parser.add_argument("--process-index", type=int, default=0, metavar="N")
-    parser.add_argument("--process-count", type=int, default=1, metavar="N")
+    parser.add_argument(
+        "--process-index",
+        type=int,
+        default=0,
+        metavar="I",
+        help="number of this process, 0 to N - 1 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--process-count",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of processes that share VIDEOS (default: %(default)s)",
+    )
     options.add_threads(parser, of="encoders")
     parser.add_argument(
-        "--verify", action="store_true", help="check all bytes there are, and repair damaged files"
+        "--verify", action="store_true", help="check all files already written, repair damaged ones"
     )
     options.add_json(parser, of="the counts")
 
@@ -64,7 +88,7 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.errors import UserError
     from videomae_jax.progress import Progress
 
-    logging.set_verbosity(logging.ERROR)  # tensorflow-datasets warns of its own calls
+    logging.set_verbosity(logging.ERROR)  # else tensorflow-datasets warns about its own calls
     if not 0 <= args.process_index < args.process_count:
         raise UserError(
             f"--process-index {args.process_index} of --process-count {args.process_count}: use "

@@ -1,0 +1,83 @@
+"""Accuracies, their intervals, and votes of neighbours against a plain reference."""
+
+import math
+
+import numpy as np
+import pytest
+
+from videomae_jax import metrics
+from videomae_jax.errors import UserError
+from videomae_jax.metrics import top
+
+
+def test_intervals_are_wilsons():
+    half = metrics.wilson(50, 100)
+    assert (round(half.low, 4), round(half.high, 4)) == (0.4038, 0.5962)
+    none, all_ = metrics.wilson(0, 10), metrics.wilson(10, 10)
+    assert none.low == 0 and none.high == pytest.approx(0.2775, abs=1e-4)
+    assert math.isclose(all_.high, 1) and math.isclose(all_.low, 1 - none.high)
+    assert str(half) == "50.0 % (40.4 % - 59.6 %)"
+
+
+def test_ranks_break_ties_in_class_order():
+    probabilities = np.array([[0.5, 0.5, 0], [0.2, 0.3, 0.5], [1 / 3] * 3])
+    labels = np.array([1, 2, 2])
+    assert metrics.top(probabilities, labels, k=1).value == pytest.approx(1 / 3)
+    assert metrics.top(probabilities, labels, k=2).value == pytest.approx(2 / 3)
+    assert metrics.confusion(probabilities, labels).tolist() == [[0, 0, 0], [1, 0, 0], [1, 0, 1]]
+
+
+def reference(bank, labels, queries, *, k, temperature):
+    """Vote for one query and one neighbour at a time, in float64."""
+
+    def unit(x):
+        return x / np.linalg.norm(x)
+
+    shares = np.zeros((len(queries), labels.max() + 1))
+    for row, query in zip(shares, queries, strict=True):
+        similar = [float(unit(query) @ unit(other)) for other in bank]
+        for index in sorted(range(len(bank)), key=lambda i: (-similar[i], i))[:k]:
+            row[labels[index]] += np.exp(similar[index] / temperature)
+        row /= row.sum()
+    return shares
+
+
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_votes_are_those_of_the_definition(temperature, monkeypatch):
+    monkeypatch.setattr(metrics, "CHUNK", 7)  # several chunks, the last one partial
+    rng = np.random.default_rng(0)
+    bank, queries = rng.normal(size=(40, 6)), rng.normal(size=(17, 6)) * 100
+    labels = rng.integers(0, 5, 40).astype(np.int32)
+    votes = metrics.neighbour_votes(bank, labels, queries, ks=(1, 3, 40), temperature=temperature)
+    for k in (1, 3, 40):
+        expected = reference(bank, labels, queries, k=k, temperature=temperature)
+        np.testing.assert_allclose(votes[k], expected, atol=1e-5)
+
+
+def test_ties_are_broken_by_order_among_neighbours_and_among_classes():
+    bank = np.eye(3)[[0, 0, 1, 2]]
+    labels = np.array([2, 1, 0, 1], np.int32)
+    votes = metrics.neighbour_votes(bank, labels, np.eye(3)[[0]], ks=(1, 2))
+    np.testing.assert_allclose(votes[1], [[0, 0, 1]])
+    np.testing.assert_allclose(votes[2], [[0, 0.5, 0.5]])
+    assert top(votes[2], np.array([1]), k=1).value == 1
+
+
+def test_every_vector_is_its_own_nearest_neighbour():
+    features = np.random.default_rng(1).normal(size=(50, 8))
+    labels = np.arange(50, dtype=np.int32) % 7
+    votes = metrics.neighbour_votes(features, labels, features, ks=(1,))
+    assert top(votes[1], labels, k=1).value == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(ks=(1, 6)), "k 6: there are 5 labelled training videos .* use 1 to 5"),
+        (dict(ks=(0,)), "k 0"),
+        (dict(ks=(1,), temperature=0.0), "temperature 0: use above 0"),
+    ],
+)
+def test_impossible_neighbours_are_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        metrics.neighbour_votes(np.eye(5), np.zeros(5, np.int32), np.eye(5), **options)
