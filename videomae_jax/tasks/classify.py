@@ -147,7 +147,7 @@ def build_task(config: ConfigDict) -> Task:
             f"{patches_text(geometry, model)}; {model.classes} classes",
             "positions": positions_line(grid, model.position_grid),
             "augment": f"{change.operations} operations at magnitude {change.magnitude:g}, crops "
-            f"from {change.min_area:g} of the picture, flip {'on' if change.flip else 'off'}, "
+            f"from {change.min_area:g} of the image, flip {'on' if change.flip else 'off'}, "
             f"erase {change.erase:g}",
             "mix": f"mixup {change.mixup:g}, cutmix {change.cutmix:g}, in groups of "
             f"{change.group}; label smoothing {config.label_smoothing:g}",

@@ -106,7 +106,7 @@ def build_task(config: ConfigDict) -> Task:
         summary={
             "clip": f"{clip.frames} frames, {clip.height} x {clip.width}, "
             f"{patches_text(geometry, model)}; {model.classes} classes",
-            "augment": f"crops from {change.min_area:g} of the picture, "
+            "augment": f"crops from {change.min_area:g} of the image, "
             f"flip {'on' if change.flip else 'off'}",
             "heads": f"{model.heads} {model.head}, the encoder frozen; the rate x "
             + ", ".join(map(_name, config.rates)),

@@ -34,7 +34,7 @@ def make_schedule(config: ConfigDict, *, examples: int) -> Schedule:
     if (config.lr > 0) == (config.base_lr > 0):
         both = f"lr={config.lr:g} and base_lr={config.base_lr:g}"
         raise UserError(
-            f"{both} are both set: add --config.base_lr=0 to use lr as it stands"
+            f"{both} are both set: add --config.base_lr=0 to use lr without scaling"
             if config.lr > 0
             else f"{both}: set one of them above 0"
         )
