@@ -1,6 +1,7 @@
 """Every test runs on eight emulated CPU devices, and a deprecated call is a failure."""
 
 import os
+import tempfile
 
 # Before anything imports TensorFlow: its start-up notes would drown a failure's report.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -16,6 +17,11 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Many tests compile the same step, some of them in a process of its own: compile it once.
+COMPILED = tempfile.TemporaryDirectory(prefix="videomae_compiled_")
+if not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 import pytest  # noqa: E402
 from runs import CLASSIFIER, CLIPS, KINDS, SMALL, rows  # noqa: E402

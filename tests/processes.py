@@ -26,9 +26,9 @@ SMALL = [
     "--config.log_every=1",
     "--config.data.eval=",
     "--config.data.holdout=0",
-    "--config.heartbeat_seconds=10",
+    "--config.heartbeat_seconds=6",
 ]
-HEARTBEAT = 10
+HEARTBEAT = 6
 # Nothing here takes as long, on a machine that does nothing else; then processes are ended.
 LIMIT = 280
 
@@ -58,6 +58,7 @@ def training(
         "JAX_NUM_CPU_DEVICES": str(devices),
         "PYTHONUNBUFFERED": "1",
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),  # as launch/env.sh does
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in less time
     }
     command = [

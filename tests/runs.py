@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from videomae_jax import cli
+from videomae_jax.config import load_config
 from videomae_jax.devices.sharding import path_name
 from videomae_jax.tasks import pretrain
 from videomae_jax.training.workdir import read_metrics
@@ -41,6 +42,24 @@ CLASSIFIER = [
     "--config.model.classes=3",
     f"--config.data.class_names={KINDS}",
 ]
+
+# A pre-training of two blocks and one of the decoder, at 32 x 32.
+TINY = [
+    "--config.clip.height=32",
+    "--config.clip.width=32",
+    "--config.clip.frames=4",
+    "--config.mask.ratio=0.75",
+    "--config.batch_size=8",
+    "--config.lr=1e-3",
+    "--config.base_lr=0",
+    "--config.model.encoder.depth=2",
+    "--config.model.decoder.depth=1",
+]
+
+
+def tiny(*overrides):
+    """Return the config of a tiny pre-training."""
+    return load_config("pretrain:tiny,custom", [*TINY, *overrides])
 
 
 def rows(name, kinds, numbers, label=str):

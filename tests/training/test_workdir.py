@@ -29,7 +29,7 @@ def strike(tmp_path, monkeypatch, capsys):
                 self.wait()
 
         monkeypatch.setattr(Checkpoints, "save", save_and_strike)
-        more = [write_manifest(tmp_path), "--config.steps=12", "--config.save_every=4"]
+        more = [write_manifest(tmp_path), "--config.steps=8", "--config.save_every=4"]
         with pytest.raises(SystemExit) as stopped:
             cli.main(["train", f"--workdir={workdir}", *SMALL, *more])
         assert stopped.value.code == 1

@@ -1,1 +1,1 @@
-"""Meshes, processes and memory: where arrays are and how they get there."""
+"""Device meshes, processes, prefetching and host memory."""

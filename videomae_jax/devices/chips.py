@@ -1,7 +1,7 @@
-"""What the vendors' data sheets say of one accelerator: the ceilings that speed is held against.
+"""Peak speed and memory of accelerators, from the data sheets of their vendors.
 
 TPUs: cloud.google.com/tpu/docs, the pages v4, v5e, v5p, v6e and tpu7x. GPUs: NVIDIA's data sheets
-of the A100, H100 and H200 (SXM). Nothing here was measured.
+of the A100, H100 and H200 (SXM). Nothing is measured.
 """
 
 from typing import NamedTuple
@@ -10,11 +10,11 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """The ceilings of one device, as JAX counts devices: half a chip of a TPU7x.
+    """The limits of one JAX device, which on TPU7x is half a chip.
 
-    flops: dense bf16, per second. memory: bytes. bandwidth: of that memory, bytes/s. link: to the
-    neighbours of a slice or a host, all links together, one way. network: to other slices or
-    hosts, one way.
+    flops: dense bf16, FLOP/s. memory: bytes. bandwidth: of that memory, bytes/s. link: to the
+    other devices of a slice or host, the sum of all links, one way, bytes/s. network: to other
+    slices or hosts, one way, bytes/s.
     """
 
     flops: float
@@ -24,8 +24,8 @@ class Chip(NamedTuple):
     network: float
 
 
-# By the beginning of JAX's device_kind. Where no page gives a TPU's share of its data-centre
-# network (v4), that of the v5p stands. A GPU's network is one 400 Gb/s adapter each (A100: 200).
+# By the beginning of JAX's device_kind. No page gives the data-centre network of a TPU v4: it is
+# that of the v5p. The network of a GPU is one adapter of 400 Gb/s (A100: 200).
 CHIPS = {
     "NVIDIA A100": Chip(312e12, 80e9, 2.04e12, 300e9, 25e9),
     "NVIDIA A100-SXM4-40GB": Chip(312e12, 40e9, 1.56e12, 300e9, 25e9),
@@ -40,8 +40,8 @@ CHIPS = {
 
 
 def find_chip(device_kind: str) -> Chip | None:
-    """Return the chip of a `jax.Device.device_kind`, or None for one that is not in the table."""
-    # The longest name first: "TPU v5" also begins "TPU v5 lite".
+    """Return the chip of a `jax.Device.device_kind`, or None if it is not in the table."""
+    # The longest name first: "TPU v5 lite" also begins with "TPU v5".
     for name in sorted(CHIPS, key=len, reverse=True):
         if device_kind.startswith(name):
             return CHIPS[name]
@@ -49,6 +49,6 @@ def find_chip(device_kind: str) -> Chip | None:
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Return the bf16 peak of a device in FLOP/s, or None where it is not known."""
+    """Return the bf16 peak of a device in FLOP/s, or None if it is unknown."""
     chip = find_chip(device_kind)
     return chip.flops if chip else None

@@ -1,4 +1,4 @@
-"""Batches of the host -> batches on the devices, some steps ahead."""
+"""Move batches from the host to the devices, some steps ahead."""
 
 import queue
 import threading
@@ -9,18 +9,17 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-# How often a waiting reader looks whether it is still wanted, in seconds.
+# Interval at which a waiting thread checks whether it should stop, in seconds.
 POLL = 0.1
 
 
 class DevicePrefetcher:
-    """Iterates over batches of global arrays, and keeps `prefetch` of them on the devices.
+    """Iterate over batches of global arrays, and keep `prefetch` of them on the devices.
 
-    `batches` yields dicts of host arrays, the rows of this process; every leaf is put
-    with `sharding`, that of the batch axis. A thread reads and puts; its exceptions
-    are raised by `next`. `waited` is the time that `next` has waited so far, in
-    seconds. Close it, or use it in a `with`, when leaving before the end; a program
-    that forgets still exits.
+    batches: yields dicts of host arrays, the rows of this process. sharding: of the batch axis,
+    for every array. A thread reads and transfers; `next` raises its exceptions. `waited` is the
+    time that `next` has waited so far, in seconds. Close it, or use it in a `with`, when leaving
+    before the end; a program that does not still exits.
     """
 
     def __init__(
@@ -33,7 +32,7 @@ class DevicePrefetcher:
         self.waited = 0.0
         self._ready: queue.Queue = queue.Queue(maxsize=prefetch)
         self._unwanted = threading.Event()
-        # The thread must not hold the DevicePrefetcher itself, or a forgotten one would live on.
+        # The thread must not reference the DevicePrefetcher, or one that is not closed would stay.
         weakref.finalize(self, self._unwanted.set)
         self._thread = threading.Thread(
             target=_fill, args=(batches, sharding, self._ready, self._unwanted), name="feed"
@@ -55,7 +54,7 @@ class DevicePrefetcher:
         return batch
 
     def close(self) -> None:
-        """Stop reading, and wait for the thread: at most the time of one batch."""
+        """Stop reading, and wait for the thread, at most the time of one batch."""
         self._unwanted.set()
         self._thread.join()
 
@@ -67,10 +66,10 @@ class DevicePrefetcher:
 
 
 def _fill(batches, sharding, ready: queue.Queue, unwanted: threading.Event) -> None:
-    """Put batches and, last, (None, the exception or None) until nobody wants them."""
+    """Put batches into `ready`, and last (None, exception or None), until `unwanted` is set."""
 
     def put(item) -> bool:
-        # The interpreter joins this thread at exit, before it would drop the DevicePrefetcher.
+        # At exit the interpreter joins this thread before it deletes the DevicePrefetcher.
         while not unwanted.is_set() and threading.main_thread().is_alive():
             try:
                 ready.put(item, timeout=POLL)
@@ -89,7 +88,7 @@ def _fill(batches, sharding, ready: queue.Queue, unwanted: threading.Event) -> N
     except Exception as error:
         put((None, error))
     finally:
-        # Ends the reading threads below while the interpreter still runs.
+        # Ends the threads of the pipeline while the interpreter still runs.
         if hasattr(batches, "close"):
             batches.close()
 

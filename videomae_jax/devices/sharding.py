@@ -1,9 +1,9 @@
-"""The device mesh and who holds which part of what.
+"""The device mesh, and how parameters, optimizer state and batches are sharded over it.
 
-Three axes: "data" repeats the parameters and splits the batch; "fsdp" splits both;
-"tensor" splits the heads and the hidden units. Where slices of devices are joined by a slower
-network, only "data" crosses it. One table says how each parameter is split;
-the optimizer's moments follow their parameters.
+The mesh has three axes: "data" replicates the parameters and splits the batch; "fsdp" splits
+both; "tensor" splits the heads and the hidden units. Where a slower network joins slices of
+devices, only "data" crosses it. One table gives the sharding of each parameter; the moments of
+the optimizer are sharded like their parameters.
 """
 
 import math
@@ -22,7 +22,7 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_SPEC = P(("data", "fsdp"))
 
 # Every leaf of the state matches exactly one row, by the end of its path. The leading axis of
-# whatever stands under "blocks" is the depth.
+# leaves under "blocks" is the depth.
 RULES = (
     (r"blocks/(attn|cross)/qkv", P(None, "fsdp", None, "tensor", None)),  # [depth, D, 3, heads, d]
     (r"blocks/(attn|cross)/[qv]_bias", P(None, "tensor", None)),  # [depth, heads, d]
@@ -40,7 +40,7 @@ RULES = (
     (r"decoder/head/bias", P()),
     (r"mask_token", P()),
     (r"fc_norm/(scale|bias)", P()),
-    (r"(?<!decoder/)head/kernel", P("fsdp", None)),  # [D, classes]: of any number
+    (r"(?<!decoder/)head/kernel", P("fsdp", None)),  # [D, classes]
     (r"(?<!decoder/)head/bias", P()),
     (r"heads/(query|value|linear/kernel|linear/bias)", P()),  # of probes, [R, ...]
     (r"count|step|skipped", P()),
@@ -48,10 +48,11 @@ RULES = (
 
 
 def make_mesh(axes: dict[str, int], devices: list | None = None) -> Mesh:
-    """Lay the devices out as {"data": .., "fsdp": .., "tensor": ..}; one size may be -1.
+    """Return the mesh of the sizes {"data": .., "fsdp": .., "tensor": ..}; one may be -1.
 
-    "slices" is how many groups of devices a slower network joins; left out or -1, what the
-    devices say. Raises UserError when the sizes do not multiply to the number of devices.
+    "slices" is the number of groups of devices that a slower network joins; without it or at -1
+    the devices report it. Raises UserError if the product of the sizes is not the number of
+    devices.
     """
     devices = jax.devices() if devices is None else devices
     slices = split_slices(devices, count=axes["slices"] if "slices" in axes else -1)
@@ -73,7 +74,7 @@ def make_mesh(axes: dict[str, int], devices: list | None = None) -> Mesh:
             f"cross: a slice has {len(slices[0])} devices for fsdp={fsdp} x tensor={tensor}"
         )
     auto = (AxisType.Auto,) * 3
-    # Each slice for itself, because make_mesh follows the network within it.
+    # Slice by slice, because `jax.make_mesh` follows the network within a slice.
     parts = [
         jax.make_mesh((data // len(slices), fsdp, tensor), AXES, axis_types=auto, devices=part)
         for part in slices
@@ -82,12 +83,13 @@ def make_mesh(axes: dict[str, int], devices: list | None = None) -> Mesh:
 
 
 def split_slices(devices: list, *, count: int = -1) -> list[list]:
-    """Group devices by the slice they say they are of, -1, or into `count` runs of equal length.
+    """Group devices by their slice, or into `count` runs of equal length.
 
-    Raises UserError when the devices say another number, or do not divide.
+    count: of slices; -1 for what the devices report. Raises UserError if they report another
+    number or `count` does not divide them.
     """
-    # GPUs call each machine a slice, and there fsdp may well cross machines.
-    # Of one slice, devices that `videomae plan` compiles for have no such attribute.
+    # For GPUs each machine is a slice, and there "fsdp" may cross machines. Devices that
+    # `videomae plan` compiles for have no such attribute if there is only one slice.
     numbers = [getattr(d, "slice_index", 0) if d.platform == "tpu" else 0 for d in devices]
     known = sorted(set(numbers))
     if count == 1:
@@ -102,24 +104,25 @@ def split_slices(devices: list, *, count: int = -1) -> list[list]:
 
 
 def batch_devices(mesh: Mesh) -> int:
-    """Return over how many devices a batch is split."""
+    """Return the number of devices that a batch is split over."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Split the first axis of every leaf of a batch."""
+    """Return the sharding of every leaf of a batch: its first axis is split."""
     return NamedSharding(mesh, BATCH_SPEC)
 
 
 def batch_share(mesh: Mesh) -> tuple[int, int]:
-    """Return which part of a batch this process reads, (index, count).
+    """Return which part of a batch this process reads: (index, number of parts).
 
-    Processes that hold the same rows, split by "tensor", read the same part.
+    Processes that hold the same rows, because "tensor" crosses them, read the same part. Raises
+    UserError if the parts of two processes overlap or have unequal sizes.
     """
     rows: dict[int, set[int]] = {}
-    places = batch_sharding(mesh).devices_indices_map((batch_devices(mesh),))
-    for device, (place,) in places.items():
-        rows.setdefault(device.process_index, set()).add(place.start or 0)
+    slices = batch_sharding(mesh).devices_indices_map((batch_devices(mesh),))
+    for device in mesh.devices.flat:
+        rows.setdefault(device.process_index, set()).add(slices[device][0].start or 0)
     shares = sorted({tuple(sorted(own)) for own in rows.values()})
     if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != batch_devices(mesh):
         raise UserError(
@@ -130,10 +133,10 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
 
 
 def state_sharding(abstract_state: Any, mesh: Mesh) -> Any:
-    """Return a tree of NamedSharding for parameters, optimizer state and counters.
+    """Return the tree of NamedSharding of a state: parameters, optimizer state and counters.
 
-    Raises UserError for a leaf whose axis does not divide, ValueError for one that the table
-    misses or names twice.
+    Raises UserError for an axis that the mesh does not divide, and ValueError for a leaf that
+    does not match exactly one row of the table.
     """
 
     def leaf_sharding(path, leaf):
@@ -153,14 +156,14 @@ def state_sharding(abstract_state: Any, mesh: Mesh) -> Any:
 
 
 def path_name(path: tuple) -> str:
-    """Write a pytree path as "encoder/blocks/attn/qkv"."""
+    """Return a pytree path as "encoder/blocks/attn/qkv"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
-    """Raise UserError unless every device gets the same number of clips in every part."""
+    """Raise UserError unless each device gets the same number of clips in each accumulated part."""
     unit = batch_devices(mesh) * config.accumulation
-    unit //= math.gcd(unit, config.repeats)  # of videos, from here on
+    unit //= math.gcd(unit, config.repeats)  # in videos from here on
     if config.batch_size % unit:
         split = f"{batch_devices(mesh)} devices (data={mesh.shape['data']}, "
         split += f"fsdp={mesh.shape['fsdp']})"

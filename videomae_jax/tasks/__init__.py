@@ -1,4 +1,4 @@
-"""The tasks, by the name that `config.task` has."""
+"""The tasks, by the value of `config.task`."""
 
 from videomae_jax.tasks import classify, pretrain, probe
 from videomae_jax.tasks.task import TaskModule
@@ -7,5 +7,5 @@ TASKS: dict[str, TaskModule] = {
     "pretrain": pretrain,
     "classify": classify,
     "probe": probe,
-    "encoder": pretrain,  # of converted checkpoints without a decoder
+    "encoder": pretrain,  # a converted checkpoint without a decoder
 }

@@ -1,4 +1,4 @@
-"""Code that all tasks share: encoder fields, geometry, execution settings, banner lines."""
+"""Code that all tasks share: model fields, geometry, execution settings, banner lines."""
 
 import math
 from dataclasses import replace
@@ -18,15 +18,16 @@ from videomae_jax.models.attention import choose_implementation
 from videomae_jax.models.tokens import Triple, patch_grid
 from videomae_jax.models.vit import Execution, Size
 
-# Blocks up to which they run in a row by themselves.
+# Up to this number of blocks they are unrolled, not run in a loop.
 SHALLOW = {"cpu": 4, "tpu": 12}
 DTYPES = ("float32", "bfloat16", "float16")  # of the computation
 
 
 def encoder_fields(config: ConfigDict) -> dict[str, Any]:
-    """Return the fields of a model that `config.model` and `config.run` decide for any task.
+    """Return the fields that the models of all tasks have in common.
 
-    Those are encoder, patch, mean, std, position_grid and run, on this machine's devices.
+    They are encoder, patch, mean, std, position_grid and run, from `config.model` and
+    `config.run`. Raises UserError for an impossible value.
     """
     model = config.model
     if len(model.mean) != len(model.std):
@@ -49,23 +50,23 @@ class Geometry(NamedTuple):
 
     grid: Triple  # (T, rows, columns)
     tokens: int
-    values: int  # of one patch, over all channels
+    values: int  # per patch, over all channels
 
 
 def clip_geometry(clip: ConfigDict, model: Any) -> Geometry:
-    """Return how a model cuts the clips of `config.clip` into patches."""
+    """Return the patches of a clip of `config.clip`. model: has `patch` and `mean`."""
     grid = patch_grid((clip.frames, clip.height, clip.width), model.patch)
     return Geometry(grid, math.prod(grid), math.prod(model.patch) * len(model.mean))
 
 
 def patches_text(geometry: Geometry, model: Any) -> str:
-    """Return channels, patch and tokens of a clip for the start banner."""
+    """Return the channels, patch and tokens of a clip for the start banner."""
     patch = " x ".join(map(str, model.patch))
     return f"{len(model.mean)} channels; patch {patch}; {geometry.tokens} tokens"
 
 
 def compute_line(run: Execution) -> str:
-    """Return how a model is executed, for the start banner."""
+    """Return the execution settings for the start banner."""
     return f"{run.dtype.name}, attention {run.attention}, remat {run.remat}"
 
 
@@ -75,7 +76,10 @@ def flops_line(forward_flops: float, train_flops: float) -> str:
 
 
 def positions_line(grid: Triple, source: Triple | None) -> str:
-    """Say which positions a clip of (T, rows, columns) patches has, as `tokens.positions`."""
+    """Return how `tokens.positions` makes the position embeddings, for the start banner.
+
+    grid: (T, rows, columns) of a clip. source: the grid they are interpolated from.
+    """
     text = " x ".join(map(str, grid))
     if source is None or tuple(source) == grid:
         return f"sin-cos, {text}, made afresh for this size"
@@ -83,17 +87,22 @@ def positions_line(grid: Triple, source: Triple | None) -> str:
 
 
 def platform_in_use() -> str:
-    """Return the platform of the mesh in use, else of this machine's devices."""
-    # `videomae plan` builds models for a mesh of devices that are not there.
-    if jax.sharding.get_abstract_mesh().empty:  # the only one to ask while tracing
+    """Return the platform of the mesh in use; without one, of this machine's devices."""
+    # `videomae plan` builds models for devices that this machine does not have.
+    if jax.sharding.get_abstract_mesh().empty:  # `get_mesh` fails while tracing
         return jax.default_backend()
     return jax.sharding.get_mesh().devices.flat[0].platform
 
 
 def make_execution(config: ConfigDict) -> Execution:
-    """Resolve what `config.run` leaves to the machine: the platform in use."""
-    run, depth = config.run, config.model.encoder.depth
-    platform, dtype = platform_in_use(), run.dtype
+    """Return `config.run` with its "auto" values resolved for the platform in use.
+
+    Raises UserError for an impossible value.
+    """
+    run = config.run
+    depth = config.model.encoder.depth
+    platform = platform_in_use()
+    dtype = run.dtype
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
     if dtype not in DTYPES:
@@ -101,16 +110,19 @@ def make_execution(config: ConfigDict) -> Execution:
     return Execution(
         dtype=jnp.dtype(dtype),
         attention=choose_implementation(run.attention, platform=platform, dtype=dtype),
-        # On CPUs a loop over blocks takes no longer than the blocks in a row, half of the time to
-        # compile and less memory; but for a few small ones, of which turns take longer. On a GPU
-        # it takes a seventh longer: what each turn keeps is copied into place.
+        # On CPUs a loop over the blocks is as fast as unrolled blocks, compiles in half the time
+        # and needs less memory; only with a few small blocks it is slower. On a GPU it is a
+        # seventh slower, because it copies what each iteration stores for the backward pass.
         scan=run.scan or depth > SHALLOW.get(platform, depth),
         remat=run.remat,
     )
 
 
 def open_videos(config: ConfigDict) -> tuple[Videos, Videos | None]:
-    """Return the training and the held-out videos; None where the config names none."""
+    """Return the training and the held-out videos; None if the config holds none out.
+
+    Raises UserError for a missing list or decoder.
+    """
     data = config.data
     if not data.train:
         raise UserError(

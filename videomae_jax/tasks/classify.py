@@ -1,8 +1,8 @@
 """The fine-tuning task: classify clips."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +25,17 @@ from videomae_jax.tasks.build import (
 )
 from videomae_jax.tasks.task import Params, Task
 
-# Named streams of randomness, folded into the step's key.
+if TYPE_CHECKING:  # it imports PyAV, which is only needed where videos are read
+    from videomae_jax.data.samplers import ClipSampler, ViewSampler
+
+# Random streams, folded into the key of the step.
 AUGMENT, MIX, DROP = range(3)
 
 SAMPLING = ("dense", "sparse")
 
 
 def build_model(config: ConfigDict) -> VideoClassifier:
-    """Make the model of `config.model`, run as `config.run` says on this machine's devices."""
+    """Return the classifier of `config.model`, executed as `config.run` specifies."""
     model = config.model
     check_classes(model)
     return VideoClassifier(
@@ -46,27 +49,27 @@ def build_model(config: ConfigDict) -> VideoClassifier:
 def prepare(
     config: ConfigDict, train: Videos, held_out: Videos | None
 ) -> tuple[ConfigDict, Videos, Videos | None]:
-    """Put the classes of the training videos into the config, and number all labels by them.
+    """Write the classes of the training videos into the config, and number all labels by them.
 
-    What the config has of its own, `model.classes` and `data.class_names`, stays. Raises
-    UserError for missing labels, more classes than the model has, and held-out videos of a
-    class that is not in training.
+    Values that the config already has, `model.classes` and `data.class_names`, stay. Raises
+    UserError for missing labels, for more classes than the model has, and for held-out videos
+    of a class that training does not have.
     """
     names = tuple(config.data.class_names) or train.class_names or ()
     train = number_labels(train, names)
-    assert train.labels is not None  # or `number_labels` had raised
-    classes = config.model.classes or len(names) or int(train.labels.max()) + 1
-    if train.labels.max() >= classes:
+    labels = np.asarray(train.labels)
+    classes = config.model.classes or len(names) or int(labels.max()) + 1
+    if labels.max() >= classes:
         raise UserError(
-            f"{train.name} has label {train.labels.max()}, model.classes is {classes}: use "
-            f"--config.model.classes={train.labels.max() + 1} or more"
+            f"{train.name} has label {labels.max()}, model.classes is {classes}: use "
+            f"--config.model.classes={labels.max() + 1} or more"
         )
     if held_out:
         held_out = number_labels(held_out, names)
-        assert held_out.labels is not None
-        unseen = ~np.isin(held_out.labels, train.labels)
+        held_out_labels = np.asarray(held_out.labels)
+        unseen = ~np.isin(held_out_labels, labels)
         if unseen.any():
-            label = int(held_out.labels[unseen][0])
+            label = int(held_out_labels[unseen][0])
             raise UserError(
                 f"{unseen.sum()} of {len(held_out)} held-out videos of {held_out.name} are of "
                 f"classes that training never sees, first {names[label] if names else label}: "
@@ -80,11 +83,13 @@ def prepare(
 def build_task(config: ConfigDict) -> Task:
     """Return the fine-tuning task of a locked config.
 
-    Its batches have "label" int32 [B], and in training "row" int32 [B], the index of each clip
-    in the batch of all devices. Ids cannot be keys: with repeated augmentation a batch has
-    each of them several times.
+    Batches have "label" int32 [B], and in training "row" int32 [B], the index of each clip in
+    the global batch. Augmentations are keyed by row, not by id: with repeated augmentation a
+    batch contains each id several times.
     """
-    model, clip, change = build_model(config), config.clip, config.augment
+    model = build_model(config)
+    clip = config.clip
+    change = config.augment
     check_clip(clip)
     geometry = clip_geometry(clip, model)
     grid = geometry.grid
@@ -142,7 +147,7 @@ def build_task(config: ConfigDict) -> Task:
             f"{patches_text(geometry, model)}; {model.classes} classes",
             "positions": positions_line(grid, model.position_grid),
             "augment": f"{change.operations} operations at magnitude {change.magnitude:g}, crops "
-            f"from {change.min_area:g} of the picture, flip {'on' if change.flip else 'off'}, "
+            f"from {change.min_area:g} of the image, flip {'on' if change.flip else 'off'}, "
             f"erase {change.erase:g}",
             "mix": f"mixup {change.mixup:g}, cutmix {change.cutmix:g}, in groups of "
             f"{change.group}; label smoothing {config.label_smoothing:g}",
@@ -156,8 +161,7 @@ def build_task(config: ConfigDict) -> Task:
 def make_augment(config: ConfigDict, **options: Any) -> Callable[..., jax.Array]:
     """Return `augment.clip.augment` for the clips of a config: (key, video, size) -> video.
 
-    options: what `config.augment` does not decide for all tasks: operations, magnitude,
-    deviation and erase.
+    options: operations, magnitude, deviation and erase, which differ between the tasks.
     """
     clip, model, change = config.clip, config.model, config.augment
     return functools.partial(
@@ -172,22 +176,21 @@ def make_augment(config: ConfigDict, **options: Any) -> Callable[..., jax.Array]
     )
 
 
-def train_sampler(config: ConfigDict) -> Callable:
-    """Return the sampler of training clips, as `config.clip` says.
+def train_sampler(config: ConfigDict) -> "ClipSampler":
+    """Return the sampler of training clips of `config.clip`.
 
-    They come in the size they have in the video, up to that of the source.
+    Clips keep their size in the video, up to source_height x source_width.
     """
-    high, wide = config.clip.source_height, config.clip.source_width
-    return _sample(config, height=high, width=wide, train=True, canvas=(high, wide))
+    height, width = config.clip.source_height, config.clip.source_width
+    return _sampler(config, height=height, width=width, train=True, canvas=(height, width))
 
 
-def eval_sampler(config: ConfigDict) -> Callable:
-    """Return the sampler of evaluation clips, as `config.clip` says."""
-    return _sample(config, height=config.clip.height, width=config.clip.width, train=False)
+def eval_sampler(config: ConfigDict) -> "ClipSampler":
+    """Return the sampler of evaluation clips of `config.clip`."""
+    return _sampler(config, height=config.clip.height, width=config.clip.width, train=False)
 
 
-def _sample(config: ConfigDict, **options) -> Callable:
-    # PyAV is only needed where videos are read.
+def _sampler(config: ConfigDict, **options: Any) -> "ClipSampler":
     from videomae_jax.data.samplers import DenseSampler, SparseSampler
 
     clip = config.clip
@@ -197,8 +200,8 @@ def _sample(config: ConfigDict, **options) -> Callable:
     return SparseSampler(**options)
 
 
-def view_sampler(config: ConfigDict, *, segments: int, crops: int):
-    """Return the sampler of all test views of a video, for the clips of a config."""
+def view_sampler(config: ConfigDict, *, segments: int, crops: int) -> "ViewSampler":
+    """Return the sampler of all segments x crops test views of a video."""
     from videomae_jax.data.samplers import ViewSampler
 
     clip = config.clip
@@ -214,7 +217,10 @@ def view_sampler(config: ConfigDict, *, segments: int, crops: int):
 
 
 def view_probabilities(model: VideoClassifier, params: Params, video: jax.Array) -> jax.Array:
-    """Return the mean over the views of softmax, float32 [B, classes], of [B, V, F, H, W, C]."""
+    """Return the class probabilities averaged over the views of each video.
+
+    video: uint8 [B, V, F, H, W, C]. Returns float32 [B, classes], 0 to 1.
+    """
     frames, height, width = video.shape[2:5]
     grid = patch_grid((frames, height, width), model.patch)
     patches = patchify(video.reshape(-1, *video.shape[2:]), model.patch)
@@ -224,7 +230,7 @@ def view_probabilities(model: VideoClassifier, params: Params, video: jax.Array)
 
 
 def check_classes(model: ConfigDict) -> None:
-    """Raise UserError for less than two classes."""
+    """Raise UserError for fewer than two classes."""
     if model.classes < 2:
         raise UserError(
             f"model.classes is {model.classes}: give training data with labels of 2 or more "
@@ -233,7 +239,7 @@ def check_classes(model: ConfigDict) -> None:
 
 
 def check_clip(clip: ConfigDict) -> None:
-    """Raise UserError for a way of sampling or a size that training cannot use."""
+    """Raise UserError for an unknown sampling or a source smaller than the clip."""
     if clip.sampling not in SAMPLING:
         raise UserError(f"clip.sampling {clip.sampling!r} is unknown: use {' or '.join(SAMPLING)}")
     for side in ("height", "width"):
@@ -246,9 +252,9 @@ def check_clip(clip: ConfigDict) -> None:
 
 
 def check_group(change: ConfigDict, *, clips: int) -> None:
-    """Raise UserError unless mixing groups divide the clips of one device in one part of a step.
+    """Raise UserError unless the mixing group size divides `clips`.
 
-    change: `config.augment`.
+    change: `config.augment`. clips: of one device in one accumulated part.
     """
     group = change.group
     if (change.mixup or change.cutmix) and clips % group:
@@ -261,14 +267,15 @@ def check_group(change: ConfigDict, *, clips: int) -> None:
 
 
 def class_sums(logits: jax.Array, targets: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    """Return the terms of loss and accuracy, per clip, float32 [B] each.
+    """Return the terms of loss and accuracy of each clip, float32 [B].
 
-    "error": the cross-entropy with soft targets [B, classes]; "top1", "top5": whether the
-    label is among the first 1 and 5 logits, equal ones in the order of the classes; "count".
+    logits, targets: float32 [B, classes]. labels: int32 [B]. "error" is the cross-entropy with
+    the soft targets; "top1" and "top5" are 1 if the label is among the 1 or 5 highest logits,
+    where of equal logits the lower class is first; "count" is 1.
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     earlier = jnp.arange(logits.shape[-1]) < labels[:, None]
-    # Not `logits > own`, which a NaN would pass as correct.
+    # Not `logits > own`: with NaN logits that would count as correct.
     rank = (~(logits <= own) | ((logits == own) & earlier)).sum(-1)
     return {
         "error": -(targets * jax.nn.log_softmax(logits)).sum(-1),
@@ -278,11 +285,11 @@ def class_sums(logits: jax.Array, targets: jax.Array, labels: jax.Array) -> dict
     }
 
 
-def summarize(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Divide scalar sums into the loss and the fractions of clips classified correctly.
+def summarize(sums: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Return the mean loss and the fractions of clips classified correctly.
 
-    In training the clips are mixed and the label is that of the first of two, so top1 and top5
-    are far below what they are in evaluation.
+    In training the label of two mixed clips is that of the first, so top1 and top5 are far below
+    their values in evaluation.
     """
     count = sums["count"]
     return {

@@ -1,9 +1,9 @@
-"""The pre-training task: draw a mask, reconstruct what it hides."""
+"""The pre-training task: reconstruct masked patches."""
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -33,22 +33,25 @@ from videomae_jax.tasks.build import (
 )
 from videomae_jax.tasks.task import Batch, Params, Task
 
+if TYPE_CHECKING:  # it imports PyAV, which is only needed where videos are read
+    from videomae_jax.data.samplers import ClipSampler
+
 PICTURES = 4  # clips shown at each evaluation
 
-# Named streams of randomness, folded into the run's key so that none repeats another.
+# Random streams, folded into the key of the step.
 MASK, DECODER_MASK = range(2)
 
-# Of `model.decoder_attention`, in words for people.
+# The banner's words for `model.decoder_attention`.
 DECODERS = {
     "self": "self-attention over visible and predicted tokens",
     "cross": "cross-attention from predicted to visible tokens (CrossMAE, not the paper's)",
 }
 
-EVAL_SEED = 2022  # held-out clips keep their masks from run to run, so that losses compare
+EVAL_SEED = 2022  # fixed, so that all runs mask the held-out clips alike and losses compare
 
 
 def build_model(config: ConfigDict) -> VideoMAE:
-    """Make the model of `config.model`, run as `config.run` says on this machine's devices."""
+    """Return the model of `config.model`, executed as `config.run` specifies."""
     kind = config.model.decoder_attention
     if kind not in DECODERS:
         raise UserError(f"model.decoder_attention {kind!r} is unknown: use {' or '.join(DECODERS)}")
@@ -60,15 +63,15 @@ def build_model(config: ConfigDict) -> VideoMAE:
 def prepare(
     config: ConfigDict, train: Videos, held_out: Videos | None
 ) -> tuple[ConfigDict, Videos, Videos | None]:
-    """Return all as it is, but with labels numbered alike where `config.knn` needs them.
+    """Number the labels of both lists alike if `config.knn` uses them; else change nothing.
 
-    Raises UserError for missing labels, or a bank of less than k, where it does.
+    Raises UserError if it does and labels are missing or there are fewer than k videos.
     """
     if not config.knn.k:
         return config, train, held_out
     if not held_out:
         raise UserError(
-            "knn.k is set, but no videos are held out to be told: give --config.data.eval or "
+            "knn.k is set, but no videos are held out to classify: give --config.data.eval or "
             "--config.data.holdout"
         )
     for videos in (train, held_out):
@@ -84,7 +87,8 @@ def prepare(
 
 def build_task(config: ConfigDict) -> Task:
     """Return the pre-training task of a locked config."""
-    model, clip = build_model(config), config.clip
+    model = build_model(config)
+    clip = config.clip
     geometry = clip_geometry(clip, model)
     draw = make_draw(config.mask, geometry.grid)
     visible, decoded = _token_counts(config.mask, geometry)
@@ -120,7 +124,7 @@ def build_task(config: ConfigDict) -> Task:
         if "size" in batch:
             resize = functools.partial(resize_clip, height=clip.height, width=clip.width)
             video = jax.vmap(resize)(video, batch["size"])
-        if config.repeats > 1:  # clips of one video are adjacent, each with a mask of its own
+        if config.repeats > 1:  # clips of one video are adjacent, and each has its own mask
             ids = ids * config.repeats + batch["row"] % config.repeats
         return jax.tree.map(jnp.sum, clip_sums(params, video, key, ids))
 
@@ -155,9 +159,10 @@ Draw = Callable[[jax.Array, jax.Array], tuple[Mask, Mask | None]]
 
 
 def make_draw(mask: ConfigDict, grid: Triple) -> Draw:
-    """Return (key, ids int32 [B]) -> the mask, and which masked tokens to decode (None: all).
+    """Return a function (key, ids int32 [B]) -> (mask, mask of the tokens to decode).
 
-    mask: `config.mask`. Only the global id of a clip counts, not its process or batch row.
+    mask: `config.mask`. The second is None if all masked tokens are decoded. Masks depend only
+    on the key and the global id of a clip, not on its process or row.
     """
 
     def draw(key, ids):
@@ -189,7 +194,7 @@ def _make_pictures(
 ) -> Callable[[Params, Batch], dict[str, np.ndarray]]:
     """Return a function that draws the reconstructions of the first clips of a batch."""
 
-    # Replicated on every process, whichever read the clips.
+    # Replicated, so that every process has the clips, whichever process read them.
     @functools.partial(jax.jit, out_shardings=P())
     def rebuild(params, batch):
         video, ids = batch["video"][:PICTURES], batch["id"][:PICTURES]
@@ -217,26 +222,25 @@ def _loss_line(model: VideoMAE, *, normalized: bool) -> str:
     )
 
 
-def train_sampler(config: ConfigDict) -> Callable:
-    """Return the sampler of training clips, as `config.clip` says.
+def train_sampler(config: ConfigDict) -> "ClipSampler":
+    """Return the sampler of training clips of `config.clip`.
 
-    On accelerators clips come in the size they have in the video, up to that of the source.
+    On accelerators clips keep their size in the video, up to source_height x source_width.
     """
     clip = config.clip
-    # There the device has no time of its own, and Pillow takes a quarter of it (docs/data.md).
+    # On CPUs the host is the device, and Pillow resizes in a quarter of its time (docs/data.md).
     if platform_in_use() == "cpu":
-        return _sample(config, train=True)
+        return _sampler(config, train=True)
     canvas = max(clip.source_height, clip.height), max(clip.source_width, clip.width)
-    return _sample(config, train=True, canvas=canvas)
+    return _sampler(config, train=True, canvas=canvas)
 
 
-def eval_sampler(config: ConfigDict) -> Callable:
-    """Return the sampler of evaluation clips, as `config.clip` says."""
-    return _sample(config, train=False)
+def eval_sampler(config: ConfigDict) -> "ClipSampler":
+    """Return the sampler of evaluation clips of `config.clip`."""
+    return _sampler(config, train=False)
 
 
-def _sample(config: ConfigDict, **options) -> Callable:
-    # PyAV is only needed where videos are read.
+def _sampler(config: ConfigDict, **options: Any) -> "ClipSampler":
     from videomae_jax.data.samplers import PretrainSampler
 
     clip = config.clip
@@ -250,12 +254,14 @@ def _sample(config: ConfigDict, **options) -> Callable:
     )
 
 
-def summarize(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Divide scalar sums into the loss and its two yardsticks.
+def summarize(sums: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Return the mean loss, vs_zero and r2.
 
-    vs_zero: the loss over that of predicting zero. r2: 1 - loss / variance of the targets,
-    the share explained; for normalized targets, whose mean is zero, 1 - vs_zero.
+    vs_zero: the loss divided by the loss of predicting zero. r2: 1 - loss / variance of the
+    targets; for normalized targets, whose mean is zero, that is 1 - vs_zero.
     """
     count = sums["count"]
-    loss, square, mean = sums["error"] / count, sums["square"] / count, sums["target"] / count
+    loss = sums["error"] / count
+    square = sums["square"] / count
+    mean = sums["target"] / count
     return {"loss": loss, "vs_zero": loss / square, "r2": 1 - loss / (square - mean**2)}

@@ -1,10 +1,11 @@
 """The probing task: classify clips from the tokens of a frozen encoder.
 
-One head per rate of `config.rates`, all trained at once, so that the result does not depend on
-the choice of one rate. The heads get the same clips and do not affect each other.
+There is one head per learning rate of `config.rates`, so that the result does not depend on the
+choice of one rate. All train at once on the same clips and do not affect each other.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from videomae_jax.tasks.task import Task
 
 
 def build_model(config: ConfigDict) -> Probe:
-    """Make the model of `config.model`, run as `config.run` says on this machine's devices."""
+    """Return the probe of `config.model`, executed as `config.run` specifies."""
     model = config.model
     if model.head not in KINDS:
         raise UserError(f"model.head {model.head!r} is unknown: use {' or '.join(KINDS)}")
@@ -39,7 +40,7 @@ def build_model(config: ConfigDict) -> Probe:
 def prepare(
     config: ConfigDict, train: Videos, held_out: Videos | None
 ) -> tuple[ConfigDict, Videos, Videos | None]:
-    """Number the classes as `classify.prepare` does. Raises UserError without an encoder."""
+    """Number the classes as `classify.prepare` does; raise UserError without `init_from`."""
     if not config.init_from:
         raise UserError(
             "config.init_from is not set: a probe measures a trained encoder, give "
@@ -50,7 +51,9 @@ def prepare(
 
 def build_task(config: ConfigDict) -> Task:
     """Return the probing task of a locked config; its batches are those of `classify`."""
-    model, clip, change = build_model(config), config.clip, config.augment
+    model = build_model(config)
+    clip = config.clip
+    change = config.augment
     classify.check_clip(clip)
     geometry = clip_geometry(clip, model)
     grid = geometry.grid
@@ -77,14 +80,14 @@ def build_task(config: ConfigDict) -> Task:
             for name in ("error", "top1")
             for index, rate in enumerate(config.rates)
         }
-        # The sum over the heads, so that each has the gradient it would have alone.
+        # Summed over the heads, so that each has the gradient that it would have alone.
         return {"error": heads["error"].sum(0), "count": heads["count"][0], **named}
 
     def train_sums(params, batch, key):
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
         video = jax.vmap(augment_clip)(keys, batch["video"], batch.get("size"))
         sums = clip_sums(params, batch, video)
-        # Which head is the best of one small batch says nothing: the loss of all is enough.
+        # Scores of single heads on one small batch mean little: the loss of all is enough.
         return {name: sums[name].sum() for name in ("error", "count")}
 
     def eval_sums(params, batch):
@@ -99,11 +102,11 @@ def build_task(config: ConfigDict) -> Task:
         samplers=lambda: (train_sampler(config), eval_sampler(config)),
         check_clips=lambda clips: None,
         wrap_optimizer=functools.partial(heads_only, rates=tuple(config.rates)),
-        train_flops=forward_flops,  # backward through the heads alone: next to nothing
+        train_flops=forward_flops,  # the backward pass of the heads is negligible
         summary={
             "clip": f"{clip.frames} frames, {clip.height} x {clip.width}, "
             f"{patches_text(geometry, model)}; {model.classes} classes",
-            "augment": f"crops from {change.min_area:g} of the picture, "
+            "augment": f"crops from {change.min_area:g} of the image, "
             f"flip {'on' if change.flip else 'off'}",
             "heads": f"{model.heads} {model.head}, the encoder frozen; the rate x "
             + ", ".join(map(_name, config.rates)),
@@ -115,13 +118,13 @@ def build_task(config: ConfigDict) -> Task:
 def heads_only(
     optimizer: optax.GradientTransformation, *, rates: tuple[float, ...]
 ) -> optax.GradientTransformation:
-    """Return an optimizer of the heads alone, with one factor of the rate per head."""
+    """Return an optimizer of the heads only, with one learning rate factor per head."""
     parts = {"encoder": optax.set_to_zero(), "heads": optax.chain(optimizer, scale_by_head(rates))}
     return optax.partition(parts, {name: name for name in parts})
 
 
 def scale_by_head(rates: tuple[float, ...]) -> optax.GradientTransformation:
-    """Multiply the updates of stacked heads, [R, ...] each, by one factor per head."""
+    """Multiply the updates of stacked heads, [R, ...] each, by one rate per head."""
 
     def scale(updates, _):
         factors = jnp.asarray(rates, jnp.float32)
@@ -130,13 +133,13 @@ def scale_by_head(rates: tuple[float, ...]) -> optax.GradientTransformation:
     return optax.stateless(scale)
 
 
-def summarize(sums: dict[str, jax.Array], *, rates: tuple[float, ...]) -> dict[str, jax.Array]:
-    """Divide scalar sums into the loss and top1 of the best head, its rate, and every top1.
+def summarize(sums: Mapping[str, Any], *, rates: tuple[float, ...]) -> dict[str, jax.Array]:
+    """Return the loss and top1 of the best head, its rate, and the top1 of every head.
 
-    In training, which has no sums by head, into the mean loss of all heads alone.
-    best_rate and the keys "top1_x3" are multiples of the run's rate. The best head has the
-    highest top1, the first of them in the order of `rates`: among several, chosen on the very
-    clips, it is a little flattered.
+    In training, which has no sums per head, return only the mean loss of all heads.
+    best_rate and the numbers in keys such as "top1_x3" are multiples of the run's learning rate.
+    The best head is the first with the highest top1. It is chosen on the clips that score it, so
+    its top1 is slightly optimistic.
     """
     count = sums["count"]
     if sums.keys() == {"error", "count"}:

@@ -1,7 +1,7 @@
 """The interface of a task: its module, and the functions that the training loop calls."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -10,9 +10,13 @@ from ml_collections import ConfigDict
 
 from videomae_jax.data.videos import Videos
 
+if TYPE_CHECKING:  # it imports PyAV, which is only needed where videos are read
+    from videomae_jax.data.samplers import ClipSampler
+
 Params = Any
-# "video" uint8 [B, F, H, W, C], "id" int32 [B], maybe "label"; in training "row" int32 [B] and,
-# where clips do not fill all of it, "size" int32 [B, 2], the height and width that they do
+# "video" uint8 [B, F, H, W, C], "id" int32 [B] and, for labelled videos, "label" int32 [B]. In
+# training also "row" int32 [B] and, where clips may fill only the top left part of "video",
+# "size" int32 [B, 2], their height and width. In evaluation also "valid" bool [B].
 Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
 
@@ -20,21 +24,23 @@ Sums = dict[str, jax.Array]
 class Task(NamedTuple):
     """A task, built from a config; everything in it is a pure function.
 
-    Losses and scores travel as sums with their counts, so that micro-batches, devices and
-    last partial batches add up exactly; `summarize` divides once, at the end.
+    Losses and scores are sums with their counts until `summarize` divides them, so that parts of
+    a batch, devices and the partial last batch add up exactly.
     """
 
     init: Callable[[jax.Array], Params]  # key -> float32 parameters
-    train_sums: Callable[[Params, Batch, jax.Array], Sums]  # with the step's key; scalars
-    eval_sums: Callable[[Params, Batch], Sums]  # per clip, [B]; no randomness but the id's
-    summarize: Callable[[Sums], dict[str, jax.Array]]  # scalar sums -> metrics, "loss" first
-    pictures: Callable[[Params, Batch], dict[str, np.ndarray]]  # uint8 [h, w, 3] each
-    samplers: Callable[[], tuple[Callable, Callable]]  # what a clip takes of a video: train, eval
-    check_clips: Callable[[int], None]  # UserError unless a device can train on so many at once
+    train_sums: Callable[[Params, Batch, jax.Array], Sums]  # with the key of the step -> scalars
+    eval_sums: Callable[[Params, Batch], Sums]  # -> one value per clip, [B]; random only by id
+    # Scalar sums of jax or NumPy -> metrics, "loss" first.
+    summarize: Callable[[Mapping[str, Any]], dict[str, jax.Array]]
+    pictures: Callable[[Params, Batch], dict[str, np.ndarray]]  # -> uint8 [height, width, 3] each
+    samplers: Callable[[], tuple["ClipSampler", "ClipSampler"]]  # of training and evaluation
+    # Raises UserError unless a device can train on this number of clips at once.
+    check_clips: Callable[[int], None]
     train_flops: float  # of one clip, forward and backward
     summary: dict[str, str]  # lines of the start banner
-    knn: ConfigDict | None = None  # `config.knn`, if features are scored at each evaluation
-    # AdamW -> the optimizer of the task; None where all parameters are trained alike
+    knn: ConfigDict | None = None  # `config.knn` if every evaluation also runs kNN
+    # AdamW -> the optimizer of the task; None if all parameters train with one learning rate.
     wrap_optimizer: (
         Callable[[optax.GradientTransformation], optax.GradientTransformation] | None
     ) = None
@@ -46,7 +52,7 @@ class TaskModule(Protocol):
     def prepare(
         self, config: ConfigDict, train: Videos, held_out: Videos | None
     ) -> tuple[ConfigDict, Videos, Videos | None]:
-        """Complete the config and the labels with what the videos say."""
+        """Complete the config and the labels from the videos."""
 
     def build_model(self, config: ConfigDict) -> Any:
         """Return the Flax module of `config.model`."""
@@ -54,5 +60,5 @@ class TaskModule(Protocol):
     def build_task(self, config: ConfigDict) -> Task:
         """Return the task of a prepared config."""
 
-    def eval_sampler(self, config: ConfigDict) -> Callable:
+    def eval_sampler(self, config: ConfigDict) -> "ClipSampler":
         """Return the sampler of evaluation clips."""

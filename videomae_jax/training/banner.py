@@ -1,4 +1,4 @@
-"""The lines printed before the first step: all settings of a run, with their arithmetic."""
+"""Format the settings of a run, with their arithmetic, to print before the first step."""
 
 from typing import Any
 
@@ -13,8 +13,9 @@ from videomae_jax.training.optim import Schedule
 
 
 def batch_line(config: ConfigDict, mesh: Mesh) -> str:
-    """Return clips per device x devices x accumulated parts = the batch of one step."""
-    devices, parts = batch_devices(mesh), config.accumulation
+    """Return the clips of one step as clips per device x devices x accumulated parts."""
+    devices = batch_devices(mesh)
+    parts = config.accumulation
     clips = config.batch_size * config.repeats
     repeats = f", {config.repeats} of each video from one decode" if config.repeats > 1 else ""
     return (
@@ -24,7 +25,7 @@ def batch_line(config: ConfigDict, mesh: Mesh) -> str:
 
 
 def rate_line(config: ConfigDict, schedule: Schedule) -> str:
-    """Return how the learning rate follows from the base rate."""
+    """Return the learning rate as base rate x batch / 256, and its schedule."""
     base = config.base_lr
     product = f"{base:g} x {config.batch_size} / 256 = " if base else ""
     layers = ""
@@ -44,14 +45,14 @@ def length_line(config: ConfigDict, schedule: Schedule, examples: int) -> str:
 
 
 def devices_line(mesh: Mesh) -> str:
-    """Return the number and kind of the devices, and the mesh."""
+    """Return the number and kind of the devices, and the sizes of the mesh."""
     shape = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
     processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return f"{mesh.size} x {mesh.devices.flat[0].device_kind}{processes} ({shape})"
 
 
 def model_line(params: Any) -> str:
-    """Return the number of parameters, of the model and of its encoder."""
+    """Return the number of parameters of the model and of its encoder."""
 
     def millions(tree):
         return f"{sum(x.size for x in jax.tree.leaves(tree)) / 1e6:.4g} M"
@@ -63,7 +64,7 @@ def memory_line(compiled: jax.stages.Compiled, batch: Any, *, prefetch: int) -> 
     """Return the memory of the compiled step on each device, and of the batches on the host."""
     stats: Any = compiled.memory_analysis()
     arguments, temporaries = stats.argument_size_in_bytes, stats.temp_size_in_bytes
-    # Being filled, those ready in tf.data, and as many on their way to the devices.
+    # One that is being filled, and `prefetch` each in tf.data and on their way to the devices.
     host = (1 + 2 * prefetch) * tree_bytes(batch) / jax.process_count()
     return (
         f"{size_text(device_bytes(stats))} per device (state and batch {size_text(arguments)}, "
@@ -80,7 +81,7 @@ def data_line(train: Videos, held_out: Videos | None) -> str:
 def workdir_line(
     workdir: str, start: int, changes: dict[str, tuple[Any, Any]], *, init_from: str
 ) -> str:
-    """Return whether the run is new or resumed, and the changes of its config since then."""
+    """Return whether the run is new or resumed, and what changed in its config."""
     if not start:
         return f"{workdir}, a new run" + (f" from {init_from}" if init_from else "")
     changed = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in changes.items())
@@ -88,6 +89,6 @@ def workdir_line(
 
 
 def text(title: str, rows: dict[str, str]) -> str:
-    """Return the rows, aligned, under a title."""
+    """Return aligned rows under a title."""
     width = max(map(len, rows)) + 2
     return "\n".join([title, *(f"  {name:<{width}}{value}" for name, value in rows.items())])

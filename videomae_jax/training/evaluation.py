@@ -10,28 +10,26 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from videomae_jax.data.pipeline import eval_batches
+from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos
 from videomae_jax.devices.prefetch import DevicePrefetcher
-from videomae_jax.devices.sharding import (
-    batch_sharding,
-    batch_share,
-)
+from videomae_jax.devices.sharding import batch_sharding, batch_share
 from videomae_jax.errors import UserError
 from videomae_jax.tasks.task import Params, Task
 from videomae_jax.training.step import Steps, TrainState
 
-# Metrics, how many videos could be read, and pictures.
+# Metrics, how many videos could be read, and images uint8 [height, width, 3] by name.
 Scores = tuple[dict[str, float], str, dict[str, np.ndarray]]
 
 
 class Evaluator(Protocol):
-    """Scores the weights of a run on data of its own, such as `online_knn.OnlineKnn`."""
+    """Score the weights of a run in another way, such as `online_knn.OnlineKnn`."""
 
     def __call__(
         self, weights: dict[str, Params], *, stopped: Callable[[], bool]
     ) -> dict[str, float] | None:
-        """Return the metrics of named weights; None where `stopped()` became true."""
+        """Return the metrics of the named weights; None if `stopped()` returned True."""
 
 
 def evaluate(
@@ -41,16 +39,17 @@ def evaluate(
     state: TrainState,
     *,
     videos: Videos,
-    sampler: Callable,
+    sampler: ClipSampler,
     mesh: Mesh,
     evaluators: Sequence[Evaluator],
     stopped: Callable[[], bool],
 ) -> Scores | None:
-    """Score every held-out video once: (metrics, how many could be read, pictures).
+    """Score every held-out video once; return (metrics, how many could be read, images).
 
-    The metrics of the averaged weights, where there are any, have "ema_" before their names.
-    evaluators: add metrics of their own. stopped: called once a batch; once it returns True, all
-    processes return None, because a run that is about to be killed has no time for scores.
+    The metrics of the averaged weights of a run that has them have the prefix "ema_".
+    evaluators: add their own metrics. stopped: called once per batch; when it returns True, all
+    processes return None, because a run that is about to be killed has no time for an
+    evaluation. Raises UserError if no video is readable.
     """
     weights = named_weights(state)
     bad = BadVideos(videos, max_share=1.0)
@@ -95,5 +94,7 @@ def evaluate(
 
 
 def named_weights(state: TrainState) -> dict[str, Params]:
-    """Return the weights that are evaluated, by what their metrics' names begin with."""
-    return {"": state.params} | ({} if state.ema is None else {"ema_": state.ema})
+    """Return the weights to evaluate, by the prefix of their metrics."""
+    if state.ema is None:
+        return {"": state.params}
+    return {"": state.params, "ema_": state.ema}

@@ -1,4 +1,4 @@
-"""Where the time of a run went, over all its starts."""
+"""Account for the time of a run, over all its starts."""
 
 import json
 import os
@@ -9,11 +9,11 @@ from videomae_jax.training.workdir import GOODPUT
 
 
 class Goodput:
-    """The account of a run, kept in WORKDIR/goodput.json from one start to the next.
+    """The time account of a run, stored in WORKDIR/goodput.json.
 
-    Useful is the time of the steps that counted, less what they waited for data. Its share is of
-    the wall time since the first start: what lay between two starts counts against it too.
-    A killed start is known up to its last `write`.
+    Useful time is the time of all steps that were not lost, without the time they waited for
+    data. It is reported as a fraction of the wall time since the first start, which includes the
+    time between two starts. A start that is killed is accounted for up to its last `write`.
     """
 
     def __init__(self, workdir: str):
@@ -21,12 +21,13 @@ class Goodput:
         if self._file.exists():
             self._book = json.loads(self._file.read_text())
         else:
-            # began: seconds since 1970. step: the last one taken. Then seconds of each kind.
+            # began: seconds since 1970. step: number of the last step.
             self._book = dict(began=time.time(), starts=0, step=0, steps=0, lost_steps=0)
+            # Seconds of each kind:
             self._book |= dict(stepping=0.0, waiting=0.0, saving=0.0, evaluating=0.0)
 
     def begin(self, step: int) -> None:
-        """Note that training goes on after `step`; whatever was done beyond it is lost."""
+        """Record a start after `step`; steps beyond it, of an earlier start, are lost."""
         book = self._book
         book["lost_steps"] += max(0, book["step"] - step)
         book["starts"] += 1
@@ -34,18 +35,18 @@ class Goodput:
         self.write()
 
     def stepped(self, step: int, *, seconds: float, waited: float) -> None:
-        """Note a step, how long it took, and how much of that was waiting for data."""
+        """Record the number of a step and its time, of which it `waited` for data."""
         self._book["step"] = step
         self._book["steps"] += 1
         self._book["stepping"] += seconds
         self._book["waiting"] += waited
 
     def paused(self, kind: str, seconds: float) -> None:
-        """Note time spent "saving" or "evaluating"."""
+        """Record the time of "saving" or "evaluating"."""
         self._book[kind] += seconds
 
     def metrics(self) -> dict[str, float]:
-        """Return useful_share, restarts and lost_steps, of the whole run."""
+        """Return useful_share (a fraction), restarts and lost_steps of the whole run."""
         book = self._book
         kept = 1 - book["lost_steps"] / max(book["steps"], 1)
         useful = kept * (book["stepping"] - book["waiting"])
@@ -56,8 +57,9 @@ class Goodput:
         }
 
     def __str__(self) -> str:
-        """One line for the end of a run."""
-        book, whole = self._book, max(time.time() - self._book["began"], 1e-9)
+        """Return one line for the end of a run."""
+        book = self._book
+        whole = max(time.time() - book["began"], 1e-9)
         parts = [
             f"{book[kind] / whole:.0%} {words}"
             for kind, words in (
@@ -73,7 +75,7 @@ class Goodput:
         )
 
     def write(self) -> None:
-        """Keep the account for the next start."""
+        """Write the account to its file."""
         new = self._file.with_suffix(".new")
         new.write_text(json.dumps(self._book))
         os.replace(new, self._file)

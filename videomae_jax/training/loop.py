@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from videomae_jax.config import differences
 from videomae_jax.data.pipeline import clip_batches
+from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.synthetic import SyntheticSampler
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos
@@ -144,8 +145,10 @@ def _starting_state(
     run: Run, checkpoints: Checkpoints, load_weights: Callable[[str], Params]
 ) -> tuple[int, TrainState, dict[str, tuple[Any, Any]]]:
     """Return the step to start after, its state, and what changed in the config since then."""
-    config, workdir = run.config, run.workdir
-    abstract_state, total = run.functions.abstract_state, run.schedule.steps
+    config = run.config
+    workdir = run.workdir
+    abstract_state = run.functions.abstract_state
+    total = run.schedule.steps
     # First choice: resume. A run that has a checkpoint never reads `init_from` again.
     restored = checkpoints.restore(
         abstract_state,
@@ -181,7 +184,9 @@ def _train_steps(
     stop: StopSignal,
 ) -> bool:
     """Train from step `start` to the last one; False when a signal ended it early."""
-    config, total, peers = run.config, run.schedule.steps, Peers(run.mesh)
+    config = run.config
+    total = run.schedule.steps
+    peers = Peers(run.mesh)
     train_sampler, eval_sampler = _samplers(run)
     score = _make_score(run, eval_sampler)
     with _open_batches(run, train_sampler, start) as batches:
@@ -207,7 +212,8 @@ def _train_steps(
             signals, waited = exchange()
             monitor.record(step, metrics, batch["id"], waited=waited)
             run.bad.check()
-            last, number = step == total, int(signals.max())
+            last = step == total
+            number = int(signals.max())
             if last or number or step % config.save_every == 0:
                 with monitor.pause("saving"):
                     checkpoints.save(step, state, config)
@@ -225,7 +231,7 @@ def _train_steps(
     return True
 
 
-def _samplers(run: Run) -> tuple[Callable, Callable]:
+def _samplers(run: Run) -> tuple[ClipSampler, ClipSampler]:
     """Return the samplers of training and of evaluation clips."""
     train_sampler, eval_sampler = run.task.samplers()
     if run.config.data.train != "synthetic":
@@ -236,7 +242,7 @@ def _samplers(run: Run) -> tuple[Callable, Callable]:
     )
 
 
-def _make_score(run: Run, sampler: Callable) -> Callable[..., Scores | None] | None:
+def _make_score(run: Run, sampler: ClipSampler) -> Callable[..., Scores | None] | None:
     """Return `evaluate` of a run's held-out videos: (state, stopped=...) -> scores, if any."""
     if run.eval_videos is None:
         return None
@@ -263,7 +269,7 @@ def _make_score(run: Run, sampler: Callable) -> Callable[..., Scores | None] | N
     )
 
 
-def _open_batches(run: Run, sampler: Callable, start: int) -> DevicePrefetcher:
+def _open_batches(run: Run, sampler: ClipSampler, start: int) -> DevicePrefetcher:
     """Start to read the batches after step `start`."""
     config = run.config
     share, shares = batch_share(run.mesh)
@@ -288,7 +294,7 @@ def _open_batches(run: Run, sampler: Callable, start: int) -> DevicePrefetcher:
 def _compile_step(
     run: Run,
     state: TrainState,
-    sampler: Callable,
+    sampler: ClipSampler,
     start: int,
     changes: dict[str, tuple[Any, Any]],
 ) -> jax.stages.Compiled:

@@ -162,12 +162,14 @@ class Monitor:
         self._waited_before = waited
 
     def _report(self, step):
-        seconds, steps = sum(self._seconds), len(self._seconds)
+        seconds = sum(self._seconds)
+        steps = len(self._seconds)
         mean = {name: float(np.mean([v[name] for v in self._window])) for name in self._window[0]}
         mean["lr"] = self._window[-1]["lr"]
         rate = steps * self.batch_size / seconds
         shares = (self._waited - self._waited_before) / seconds
-        share, slowest = float(shares.max()), int(shares.argmax())
+        share = float(shares.max())
+        slowest = int(shares.argmax())
         speed = {
             "clips_per_second": rate,
             "step_seconds_p50": float(np.median(self._seconds)),
@@ -184,7 +186,7 @@ class Monitor:
             f"lr {mean['lr']:.2e}",
             f"grad {mean['grad_norm']:.3g}",
             f"{rate:,.4g} clips/s",
-            f"waiting {share:.0%}" + f" (process {slowest})" * (len(shares) > 1),
+            f"waiting {share:.0%}" + (f" (process {slowest})" if len(shares) > 1 else ""),
             f"ETA {clock((self.total_steps - step) * seconds / steps)}",
         ]
         if self._mfu_per_rate:

@@ -1,11 +1,13 @@
-"""The kNN accuracy of an encoder while it is pre-trained."""
+"""Compute the kNN accuracy of an encoder while it is pre-trained."""
 
 from collections.abc import Callable
 
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from videomae_jax import metrics
+from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos, thin_videos
 from videomae_jax.errors import UserError
@@ -16,10 +18,11 @@ from videomae_jax.tasks.task import Params
 
 
 class OnlineKnn:
-    """Tells held-out videos by labelled training videos: what `videomae knn` measures.
+    """Classify held-out videos by their nearest training videos, as `videomae knn` does.
 
-    weights: named parameter trees, or their shapes, as every call will give them. sampler: of
-    evaluation clips. The bank is `config.knn.videos` training videos, evenly spaced.
+    weights: named parameter trees, or their shapes, of which every call gets new values.
+    train, held_out: labelled videos. sampler: of evaluation clips. The bank is
+    `config.knn.videos` training videos, evenly spaced.
     """
 
     def __init__(
@@ -29,7 +32,7 @@ class OnlineKnn:
         train: Videos,
         held_out: Videos,
         *,
-        sampler: Callable,
+        sampler: ClipSampler,
         mesh: Mesh,
     ):
         network = build_network(config)
@@ -53,7 +56,10 @@ class OnlineKnn:
     def __call__(
         self, weights: dict[str, Params], *, stopped: Callable[[], bool]
     ) -> dict[str, float] | None:
-        """Return {name + "knn_top1": share of the readable held-out videos}; None if stopped."""
+        """Return {name + "knn_top1": fraction of readable videos, 0 to 1}; None if stopped.
+
+        Raises UserError if no held-out video is readable.
+        """
         bank, held_out = (
             self._collect(weights, videos, stopped=stopped)
             for videos in (self._bank, self._held_out)
@@ -62,12 +68,13 @@ class OnlineKnn:
             return None
         if not len(held_out.ids):
             raise UserError(f"nothing to score with knn: none of {self._held_out.name} is readable")
-        labels = self._held_out.labels[held_out.ids]
+        bank_labels = np.asarray(self._bank.labels)[bank.ids]
+        labels = np.asarray(self._held_out.labels)[held_out.ids]
         found = {}
         for name in weights:
             votes = neighbour_votes(
                 bank.values[name],
-                self._bank.labels[bank.ids],
+                bank_labels,
                 held_out.values[name],
                 ks=(self._k,),
             )

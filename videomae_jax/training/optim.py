@@ -1,4 +1,4 @@
-"""The learning-rate schedule and AdamW, as the reference runs them."""
+"""The learning-rate schedule and AdamW, equal to those of the reference."""
 
 import math
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from videomae_jax.tasks.task import Task
 
 
 class Schedule(NamedTuple):
-    """How long a run is and what its learning rate does."""
+    """The length of a run in steps, and its learning rate at the peak and at the end."""
 
     steps: int
     warmup_steps: int
@@ -25,15 +25,16 @@ class Schedule(NamedTuple):
 
 
 def make_schedule(config: ConfigDict, *, examples: int) -> Schedule:
-    """Turn epochs and base rate into steps and rate.
+    """Return the schedule of a config: its epochs in steps, its base rate scaled by the batch.
 
-    An epoch is examples // batch_size steps. The rate is base_lr * batch_size / 256 or lr,
-    never both; min_lr is scaled with base_lr only.
+    An epoch is examples // batch_size steps. The peak is base_lr * batch_size / 256, or lr;
+    min_lr is scaled like base_lr, and not scaled with lr. Raises UserError if both or neither
+    rate is set, or for an impossible length.
     """
     if (config.lr > 0) == (config.base_lr > 0):
         both = f"lr={config.lr:g} and base_lr={config.base_lr:g}"
         raise UserError(
-            f"{both} are both set: add --config.base_lr=0 to use lr as it stands"
+            f"{both} are both set: add --config.base_lr=0 to use lr without scaling"
             if config.lr > 0
             else f"{both}: set one of them above 0"
         )
@@ -53,10 +54,10 @@ def make_schedule(config: ConfigDict, *, examples: int) -> Schedule:
 
 
 def warmup_cosine(schedule: Schedule) -> optax.Schedule:
-    """Return step -> rate, float32: linear from 0 to the peak inclusive, then a half cosine.
+    """Return a function step -> learning rate, float32: a linear warm-up, then a half cosine.
 
-    The first cosine step repeats the peak, and the floor is approached but not reached:
-    the reference's arithmetic.
+    As in the reference, the last warm-up step and the first cosine step both have the peak, and
+    no step reaches the final rate.
     """
     span = schedule.peak_lr - schedule.final_lr
 
@@ -71,9 +72,9 @@ def warmup_cosine(schedule: Schedule) -> optax.Schedule:
 
 
 def decay_mask(params: Any) -> Any:
-    """Return True for what weight decay applies to: matrices, not biases, norms or mask token."""
+    """Return a tree of bool: True for matrices, not for biases, norms and the mask token."""
 
-    # By name: the depth axis of stacked blocks makes their biases look like matrices.
+    # By name, because stacked biases have a depth axis and look like matrices.
     def decays(path, _):
         return path_name(path).rpartition("/")[2] in ("kernel", "qkv", "value")
 
@@ -81,9 +82,9 @@ def decay_mask(params: Any) -> Any:
 
 
 def adamw(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW of `config.optimizer` with decoupled decay, all but the learning rate.
+    """Return AdamW of `config.optimizer`, without the learning rate.
 
-    The step multiplies by -rate itself, so that the rate it logs is the rate it used.
+    `step.train_step` multiplies by -rate, so that it logs the rate that it used.
     """
     settings = config.optimizer
     clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
@@ -95,7 +96,10 @@ def adamw(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def make_optimizer(config: ConfigDict, task: Task) -> optax.GradientTransformation:
-    """Return AdamW as the task wraps it, else with the layer decay of `config.layer_decay`."""
+    """Return AdamW, wrapped by the task or with the layer decay of `config.layer_decay`.
+
+    Raises UserError for an impossible layer decay.
+    """
     if task.wrap_optimizer:
         return task.wrap_optimizer(adamw(config))
     if not 0 < config.layer_decay <= 1:
@@ -106,17 +110,17 @@ def make_optimizer(config: ConfigDict, task: Task) -> optax.GradientTransformati
 
 
 def layer_decay_scales(depth: int, decay: float) -> np.ndarray:
-    """Return decay^(depth + 1 - id), float64 [depth + 2].
+    """Return decay^(depth + 1 - id) for each layer id, float64 [depth + 2].
 
-    Id 0 is the patch embedding, i + 1 block i, depth + 1 what comes after the blocks.
+    Id 0 is the patch embedding, i + 1 is block i, and depth + 1 is the layers after the blocks.
     """
     return decay ** np.arange(depth + 1, -1, -1, dtype=np.float64)
 
 
 def layer_scales(params: Any, decay: float) -> Any:
-    """Return for each leaf of a model's parameters the factor of its learning rate.
+    """Return the learning rate factor of each leaf of a model's parameters.
 
-    float32, [depth, 1, ...] for the stacked blocks, else a scalar.
+    Factors are float32, [depth, 1, ...] for stacked blocks and scalars for other leaves.
     """
     depth = jax.tree.leaves(params["encoder"]["blocks"])[0].shape[0]
     scales = layer_decay_scales(depth, decay).astype(np.float32)
@@ -135,8 +139,8 @@ def layer_scales(params: Any, decay: float) -> Any:
 def scale_by_layer(decay: float) -> optax.GradientTransformation:
     """Multiply updates by `layer_scales`; chain it after `adamw`.
 
-    After, because Adam would divide the factor out again. The decay of the weights is scaled
-    with the rest, as a learning rate does.
+    Before Adam it would have no effect, because Adam divides by the size of the gradients. It
+    also scales the weight decay, as the learning rate does.
     """
 
     def scale(updates, _):

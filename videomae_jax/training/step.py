@@ -1,10 +1,9 @@
-"""The state of a run and the pure functions that move it on by one step.
+"""The state of a run, and the pure function that takes one training step.
 
-This is where jit happens, once for training and once for evaluation.
+`jit_steps` compiles it, and the evaluation of one batch.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +15,22 @@ from jax.sharding import PartitionSpec as P
 from videomae_jax.devices.sharding import batch_sharding, state_sharding
 from videomae_jax.tasks.task import Batch, Params, Sums, Task
 
-# cuBLAS adds biases and residuals itself. Where XLA may try its own Triton kernels against it, the
-# products are timed without, and what is added becomes a pass over memory of its own.
+if TYPE_CHECKING:  # it imports PyAV, which is only needed where videos are read
+    from videomae_jax.data.samplers import ClipSampler
+
+# cuBLAS adds biases and residuals as part of a product. When XLA compares it with its Triton
+# kernels, it times products without them, and then adds them in a separate pass over memory.
 COMPILER_OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
 
-# Named streams of randomness, folded into the run's key.
+# Random streams, folded into the key of the run.
 INIT, STEP = range(2)
 
 
 class TrainState(NamedTuple):
-    """Everything a run needs to go on; `step` is also the position in the data.
+    """Everything that a run needs to resume; `step` is also the position in the data.
 
-    skipped: non-finite steps in a row, ended by the first finite one. ema: a moving average of
-    the parameters, None where none is kept.
+    skipped: number of non-finite steps in a row, up to now. ema: the moving average of the
+    parameters, or None.
     """
 
     step: jax.Array  # int32
@@ -41,7 +43,7 @@ class TrainState(NamedTuple):
 def make_state(
     task: Task, optimizer: optax.GradientTransformation, *, seed: int, ema: bool = False
 ) -> TrainState:
-    """Initialize a state; trace it with `jax.eval_shape` for its shapes alone."""
+    """Return the state before the first step. ema: whether it has a moving average."""
     params = task.init(jax.random.fold_in(jax.random.key(seed), INIT))
     zero = jnp.zeros([], jnp.int32)
     average = jax.tree.map(jnp.copy, params) if ema else None
@@ -49,7 +51,7 @@ def make_state(
 
 
 def put_params(state: TrainState, params: Params) -> TrainState:
-    """Give a state that has not stepped yet other parameters, laid out as its own are."""
+    """Return a state before its first step with other parameters, sharded like its own."""
 
     def put(new, old):
         if new is old:
@@ -58,7 +60,7 @@ def put_params(state: TrainState, params: Params) -> TrainState:
         return jax.make_array_from_callback(new.shape, old.sharding, lambda part: new[part])
 
     params = jax.tree.map(put, params, state.params)
-    # A copy, because the state is donated as a whole.
+    # A copy, because the whole state is donated.
     average = None if state.ema is None else jax.tree.map(jnp.copy, params)
     return state._replace(params=params, ema=average)
 
@@ -74,18 +76,21 @@ def train_step(
     accumulation: int,
     ema_decay: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Take one optimizer step; a non-finite loss or gradient changes nothing but `skipped`."""
+    """Take one optimizer step; return the new state and its metrics, scalars.
+
+    A non-finite loss or gradient changes only `step` and `skipped`.
+    """
     key = jax.random.fold_in(jax.random.key(seed), STEP)
     key = jax.random.fold_in(key, state.step)
     grads, sums = _gradients(state.params, batch, key, task=task, parts=accumulation)
-    # Sums over the whole batch until here, so that parts of unequal counts weigh as they should.
+    # Divide only here, so that each part of the batch is weighted by its count.
     grads = jax.tree.map(lambda g: g / sums["count"], grads)
     metrics = task.summarize(sums)
     norm = optax.tree.norm(grads)
     lr = schedule(state.step)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
 
-    def move(state):
+    def apply(state):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
         ema = state.ema
@@ -98,13 +103,13 @@ def train_step(
         return state._replace(step=state.step + 1, skipped=state.skipped + 1)
 
     def branch(state):
-        return jax.lax.cond(finite, move, skip, state)
+        return jax.lax.cond(finite, apply, skip, state)
 
     def choose(state):
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), move(state), skip(state))
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), apply(state), skip(state))
 
-    # On CPUs choosing between old and new values keeps a copy of the state. On a GPU a branch
-    # makes the host wait for the device; there the choice is part of the update's kernels.
+    # On CPUs `where` would keep a copy of the old state. On a GPU a branch makes the host wait for
+    # the device, and `where` is fused into the kernels of the update.
     state = jax.lax.platform_dependent(state, cpu=branch, default=choose)
     return state, {**metrics, "lr": lr, "grad_norm": norm, "skipped": state.skipped}
 
@@ -112,7 +117,7 @@ def train_step(
 def _gradients(
     params: Params, batch: Batch, key: jax.Array, *, task: Task, parts: int
 ) -> tuple[Params, Sums]:
-    """Return gradients of the summed error, and all sums, over the batch in `parts` parts."""
+    """Return the gradients of the summed error and all sums, accumulated over `parts` parts."""
 
     def part_gradients(params, part, key):
         def error(params):
@@ -122,8 +127,8 @@ def _gradients(
         return jax.grad(error, has_aux=True)(params)
 
     def accumulate(params, batch, key):
-        # Every parts-th clip, not consecutive ones: a part then takes equally many clips from
-        # each device and nothing moves between devices.
+        # A part is every parts-th clip, not consecutive clips: it then has the same number of
+        # clips on each device, and no clip moves between devices.
         batch = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
         first = jax.tree.map(lambda x: x[0], batch)
         shapes = jax.eval_shape(part_gradients, params, first, key)
@@ -140,8 +145,8 @@ def _gradients(
     if mesh.empty or mesh.shape["data"] == 1:
         return accumulate(params, batch, key)
 
-    # Along "data" each device adds up its own parts, and all meet once a step: the partitioner
-    # would have them meet after every part.
+    # Along "data" each device adds up its own parts, with one all-reduce per step. The partitioner
+    # would insert one after every part.
     def accumulate_apart(params, batch, key):
         return jax.lax.psum(accumulate(params, batch, key), "data")
 
@@ -155,9 +160,9 @@ def _gradients(
 
 
 def abstract_batch(
-    sampler: Callable, clips: int, mesh: Mesh, *, labelled: bool
+    sampler: "ClipSampler", clips: int, mesh: Mesh, *, labelled: bool
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shapes and shardings of the batches that `data.pipeline.clip_batches` makes.
+    """Return the shapes and shardings of the training batches of `data.pipeline.clip_batches`.
 
     clips: of one step, over all devices. labelled: whether the videos have labels.
     """
@@ -175,7 +180,7 @@ def abstract_batch(
 
 
 class Steps(NamedTuple):
-    """The jitted functions of a run and the layout of its state."""
+    """The jitted functions of a run, and the shapes of its state."""
 
     init: jax.stages.Wrapped  # () -> TrainState
     train: jax.stages.Wrapped  # (TrainState, Batch) -> (TrainState, metrics)
@@ -193,10 +198,10 @@ def jit_steps(
     accumulation: int,
     ema_decay: float = 0.0,
 ) -> Steps:
-    """Give every function its shardings; `train` donates the state it is given.
+    """Return the functions of a run, jitted with their shardings.
 
-    ema_decay: what the moving average keeps of itself in a step; 0 is no average.
-    `evaluate` returns scalar sums over the clips whose batch["valid"] is True.
+    ema_decay: weight of the old moving average in each step; 0 keeps no average. `train` donates
+    its state. `evaluate` returns scalar sums over the clips whose batch["valid"] is True.
     """
 
     def init():
@@ -216,14 +221,15 @@ def jit_steps(
 
     def evaluate(params, batch):
         sums = task.eval_sums(params, batch)
-        # where, not a product: an invalid clip may have given NaN.
+        # Not a product: the value of an invalid clip may be NaN.
         return {k: jnp.where(batch["valid"], v, 0).sum() for k, v in sums.items()}
 
     shapes = jax.eval_shape(init)
     sharding = state_sharding(shapes, mesh)
-    replicated, batch = NamedSharding(mesh, P()), batch_sharding(mesh)
+    replicated = NamedSharding(mesh, P())
+    batch = batch_sharding(mesh)
     return Steps(
-        # Initialized where it will live: no host ever holds the whole tree.
+        # Initialized on its devices: no host ever holds the whole tree.
         init=jax.jit(init, out_shardings=sharding),
         train=jax.jit(
             train,

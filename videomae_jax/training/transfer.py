@@ -1,4 +1,4 @@
-"""Pre-trained weights into a model to fine-tune or to probe, strictly."""
+"""Load the encoder of a checkpoint into a model that is fine-tuned or probed."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ import jax
 from videomae_jax.devices.sharding import path_name
 from videomae_jax.errors import UserError
 
-# What a checkpoint has and a classifier or probe has no use for, or learns anew.
+# Parameters of a checkpoint that a classifier or probe does not have, or learns from scratch.
 LEFT_OUT = (
     "encoder/norm/",
     "encoder_to_decoder/",
@@ -19,11 +19,12 @@ LEFT_OUT = (
 
 
 class LoadTable(NamedTuple):
-    """What became of every parameter; names such as "encoder/blocks/attn/qkv".
+    """Which parameters were loaded, by names such as "encoder/blocks/attn/qkv".
 
-    matched: taken over. missing: of the encoder, not in the checkpoint. reshaped: in both, of
-    another shape, "NAME SHAPE -> SHAPE". unexpected: in the checkpoint, unknown. left_out: in
-    the checkpoint, of no use. fresh: as initialized, because the head is to be learned.
+    matched: loaded. missing: of the encoder, but not in the checkpoint. reshaped: in both, but
+    of different shapes, "NAME SHAPE -> SHAPE". unexpected: in the checkpoint, but unknown.
+    left_out: in the checkpoint, but not of the encoder. fresh: initialized, because the head is
+    learned from scratch.
     """
 
     matched: tuple[str, ...]
@@ -34,7 +35,7 @@ class LoadTable(NamedTuple):
     fresh: tuple[str, ...]
 
     def __str__(self) -> str:
-        """One line of counts, then the names under each heading that has any."""
+        """Return one line of counts, then the names of each kind."""
         lines = [", ".join(f"{len(names)} {_words(key)}" for key, names in self._asdict().items())]
         for key, names in self._asdict().items():
             for index, name in enumerate(names):
@@ -43,13 +44,12 @@ class LoadTable(NamedTuple):
 
 
 def transfer_encoder(pretrained: Any, fresh: Any) -> tuple[Any, LoadTable]:
-    """Put the encoder of one parameter tree into another: (parameters, what happened).
+    """Return `fresh` with the encoder of `pretrained`, and the table of its parameters.
 
-    pretrained: of `mae.VideoMAE`, or of a classifier (its head is left out). fresh: of
-    `classifier.VideoClassifier` or `probe.Probe`; its own values stay where the table says
-    fresh. Leaves are passed on as they are, so abstract trees of shapes can be checked before
-    anything is read.
-    Raises UserError that names every encoder weight that is missing or has another shape.
+    pretrained: parameters of `mae.VideoMAE` or of a classifier, whose head is left out. fresh:
+    parameters of `classifier.VideoClassifier` or `probe.Probe`. Leaves are not copied or
+    converted, so trees of shapes can be checked before any weight is read. Raises UserError if
+    an encoder weight is missing or has another shape.
     """
     found, wanted = _by_name(pretrained), _by_name(fresh)
     encoder = [name for name in wanted if name.startswith("encoder/")]
@@ -74,7 +74,7 @@ def transfer_encoder(pretrained: Any, fresh: Any) -> tuple[Any, LoadTable]:
         more = len(table.reshaped) - 1
         raise UserError(
             f"the checkpoint is of another model{_sizes(found, wanted)}: {table.reshaped[0]}"
-            f"{f' and {more} more' * (more > 0)}; use the config of the size, the patch and the "
+            f"{f' and {more} more' if more else ''}; use the config of the size, the patch and the "
             "channels it was trained with"
         )
 
@@ -86,7 +86,7 @@ def transfer_encoder(pretrained: Any, fresh: Any) -> tuple[Any, LoadTable]:
 
 
 def _sizes(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """Say how many blocks of which width two encoders have, where they differ in that."""
+    """Return the depth and width of two encoders in words; nothing if they are equal."""
     sizes = [tree["encoder/blocks/norm1/scale"].shape for tree in (found, wanted)]
     if sizes[0] == sizes[1]:
         return ""

@@ -1,0 +1,73 @@
+"""The learning rate of every step, and which parameters decay."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from golden import DATA
+from runs import tiny
+
+from videomae_jax.config import load_config
+from videomae_jax.devices.sharding import path_name
+from videomae_jax.errors import UserError
+from videomae_jax.tasks import pretrain
+from videomae_jax.training.optim import Schedule, decay_mask, make_schedule, warmup_cosine
+
+
+@pytest.mark.parametrize(
+    "table", json.loads((DATA / "recipe_tables.json").read_text())["lr_schedule"]
+)
+def test_the_schedule_is_the_reference_s(table):
+    per_epoch = table["steps_per_epoch"]
+    plan = Schedule(
+        steps=table["epochs"] * per_epoch,
+        warmup_steps=table["warmup_epochs"] * per_epoch,
+        steps_per_epoch=per_epoch,
+        peak_lr=table["base"],
+        final_lr=table["final"],
+    )
+    rates = [float(warmup_cosine(plan)(step)) for step in range(plan.steps)]
+    np.testing.assert_allclose(rates, table["values"], atol=1e-6 * table["base"])
+
+
+def test_the_rate_scales_with_the_batch_and_lr_does_not():
+    base = make_schedule(load_config("pretrain:b,k400"), examples=240_000)
+    assert base.peak_lr == pytest.approx(1.5e-4 * 8) and base.final_lr == pytest.approx(8e-5)
+    assert base.steps_per_epoch == 117 and base.steps == 1600 * 117
+    assert base.warmup_steps == 40 * 117
+    fixed = make_schedule(tiny("--config.min_lr=1e-6"), examples=1000)
+    assert (fixed.peak_lr, fixed.final_lr) == (1e-3, 1e-6)
+    # Neither epochs nor the rate count the repeated clips of a video.
+    repeated = make_schedule(load_config("pretrain:b,k400,v2"), examples=240_000)
+    assert repeated.steps_per_epoch == 234 and repeated.peak_lr == pytest.approx(4e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["--config.lr=1e-3"], "lr=0.001 and base_lr=0.00015 are both set"),
+        (["--config.base_lr=0"], "set one of them above 0"),
+        (["--config.epochs=30"], "use 0 to 209"),
+        (["--config.epochs=0"], "epochs 0: use 1 or more, or set steps"),
+        (["--config.steps=5", "--config.warmup_steps=5"], "5 warm-up steps of 5: use 0 to 4"),
+    ],
+)
+def test_impossible_plans_are_refused(overrides, words):
+    config = load_config("pretrain:b,custom", overrides)
+    with pytest.raises(UserError, match=words):
+        make_schedule(config, examples=500)
+
+
+@pytest.mark.parametrize("attention", ["self", "cross"])
+def test_only_matrices_decay(attention):
+    config = tiny(f"--config.model.decoder_attention={attention}")
+    params = jax.eval_shape(pretrain.build_task(config).init, jax.random.key(0))
+    decays = {
+        path_name(path)
+        for path, yes in jax.tree_util.tree_leaves_with_path(decay_mask(params))
+        if yes
+    }
+    assert all(name.endswith(("kernel", "/qkv")) for name in decays)
+    # Embedding, decoder input, head, and four matrices in each of the two stacks.
+    assert len(decays) == 3 + 2 * 4
