@@ -123,7 +123,7 @@ def main(checkout: Path, out: Path) -> None:
     use_golden(checkout / "tests/files")
     run("plan", *PRETRAIN, f"--config.data.train={out}/train.csv", "--topology", "here")
     run("doctor")
-    run("benchmark", "--model", "tiny", "--batch", 1, "--repeats", 1, *CLIP)
+    run("benchmark", "--model", "tiny", "--batch", 1, "--repeats", 3, *CLIP)
     feed = ["--seconds", 0.5, f"--config.data.train={out}/mp4", "--config.data.eval="]
     run("data", "benchmark", *PRETRAIN, *feed)
 
