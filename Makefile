@@ -1,6 +1,7 @@
 # make demo      pre-train a tiny VideoMAE on real motion, in minutes on two CPU cores
 # make test      lint and the tests of every change
 # make test-all  the slow tests too
+# make bounds    every command with the oldest and newest dependencies, on each Python found
 # make study     does pre-training help? FORM=short, or full, hours
 # Each sets up .venv first.
 
@@ -14,7 +15,7 @@ VIDEO ?= $(if $(DATA),,data/mocap_studio/val/walk/walk_003.mp4)
 
 FORM ?= short
 
-.PHONY: demo test test-all study lint clean
+.PHONY: demo test test-all bounds study lint clean
 
 demo: $(BIN)/.installed
 	$(BIN)/videomae train --config=configs/demo.py --workdir="$(WORKDIR)" \
@@ -31,9 +32,13 @@ study: $(BIN)/.installed
 test-all: lint
 	$(BIN)/python -m pytest -n auto --dist loadscope
 
+bounds: $(BIN)/.installed
+	$(BIN)/python -m pytest -rs tests/package/test_bounds.py
+
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 $(BIN)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -1,0 +1,78 @@
+"""What only Linux has is optional: everything runs where the system does not offer it."""
+
+import ctypes
+import os
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import pytest
+from videos import write_video
+
+from videomae_jax import cli
+from videomae_jax.devices import host_memory
+from videomae_jax.diagnostics import doctor, step_time
+from videomae_jax.host import count_cores
+
+PACKAGE = Path(__file__).parent.parent / "videomae_jax"
+LINUX = r"sched_\w+|posix_fadvise|malloc_trim|mallopt|/proc/|epoll|prctl|inotify|/dev/shm|os\.fork"
+# The files that ask whether it is there; `mac` takes all of it away.
+GUARDED = {
+    "host.py",
+    "devices/host_memory.py",
+    "diagnostics/doctor.py",
+    "diagnostics/feeding.py",
+    "diagnostics/peer_torch.py",
+    "diagnostics/step_time.py",
+}
+
+
+@pytest.fixture
+def mac(monkeypatch):
+    """Take away what macOS does not have."""
+    for name in ("sched_getaffinity", "sched_setaffinity", "posix_fadvise"):
+        monkeypatch.delattr(os, name, raising=False)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
+    for owner, name in ((os.path, "exists"), (Path, "is_file")):
+        there = getattr(owner, name)
+        monkeypatch.setattr(
+            owner,
+            name,
+            lambda path, there=there: not str(path).startswith("/proc/") and there(path),
+        )
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for index in range(4):
+        write_video(folder / f"{index}.mp4", count=20, shift=17 * index)
+    return folder
+
+
+def test_nothing_else_is_for_linux_alone():
+    files = {p.relative_to(PACKAGE).as_posix(): p.read_text() for p in PACKAGE.rglob("*.py")}
+    assert {name for name, text in files.items() if re.search(LINUX, text)} == GUARDED
+
+
+def test_cores_are_counted_without_affinity(mac, monkeypatch):
+    assert count_cores() == os.cpu_count()
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert count_cores() == 1
+
+
+def test_host_memory_without_glibc_and_proc(mac, monkeypatch, tmp_path):
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # other tests compile again otherwise
+    host_memory.trim_host_memory()
+    assert step_time.peak_memory() > 0
+    assert doctor._file_system(str(tmp_path)) == "unknown"
+
+
+def test_packing_and_reading_in_threads(mac, videos, tmp_path):
+    cli.main(["data", "pack", str(videos), str(tmp_path / "packed"), "--short-side=32"])
+    small = ["--config.data.holdout=0", "--config.batch_size=8", "--seconds=0.1"]
+    small += [f"--config.clip.{size}" for size in ("frames=4", "stride=2", "height=32", "width=32")]
+    small += [f"--config.model.{part}.depth=1" for part in ("encoder", "decoder")]
+    source = f"--config.data.train={tmp_path}/packed"
+    cli.main(["data", "benchmark", "--config=pretrain:tiny,custom", source, *small])
