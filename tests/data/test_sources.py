@@ -91,13 +91,15 @@ def test_a_name_may_be_in_another_unicode_form_than_in_the_list(tmp_path, form, 
 
 def test_names_that_are_not_utf_8_are_read_back(tmp_path):
     """Those of an archive that was made on Windows."""
-    names = b"\xc5\xdc\xb2\xbd/1.mp4", b"\xcc\xf8/1.mp4"
-    touch(tmp_path, *map(os.fsdecode, names))
-    videos = read_videos(tmp_path)
+    touch(tmp_path / "set", *map(os.fsdecode, (b"run/\xc5\xdc.mp4", b"jump/\xcc\xf8.mp4")))
+    videos = read_videos(tmp_path / "set")
     write_manifest(videos, tmp_path / "list.csv")
     again = read_videos(tmp_path / "list.csv")
     assert again.paths == videos.paths and again.class_names == videos.class_names
     assert again.labels.tolist() == videos.labels.tolist() == [0, 1]
+    touch(tmp_path / "set", os.fsdecode(b"\xc5\xdc/1.mp4"))
+    with pytest.raises(UserError, match=r"class name '\\udcc5\\udcdc' is not UTF-8: rename it"):
+        read_videos(tmp_path / "set")
 
 
 def test_paths_may_be_absolute_or_without_a_suffix(tmp_path):

@@ -133,8 +133,8 @@ def _check_text(rows: list[Row], paths: tuple[str, ...], manifest: Path) -> None
     Archives made on Windows have names in other encodings.
     """
     for row, path in zip(rows, paths, strict=True):
-        named = _NOT_TEXT.search(path) and os.path.exists(path)
-        if not named and _NOT_TEXT.search(f"{row.path}{row.label}"):
+        named = not _NOT_TEXT.search(row.path) or os.path.exists(path)
+        if not named or _NOT_TEXT.search(row.label or ""):
             raise UserError(
                 f"{manifest} is not a text file in UTF-8 (line {row.line}); "
                 "a list of videos has one `path label` a line"
@@ -207,8 +207,8 @@ def _read_labels(
         names = sorted(set(labels))
         return find_labels(labels, names), tuple(names)
     numbers = [int(label.partition(".")[0]) for label in labels]
-    for row, number in zip(rows, numbers, strict=True):
-        if not 0 <= number < 2**31:
+    for row, value in zip(rows, numbers, strict=True):
+        if not 0 <= value < 2**31:
             raise UserError(f"{manifest} line {row.line}: label {row.label}; labels count from 0")
     return np.array(numbers, np.int32), None
 
