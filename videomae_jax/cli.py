@@ -1,6 +1,7 @@
 """The `videomae` command. Sub-commands import JAX and other slow libraries when they run."""
 
 import argparse
+import io
 import os
 import sys
 from typing import NoReturn
@@ -37,6 +38,9 @@ def main(argv: list[str] | None = None) -> None:
     # reading files does not use.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    # The name of a file may have bytes that no terminal can show; stderr escapes them by default.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = _Parser(
         prog="videomae",
         description="VideoMAE in JAX: masked video pre-training.",

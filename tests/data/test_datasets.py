@@ -256,6 +256,37 @@ def test_lists_in_another_format_are_refused(tmp_path):
             read_listing(folder)
 
 
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("zumba,x_y,,10,train", "train.csv line 2 is not in the format of Kinetics"),
+        ("zumba,x_y", "train.csv line 2 is not in the format of Kinetics"),
+        ("zumba,x_y,0,10,holdout", "train.csv line 2: split 'holdout' is not known"),
+    ],
+)
+def test_rows_of_kinetics_that_are_not_understood_are_refused(tmp_path, text, message):
+    header = "label,youtube_id,time_start,time_end,split\n"
+    folder = write(kinetics(tmp_path / "set"), {"train.csv": f"{header}{text}\n"})
+    with pytest.raises(UserError, match=message):
+        read_listing(folder)
+
+
+def test_kinetics_as_a_spreadsheet_saves_it(tmp_path):
+    """Decimal seconds, words with capitals and spaces around: the same classes and splits."""
+    header = "label,youtube_id,time_start,time_end,split\n"
+    rows = "massaging person's head,-abc,9.0,19.0,Train\nzumba ,x_y,0.0,10.0,train \n"
+    plain, _ = read_listing(kinetics(tmp_path / "set"))
+    other, _ = read_listing(write(tmp_path / "set", {"train.csv": header + rows}))
+    assert other == plain
+
+
+def test_templates_without_numbers_are_refused(tmp_path):
+    for text in ('["Holding something"]', '{"Holding something": null}'):
+        name = "something-something-v2-labels.json"
+        with pytest.raises(UserError, match="labels.json is not in SSv2's format"):
+            read_listing(write(ssv2(tmp_path / "set"), {name: text}))
+
+
 def test_two_videos_of_one_name_are_refused(tmp_path):
     folder = write(ucf101(tmp_path / "set"), {"small/YoYo/v_Y_g08_c01.avi": ""})
     with pytest.raises(UserError, match="v_Y_g08_c01 is there 2 times below"):
@@ -273,7 +304,7 @@ def test_nothing_found_is_an_error(tmp_path):
 
 def test_paths_and_names_survive_a_manifest(tmp_path):
     names = ('it\'s, "it"', 'say "x"', "a b")
-    paths = tuple(str(tmp_path / name) for name in ('a "b", c.mp4', "it's.mp4.avi", "x y"))
+    paths = tuple(str(tmp_path / name) for name in ("""a "b", 'c'.mp4""", "it's.mp4.avi", "x y"))
     videos = Videos(paths=paths, labels=np.array([2, 1, 0]), class_names=names, name="test")
     (tmp_path / "x y").touch()
     write_manifest(videos, tmp_path / "m.csv")
@@ -283,9 +314,10 @@ def test_paths_and_names_survive_a_manifest(tmp_path):
     )
     write_manifest(digits, tmp_path / "m.csv")
     assert read_videos(tmp_path / "m.csv").labels.tolist() == [2, 1, 0]
-    both = Videos(paths=("""a'".mp4""",), labels=None, class_names=None, name="test")
-    with pytest.raises(UserError, match="rename"):
-        write_manifest(both, tmp_path / "m.csv")
+    for path, name in (("a\n.mp4", "b"), ("a.mp4", "b\r")):
+        broken = Videos(paths=(path,), labels=np.array([0]), class_names=(name,), name="test")
+        with pytest.raises(UserError, match="line breaks: rename"):
+            write_manifest(broken, tmp_path / "m.csv")
 
 
 def test_the_command_knows_every_layout():

@@ -1,11 +1,15 @@
 """Lists and folders are read as their writers meant them, or refused with the reason."""
 
+import csv
+import io
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from videomae_jax.data.manifest import write_manifest
 from videomae_jax.data.sources import read_videos
 from videomae_jax.data.videos import split_videos
 from videomae_jax.errors import UserError
@@ -27,6 +31,9 @@ LISTS = {
     "spaces": "a.mp4 0\nb c.mp4 1\n",
     "commas": "a.mp4,0\nb c.mp4, 1\n",
     "tabs": "a.mp4\t0\nb c.mp4\t1\n",
+    "semicolons, of Excel in Europe": "path;label\r\na.mp4;0\r\nb c.mp4;1\r\n",
+    "whole numbers with a point, of pandas": "path,label\na.mp4,0.0\nb c.mp4,1.0\n",
+    "UTF-16, of PowerShell": "a.mp4 0\r\nb c.mp4 1\r\n".encode("utf-16"),
     "header": "path,label\na.mp4,0\nb c.mp4,1\n",
     "quotes": "\"a.mp4\" 0\n'b c.mp4' 1\n",
     "a mark and line ends of other systems": "\ufeffa.mp4 0\r\n\r\nb c.mp4 1\r\n",
@@ -60,6 +67,41 @@ def test_names_are_numbered_in_alphabetical_order(tmp_path):
     assert videos.paths[0] == str(tmp_path / "ä, ö.MP4")
 
 
+def test_quotes_are_those_of_csv(tmp_path):
+    rows = [
+        ('say "hi".mp4', 'a "b", c'),
+        ("""a "" 'b'.mp4""", "it's"),
+        ('"a" "b".mp4', '"d"'),
+    ]
+    touch(tmp_path, *(path for path, _ in rows))
+    text = io.StringIO()
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows(rows)
+    videos = listed(tmp_path, text.getvalue())
+    assert [os.path.basename(path) for path in videos.paths] == [path for path, _ in rows]
+    assert [videos.class_names[label] for label in videos.labels] == [label for _, label in rows]
+
+
+@pytest.mark.parametrize("form,other", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_may_be_in_another_unicode_form_than_in_the_list(tmp_path, form, other):
+    name = unicodedata.normalize(form, "é, ü.mp4")
+    touch(tmp_path, name)
+    videos = listed(tmp_path, unicodedata.normalize(other, "é, ü.mp4") + ",0\n")
+    assert videos.paths == (str(tmp_path / name),)
+
+
+def test_names_that_are_not_utf_8_are_read_back(tmp_path):
+    """Those of an archive that was made on Windows."""
+    touch(tmp_path / "set", *map(os.fsdecode, (b"run/\xc5\xdc.mp4", b"jump/\xcc\xf8.mp4")))
+    videos = read_videos(tmp_path / "set")
+    write_manifest(videos, tmp_path / "list.csv")
+    again = read_videos(tmp_path / "list.csv")
+    assert again.paths == videos.paths and again.class_names == videos.class_names
+    assert again.labels.tolist() == videos.labels.tolist() == [0, 1]
+    touch(tmp_path / "set", os.fsdecode(b"\xc5\xdc/1.mp4"))
+    with pytest.raises(UserError, match=r"class name '\\udcc5\\udcdc' is not UTF-8: rename it"):
+        read_videos(tmp_path / "set")
+
+
 def test_paths_may_be_absolute_or_without_a_suffix(tmp_path):
     touch(tmp_path, "elsewhere/a.mp4", "clip7")
     videos = listed(tmp_path, f"{tmp_path}/elsewhere/a.mp4 4\nclip7 5\n")
@@ -86,6 +128,12 @@ def test_some_missing_files_are_left_for_later_and_all_missing_are_not(tmp_path)
         ("a.mp4 0\nb.mp4\n", "1 of 2 rows have no label, first line 2"),
         ("a.mp4 0\nb.mp4 jump\n", "mixes numbers and names .* line 1 has 0, line 2 has jump"),
         ("a.mp4 0\nb.mp4 -1\n", "line 2: label -1"),
+        ("a.mp4 0\nb.mp4 --1\n", "mixes numbers and names .* line 2 has --1"),
+        ("a.mp4 0\nb.mp4 0.5\n", "mixes numbers and names .* line 2 has 0.5"),
+        ("a.mp4 0\nb\0.mp4 1\n", r"not a text file in UTF-8 \(line 2\)"),
+        (b"a.mp4 0\ncaf\xe9.mp4 1\n", r"not a text file in UTF-8 \(line 2\)"),
+        (b"a.mp4 hall\nb.mp4 caf\xe9\n", r"not a text file in UTF-8 \(line 2\)"),
+        ("v\\a.mp4 0\nv\\b.mp4 1\n", "none of the 2 videos .* with / between folders"),
         (b"\x00\x00\xff\xfeftyp", "not a text file in UTF-8"),
     ],
 )

@@ -10,6 +10,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -199,7 +200,11 @@ def _hmdb51(folder: Path, lists: Path, split: int) -> Listing:
 
 def _ssv2(folder: Path, lists: Path, split: int) -> Listing:
     """*labels.json ({template: number}), *train.json and *validation.json ([{id, template}])."""
-    numbers = {name: int(number) for name, number in _json(_one(lists, "*labels.json")).items()}
+    index = _one(lists, "*labels.json")
+    try:
+        numbers = {name: int(number) for name, number in _json(index).items()}
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f"{index} is not in SSv2's format, a number of each template") from None
     names = tuple(sorted(numbers, key=numbers.__getitem__))
     if [numbers[name] for name in names] != list(range(len(names))):
         raise UserError(f"labels.json of SSv2 in {lists} does not number its classes from 0")
@@ -222,20 +227,41 @@ def _kinetics(folder: Path, lists: Path, split: int) -> Listing:
     rows = []
     for file in filter(_is_kinetics, sorted(lists.rglob("*.csv"))):
         with file.open(newline="", encoding="utf-8-sig") as lines:
-            rows += [row for row in csv.DictReader(lines) if row["split"] != "test"]
+            reader = csv.DictReader(lines)
+            rows += [_kinetics_row(row, f"{file} line {reader.line_num}") for row in reader]
+    rows = [row for row in rows if row.split != "test"]
     if not rows:
         raise UserError(f"no csv with label, youtube_id, ..., split below {lists}: give --lists")
-    names = tuple(sorted({row["label"] for row in rows}))
+    names = tuple(sorted({row.label for row in rows}))
     numbers = {name: number for number, name in enumerate(names)}
     finder, listing = _Finder(folder), Listing(class_names=names)
     for row in rows:
-        name = row["youtube_id"]
-        timed = f"{name}_{int(row['time_start']):06d}_{int(row['time_end']):06d}"
-        path = finder.find(timed, name, label=row["label"])
-        side = listing.train if row["split"] == "train" else listing.val
-        _add(side, listing, path, numbers[row["label"]], timed)
+        path = finder.find(row.timed, row.name, label=row.label)
+        side = listing.train if row.split == "train" else listing.val
+        _add(side, listing, path, numbers[row.label], row.timed)
     listing.unlisted = finder.unlisted
     return listing
+
+
+class _KineticsRow(NamedTuple):
+    """One video. timed: its name with the seconds that it was cut from."""
+
+    label: str
+    name: str
+    timed: str
+    split: str
+
+
+def _kinetics_row(row: dict[str, str], where: str) -> _KineticsRow:
+    try:
+        label, name, split = (row[key].strip() for key in ("label", "youtube_id", "split"))
+        # pandas writes whole numbers as 10.0 if one of the column is missing.
+        start, end = (int(float(row[key])) for key in ("time_start", "time_end"))
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f"{where} is not in the format of Kinetics: {list(row.values())}") from None
+    if split.lower() not in SPLITS:
+        raise UserError(f"{where}: split {split!r} is not known: use train, val or test")
+    return _KineticsRow(label, name, f"{name}_{start:06d}_{end:06d}", split.lower())
 
 
 def _is_kinetics(file: Path) -> bool:

@@ -1,7 +1,9 @@
 """Lists of videos as text files: one `path` or `path label` per line."""
 
+import codecs
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +17,19 @@ from videomae_jax.errors import UserError
 # milliseconds for each, and a list may have a million.
 CHECKED = 64
 
-_QUOTED = re.compile(r"""(["'])(?P<path>.+?)\1(?:\s*(?P<gap>[,\t ])\s*(?P<label>.*))?""")
+# A quote inside quotes is doubled, as csv does; one that is not is accepted where it can be told.
+_QUOTED = re.compile(
+    r"""(?P<quote>["'])(?P<path>(?:(?!\1).|\1\1)+|.+?)\1(?:\s*(?P<gap>[,;\t ])\s*(?P<label>.*))?"""
+)
 # Greedy: the path ends at the last suffix, so it may contain spaces and commas.
 _SUFFIXED = re.compile(
-    rf"(?P<path>.*\.(?:{'|'.join(SUFFIXES)}))(?:\s*(?P<gap>[,\t ])\s*(?P<label>.*))?", re.I
+    rf"(?P<path>.*\.(?:{'|'.join(SUFFIXES)}))(?:\s*(?P<gap>[,;\t ])\s*(?P<label>.*))?", re.I
 )
 _OTHER = re.compile(r"(?P<path>.*?)(?P<gap>\t|\s*,\s*|\s+)(?P<label>[^,\t ]*)")
+# pandas writes whole numbers as 2.0 if one of the column is missing.
+_NUMBER = re.compile(r"-?\d+(?:\.0*)?")
+# What is left of bytes that are not text.
+_NOT_TEXT = re.compile("[\0\udc80-\udcff]")
 
 
 class Row(NamedTuple):
@@ -34,16 +43,10 @@ class Row(NamedTuple):
 def read_manifest(manifest: Path) -> Videos:
     """Read a manifest, see `sources.read_videos`.
 
-    Raises UserError for a file that is not UTF-8 text, an empty list, rows that do not agree,
-    and a list of which no file exists.
+    Raises UserError for a file that is not UTF-8 text, nor UTF-16 with a byte order mark, an
+    empty list, rows that do not agree, and a list of which no file exists.
     """
-    try:
-        text = manifest.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{manifest} is not a text file in UTF-8 (byte {error.start}); "
-            "a list of videos has one `path label` a line"
-        ) from None
+    text = _read_text(manifest)
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     rows = [
         _read_row(line, number=number, manifest=manifest)
@@ -54,7 +57,8 @@ def read_manifest(manifest: Path) -> Videos:
         rows = rows[1:]
     if not rows:
         raise UserError(f"{manifest} lists no videos; it needs one `path label` a line")
-    paths = tuple(os.path.join(manifest.parent, row.path) for row in rows)
+    paths = tuple(_find(os.path.join(manifest.parent, row.path)) for row in rows)
+    _check_text(rows, paths, manifest)
     _check_exist(paths, manifest)
     labels, class_names = _read_labels(rows, manifest)
     return Videos(paths=paths, labels=labels, class_names=class_names, name=str(manifest))
@@ -73,10 +77,7 @@ def write_manifest(videos: Videos, path: str | os.PathLike[str], *, numbers: boo
     for index, file in enumerate(videos.paths):
         if path.parent in Path(file).parents:
             file = os.path.relpath(file, path.parent)
-        quote = "'" if '"' in file else '"'
-        if quote in file or "\n" in file or "\r" in file:
-            raise UserError(f"a manifest cannot hold line breaks or both quotes: rename {file!r}")
-        line = f"{quote}{file}{quote}"
+        line = _quote(file)
         lines.append(f"{line},{labels[index]}" if labels else line)
     write_lines(path, lines)
 
@@ -96,9 +97,48 @@ def _format_labels(videos: Videos, *, numbers: bool) -> list[str] | None:
     if videos.labels is None:
         return None
     names = videos.class_names or ()
-    if numbers or not names or any(name.isdecimal() for name in names):
+    if numbers or not names or any(map(_NUMBER.fullmatch, names)):
         return [str(label) for label in videos.labels.tolist()]
-    return [f'"{names[label]}"' for label in videos.labels.tolist()]
+    return [_quote(names[label]) for label in videos.labels.tolist()]
+
+
+def _quote(text: str) -> str:
+    if "\n" in text or "\r" in text:
+        raise UserError(f"a manifest cannot hold line breaks: rename {text!r}")
+    return '"' + text.replace('"', '""') + '"'
+
+
+def _read_text(manifest: Path) -> str:
+    """Return the text of a file; bytes that are not text stay as surrogates."""
+    data = manifest.read_bytes()
+    # What Windows PowerShell writes for `>`, and Notepad for "Unicode".
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16", "replace") if wide else data.decode("utf-8-sig", "surrogateescape")
+
+
+def _find(path: str) -> str:
+    """Return the path, or the one that exists if only its accents are encoded in another way.
+
+    Copied from a Mac, é in a name is often two characters, e and an accent; in a list it is one.
+    """
+    if path.isascii() or os.path.exists(path):
+        return path
+    forms = (unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
+    return next(filter(os.path.exists, forms), path)
+
+
+def _check_text(rows: list[Row], paths: tuple[str, ...], manifest: Path) -> None:
+    """Raise UserError for bytes that are not text, unless they are the name of a file.
+
+    Archives made on Windows have names in other encodings.
+    """
+    for row, path in zip(rows, paths, strict=True):
+        named = not _NOT_TEXT.search(row.path) or os.path.exists(path)
+        if not named or _NOT_TEXT.search(row.label or ""):
+            raise UserError(
+                f"{manifest} is not a text file in UTF-8 (line {row.line}); "
+                "a list of videos has one `path label` a line"
+            )
 
 
 def _read_row(line: str, *, number: int, manifest: Path) -> Row:
@@ -111,15 +151,18 @@ def _read_row(line: str, *, number: int, manifest: Path) -> Row:
     gap = match["gap"]
     if gap:
         gap = gap.strip(" ") or " "
-    quoted = len(label) > 1 and label[0] == label[-1] and label[0] in "\"'"
-    if gap and not quoted and gap in label:
+    quote = label[0] if len(label) > 1 and label[0] == label[-1] and label[0] in "\"'" else ""
+    if gap and not quote and gap in label:
         columns = 1 + len(label.split(gap) if gap != " " else label.split())
         raise UserError(
             f"{manifest} line {number} has {columns} columns, not `path` or `path label`: {line}"
         )
-    if quoted:
-        label = label[1:-1]
-    return Row(number, match["path"].strip(), label or None)
+    if quote:
+        label = label[1:-1].replace(2 * quote, quote)
+    path = match["path"].strip()
+    if around := match.groupdict().get("quote"):
+        path = path.replace(2 * around, around)
+    return Row(number, path, label or None)
 
 
 def _is_header(first: Row, second: Row) -> bool:
@@ -133,7 +176,7 @@ def _is_header(first: Row, second: Row) -> bool:
         return "." in os.path.basename(path) or os.sep in path
 
     def is_number(label: str | None) -> bool:
-        return label is not None and label.lstrip("-").isdigit()
+        return label is not None and _NUMBER.fullmatch(label) is not None
 
     if is_file(first.path) or is_number(first.label):
         return False
@@ -153,7 +196,7 @@ def _read_labels(
             f"{manifest}: {len(rows) - len(labels)} of {len(rows)} rows have no label, first line "
             f"{first}; label all of them or none"
         )
-    numeric = [label.lstrip("-").isdecimal() for label in labels]
+    numeric = [_NUMBER.fullmatch(label) is not None for label in labels]
     if any(numeric) and not all(numeric):
         number, word = rows[numeric.index(True)], rows[numeric.index(False)]
         raise UserError(
@@ -163,10 +206,11 @@ def _read_labels(
     if not any(numeric):
         names = sorted(set(labels))
         return find_labels(labels, names), tuple(names)
-    for row, label in zip(rows, labels, strict=True):
-        if not 0 <= int(label) < 2**31:
-            raise UserError(f"{manifest} line {row.line}: label {label}; labels count from 0")
-    return np.array([int(label) for label in labels], np.int32), None
+    numbers = [int(label.partition(".")[0]) for label in labels]
+    for row, value in zip(rows, numbers, strict=True):
+        if not 0 <= value < 2**31:
+            raise UserError(f"{manifest} line {row.line}: label {row.label}; labels count from 0")
+    return np.array(numbers, np.int32), None
 
 
 def _check_exist(paths: tuple[str, ...], manifest: Path) -> None:
@@ -177,4 +221,5 @@ def _check_exist(paths: tuple[str, ...], manifest: Path) -> None:
     raise UserError(
         f"none of the {len(paths)} videos in {manifest} exists, first {paths[0]}; "
         f"paths in a list are relative to its folder {manifest.parent}"
+        + (", with / between folders" if "\\" in paths[0] else "")
     )

@@ -12,10 +12,10 @@ from videomae_jax.errors import UserError
 def read_videos(source: str | os.PathLike[str]) -> Videos:
     """Open a manifest file, a folder of videos, one video, packed records, `tfds:NAME[@SPLIT]`.
 
-    A manifest has one `path` or `path label` per line, separated by a space, a comma or a tab,
-    with or without a header; blank lines and lines that begin with # are skipped. Paths are
-    relative to the folder of the manifest. Labels are integers, or names that are numbered in
-    alphabetical order.
+    A manifest has one `path` or `path label` per line, separated by a space, a comma, a semicolon
+    or a tab, with or without a header; blank lines and lines that begin with # are skipped.
+    Paths are relative to the folder of the manifest. Labels are integers, or names that are
+    numbered in alphabetical order.
     In a folder, every file with a video suffix is read, at any depth, in alphabetical order. If
     all of them are directly in two or more sub-folders, those are the classes. For records see
     `open_records`.

@@ -46,6 +46,16 @@ class Videos:
     memory: FrameMemory | None = None
     decoder: str = "pyav"
 
+    def __post_init__(self) -> None:
+        # They go into configs, tables and pictures. Paths may be any bytes.
+        for name in self.class_names or ():
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise UserError(
+                    f"{self.name}: the class name {name!r} is not UTF-8: rename it"
+                ) from None
+
     def __len__(self) -> int:
         return len(self.paths)
 

@@ -87,11 +87,13 @@ def _write_parquet(
             flat = pa.FixedSizeListArray.from_arrays(flat, size)
         return flat
 
+    # The names of files may be no text; see `os.fsdecode`.
+    texts = np.array([path.encode("utf-8", "backslashreplace").decode() for path in paths.tolist()])
     writer = None
     try:
         for rows in read(*columns):
             table = pa.table({name: column(array) for name, array in rows.items()})
-            names = pa.array(paths[rows["video"]]).dictionary_encode()
+            names = pa.array(texts[rows["video"]]).dictionary_encode()
             table = table.add_column(1, "path", names)
             if writer is None:
                 schema = table.schema.with_metadata({"facts": facts})
