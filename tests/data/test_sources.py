@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from videomae_jax.data.manifest import write_manifest
-from videomae_jax.data.sources import read_videos
-from videomae_jax.data.videos import split_videos
+from videomae_jax.data.sources import find_videos, read_videos
+from videomae_jax.data.videos import number_labels, split_videos
 from videomae_jax.errors import UserError
 
 
@@ -177,7 +177,7 @@ def test_a_folder_without_videos_is_refused(tmp_path):
 
 
 def split(folder: Path, count: int, **how):
-    touch(folder, *[f"{index % 3}/{index}.mp4" for index in range(count)])
+    touch(folder, *[f"class {index % 3}/{index}.mp4" for index in range(count)])
     parts = split_videos(read_videos(folder), **how)
     for part in parts:
         names = [os.path.basename(os.path.dirname(path)) for path in part.paths]
@@ -200,3 +200,57 @@ def test_each_side_of_a_split_has_a_video(tmp_path):
         split_videos(read_videos(tmp_path / "c"), holdout=0.5, seed=0)
     with pytest.raises(UserError, match="between 0 and 1, not 1.5"):
         split_videos(read_videos(tmp_path / "a"), holdout=1.5, seed=0)
+
+
+def test_class_folders_named_by_numbers_are_their_own_labels(tmp_path):
+    touch(tmp_path, *(f"{name}/a.mp4" for name in (0, 1, 2, 10)))
+    videos = read_videos(tmp_path)
+    assert [Path(path).parent.name for path in videos.paths] == ["0", "1", "10", "2"]
+    assert videos.labels.tolist() == [0, 1, 10, 2] and videos.class_names is None
+    touch(tmp_path, "01/a.mp4")  # another folder of the same number: these are names
+    assert read_videos(tmp_path).class_names == ("0", "01", "1", "10", "2")
+
+
+def test_hidden_and_system_names_are_skipped_and_counted(tmp_path):
+    touch(tmp_path, "walk/a.mp4", "walk/._a.mp4", "run/a.mp4", "run/Thumbs.db")
+    touch(tmp_path, ".ipynb_checkpoints/a.mp4", ".Trash-1000/x/a.mp4", "__MACOSX/walk/a.mp4")
+    videos = read_videos(tmp_path)
+    assert videos.class_names == ("run", "walk") and len(videos) == 2
+    (note,) = videos.notes
+    assert note.startswith("4 hidden, system or circular names skipped, such as .Trash-1000")
+
+
+def test_a_stray_file_beside_the_class_folders_is_named(tmp_path):
+    touch(tmp_path, "walk/a.mp4", "run/a.mp4", "intro.mp4")
+    videos = read_videos(tmp_path)
+    assert videos.labels is None and len(videos) == 3
+    assert videos.notes[0].endswith("1 of 3 videos are not in a class folder, first intro.mp4")
+    with pytest.raises(UserError, match="has no labels: .*first intro.mp4"):
+        number_labels(videos, ())
+
+
+def test_links_that_lead_back_are_followed_once(tmp_path):
+    touch(tmp_path, "walk/a.mp4", "run/a.mp4", "elsewhere/b.mp4")
+    for name in ("walk", "run"):
+        (tmp_path / name / "up").symlink_to(tmp_path)
+    (tmp_path / "more").symlink_to(tmp_path / "elsewhere")
+    assert find_videos(tmp_path) == [
+        *("elsewhere/b.mp4", "more/b.mp4", "run/a.mp4", "walk/a.mp4"),
+    ]
+
+
+def test_a_name_that_begins_with_a_hash_is_no_comment(tmp_path):
+    """HMDB51 has such videos."""
+    touch(tmp_path, "#437_ride.avi", "a.mp4", "b.mp4")
+    lines = ["# a comment", "#437_ride.avi 1", "#a.mp4 0", "b.mp4 0", "#438_gone.avi 1", "#x"]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    names = [Path(path).name for path in read_videos(tmp_path / "list.csv").paths]
+    assert names == ["#437_ride.avi", "b.mp4", "#438_gone.avi"]
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\x85", "\x0b", "\x1c", "\u00a0"])
+def test_characters_that_look_like_line_breaks_are_written_and_read_back(tmp_path, character):
+    touch(tmp_path, f"one{character}.mp4", f"{character}two.mp4")
+    videos = read_videos(tmp_path)
+    write_manifest(videos, tmp_path / "list.csv")
+    assert read_videos(tmp_path / "list.csv").paths == videos.paths

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videomae_jax.data.sources import find_videos
-from videomae_jax.data.videos import SUFFIXES, Videos
+from videomae_jax.data.manifest import split_lines
+from videomae_jax.data.sources import find_videos, search_folder
+from videomae_jax.data.videos import SUFFIXES, Videos, label_folders
 from videomae_jax.errors import UserError
 
 SPLITS = {"train", "val", "valid", "validate", "validation", "test"}
@@ -26,7 +27,8 @@ class Listing:
     """The lists of a data set: rows of (path, class number or -1) for training and validation.
 
     class_names: the names of classes 0, 1, ..., () if there are no classes. missing: listed names
-    without a video. unlisted: the number of videos that are in no list.
+    without a video. unlisted: the number of videos that are in no list. skipped: hidden and
+    system names that were not searched.
     """
 
     train: list[tuple[str, int]] = field(default_factory=list)
@@ -34,6 +36,7 @@ class Listing:
     class_names: tuple[str, ...] = ()
     missing: list[str] = field(default_factory=list)
     unlisted: int = 0
+    skipped: list[str] = field(default_factory=list)
 
 
 def read_listing(
@@ -71,8 +74,9 @@ def read_listing(
 
 
 def to_videos(rows: list[tuple[str, int]], class_names: tuple[str, ...], *, name: str) -> Videos:
-    """Return rows of a listing as Videos. Without classes there are no labels."""
-    labels = np.array([number for _, number in rows], np.int32) if class_names else None
+    """Return rows of a listing as Videos, without labels if they are -1."""
+    numbers = np.array([number for _, number in rows], np.int32)
+    labels = None if (numbers < 0).any() else numbers
     paths = tuple(path for path, _ in rows)
     return Videos(paths=paths, labels=labels, class_names=class_names or None, name=name)
 
@@ -145,17 +149,22 @@ def _detect(folder: Path, lists: Path) -> str:
 
 def _folders(folder: Path, lists: Path, split: int) -> Listing:
     """A sub-folder per class, with videos at any depth."""
-    files = [Path(file) for file in find_videos(folder)]
-    names = sorted({file.parts[0] for file in files if len(file.parts) > 1})
+    found, skipped = search_folder(folder)
+    files = [Path(file) for file in found]
+    inside = [file for file in files if len(file.parts) > 1]
+    labels, names = label_folders([file.parts[0] for file in inside])
     rows = [
-        (str(folder / file), names.index(file.parts[0])) for file in files if len(file.parts) > 1
+        (str(folder / file), label) for file, label in zip(inside, labels.tolist(), strict=True)
     ]
-    return Listing(train=rows, class_names=tuple(names), unlisted=len(files) - len(rows))
+    return Listing(
+        train=rows, class_names=names or (), unlisted=len(files) - len(rows), skipped=skipped
+    )
 
 
 def _flat(folder: Path, lists: Path, split: int) -> Listing:
     """Videos without classes, at any depth."""
-    return Listing(train=[(str(folder / file), -1) for file in find_videos(folder)])
+    found, skipped = search_folder(folder)
+    return Listing(train=[(str(folder / file), -1) for file in found], skipped=skipped)
 
 
 def _ucf101(folder: Path, lists: Path, split: int) -> Listing:
@@ -286,7 +295,7 @@ def _one(lists: Path, pattern: str) -> Path:
 
 
 def _lines(file: Path) -> list[str]:
-    return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    return [line for line in split_lines(file.read_text(encoding="utf-8-sig")) if line.strip()]
 
 
 def _json(file: Path):

@@ -47,11 +47,11 @@ def read_manifest(manifest: Path) -> Videos:
     empty list, rows that do not agree, and a list of which no file exists.
     """
     text = _read_text(manifest)
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    lines = [(number, line.strip(" \t")) for number, line in enumerate(split_lines(text), 1)]
     rows = [
         _read_row(line, number=number, manifest=manifest)
         for number, line in lines
-        if line and not line.startswith("#")
+        if line and not _is_comment(line, manifest)
     ]
     if len(rows) > 1 and _is_header(rows[0], rows[1]):
         rows = rows[1:]
@@ -108,6 +108,24 @@ def _quote(text: str) -> str:
     return '"' + text.replace('"', '""') + '"'
 
 
+def split_lines(text: str) -> list[str]:
+    """Split text at line breaks alone; `str.splitlines` also splits at characters of names."""
+    return re.split(r"\r\n|\n|\r", text)
+
+
+def _is_comment(line: str, manifest: Path) -> bool:
+    """Return whether a line is a comment; HMDB51 has videos whose names begin with #."""
+    if not line.startswith("#"):
+        return False
+    match = _SUFFIXED.fullmatch(line)
+    if match is None or line[1:2].isspace():
+        return True
+    if os.path.exists(manifest.parent / match["path"]):
+        return False
+    # A row that was commented out names a video without the #; a missing video does not.
+    return os.path.exists(manifest.parent / match["path"][1:])
+
+
 def _read_text(manifest: Path) -> str:
     """Return the text of a file; bytes that are not text stay as surrogates."""
     data = manifest.read_bytes()
@@ -159,9 +177,10 @@ def _read_row(line: str, *, number: int, manifest: Path) -> Row:
         )
     if quote:
         label = label[1:-1].replace(2 * quote, quote)
-    path = match["path"].strip()
-    if around := match.groupdict().get("quote"):
-        path = path.replace(2 * around, around)
+    path = match["path"]
+    around = match.groupdict().get("quote")
+    # A name may begin or end with a space of any kind; then it is in quotes.
+    path = path.replace(2 * around, around) if around else path.strip(" \t")
     return Row(number, path, label or None)
 
 

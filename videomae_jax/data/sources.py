@@ -5,8 +5,11 @@ import os
 from pathlib import Path
 
 from videomae_jax.data.manifest import read_manifest
-from videomae_jax.data.videos import SUFFIXES, Videos, find_labels
+from videomae_jax.data.videos import SUFFIXES, Videos, label_folders
 from videomae_jax.errors import UserError
+
+# Folders and files of operating systems and network disks; those with a leading dot are hidden.
+SYSTEM = {"__MACOSX", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "lost+found"}
 
 
 def read_videos(source: str | os.PathLike[str]) -> Videos:
@@ -17,7 +20,8 @@ def read_videos(source: str | os.PathLike[str]) -> Videos:
     Paths are relative to the folder of the manifest. Labels are integers, or names that are
     numbered in alphabetical order.
     In a folder, every file with a video suffix is read, at any depth, in alphabetical order. If
-    all of them are directly in two or more sub-folders, those are the classes. For records see
+    all of them are directly in two or more sub-folders, those are the classes; folders named by
+    numbers are their own labels. Hidden and system names are skipped. For records see
     `open_records`.
     Raises UserError for a missing path, an empty list, rows that do not agree, and a list of
     which no file exists. Single missing files are unreadable videos later.
@@ -58,28 +62,72 @@ def open_records(source: str) -> Videos:
 
 
 def find_videos(folder: str | os.PathLike[str]) -> list[str]:
-    """Return every file with a video suffix below a folder, as sorted paths relative to it."""
+    """Return every file with a video suffix below a folder, as sorted paths relative to it.
+
+    Leaves out what `search_folder` skips.
+    """
+    return search_folder(folder)[0]
+
+
+def search_folder(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    """Return (videos, skipped) below a folder, as sorted paths relative to it.
+
+    Skipped are hidden files and folders, those of operating systems, and links to a folder that
+    they are in. Only videos and folders are counted.
+    """
     endings = tuple(f".{suffix}" for suffix in SUFFIXES)
-    return sorted(
-        os.path.relpath(os.path.join(parent, file), folder)
-        for parent, _, files in os.walk(os.fspath(folder), followlinks=True)
-        for file in files
-        if file.lower().endswith(endings)
-    )
+    found: list[str] = []
+    skipped: list[str] = []
+    root = os.fspath(folder)
+    # Folders, each with the real paths that lead to it.
+    waiting: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(root),))]
+    while waiting:
+        inside, above = waiting.pop()
+        with os.scandir(os.path.join(root, inside)) as entries:
+            for entry in entries:
+                path = os.path.join(inside, entry.name)
+                system = entry.name.startswith(".") or entry.name in SYSTEM
+                if entry.is_dir():
+                    real = os.path.realpath(entry.path)
+                    if system or real in above:
+                        skipped.append(path)
+                    else:
+                        waiting.append((path, (*above, real)))
+                elif entry.name.lower().endswith(endings):
+                    (skipped if system else found).append(path)
+    return sorted(found), sorted(skipped)
+
+
+def describe_skipped(skipped: list[str]) -> str:
+    """Return a note about what `search_folder` skipped."""
+    return f"{len(skipped)} hidden, system or circular names skipped, such as {skipped[0]}"
 
 
 def _read_folder(folder: Path) -> Videos:
-    found = find_videos(folder)
+    found, skipped = search_folder(folder)
+    notes = [describe_skipped(skipped)] if skipped else []
     if not found:
-        raise UserError(f"no videos in {folder}: looked for {' '.join(SUFFIXES)}")
+        raise UserError(
+            f"no videos in {folder}: looked for {' '.join(SUFFIXES)}"
+            + "".join(f"; {note}" for note in notes)
+        )
     parts = [Path(file).parts for file in found]
-    names = sorted({part[0] for part in parts})
-    labelled = len(names) > 1 and all(len(part) == 2 for part in parts)
+    classes = {part[0] for part in parts if len(part) == 2}
+    others = [Path(*part) for part in parts if len(part) != 2]
+    labels = names = None
+    if len(classes) > 1 and not others:
+        labels, names = label_folders([part[0] for part in parts])
+    elif len(classes) > 1:
+        notes.append(
+            f"without labels, because {len(others)} of {len(found)} videos are not in a class "
+            f"folder, first {others[0]}"
+        )
     return Videos(
         paths=tuple(os.path.join(folder, file) for file in found),
-        labels=find_labels([part[0] for part in parts], names) if labelled else None,
-        class_names=tuple(names) if labelled else None,
+        labels=labels,
+        class_names=names,
         name=str(folder),
+        notes=tuple(notes),
     )
 
 

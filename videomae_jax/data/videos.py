@@ -35,7 +35,7 @@ class Videos:
     paths: absolute, or names that `reader` knows. labels: int32 [len(paths)]. class_names: the
     names of labels 0, 1, ..., if the source has names. name: the source. memory: a cache of
     decoded videos; None decodes each clip anew. decoder: reads files, see
-    `decoders.open_decoder`.
+    `decoders.open_decoder`. notes: what the source holds beside these videos, for people.
     """
 
     paths: tuple[str, ...]
@@ -45,6 +45,7 @@ class Videos:
     reader: ClipReader | None = None
     memory: FrameMemory | None = None
     decoder: str = "pyav"
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # They go into configs, tables and pictures. Paths may be any bytes.
@@ -118,7 +119,7 @@ def number_labels(videos: Videos, class_names: tuple[str, ...]) -> Videos:
     if videos.labels is None:
         raise UserError(
             f"{videos.name} has no labels: give `path label` lines or a folder with a sub-folder "
-            "per class"
+            "per class" + "".join(f"; {note}" for note in videos.notes)
         )
     if videos.class_names is None or videos.class_names == class_names:
         return replace(videos, class_names=class_names or None)
@@ -135,6 +136,20 @@ def number_labels(videos: Videos, class_names: tuple[str, ...]) -> Videos:
         )
     numbers = np.array([class_names.index(name) for name in videos.class_names], np.int32)
     return replace(videos, labels=numbers[videos.labels], class_names=class_names)
+
+
+def label_folders(folders: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Return the labels of videos by the names of their class folders, and the class names.
+
+    Labels are int32 [len(folders)], names in alphabetical order. Folders that are all named by
+    different whole numbers are their own labels, as in a manifest, and have no names.
+    """
+    names = sorted(set(folders))
+    if all(name.isdecimal() and name.isascii() for name in names):
+        numbers = {int(name) for name in names}
+        if len(numbers) == len(names) and max(numbers) < 2**31:
+            return np.array([int(folder) for folder in folders], np.int32), None
+    return find_labels(folders, names), tuple(names)
 
 
 def find_labels(labels: Sequence[str], names: Sequence[str]) -> np.ndarray:

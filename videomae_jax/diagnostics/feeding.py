@@ -124,7 +124,7 @@ def measure(config: ConfigDict, task_module: TaskModule, *, seconds: float) -> F
         cores=cores,
         threads=threads,
         packed=getattr(videos.reader, "format", None),
-        memory_share=videos.memory and videos.memory.share(len(videos)),
+        memory_share=videos.memory.share(len(videos)) if videos.memory else None,
     )
 
 

@@ -10,6 +10,9 @@ from videomae_jax.data.videos import Videos
 from videomae_jax.devices.host_memory import device_bytes, size_text, tree_bytes
 from videomae_jax.devices.sharding import batch_devices
 from videomae_jax.training.optim import Schedule
+from videomae_jax.training.workdir import CLASSES, ClassRow
+
+SHOWN = 12  # classes
 
 
 def batch_line(config: ConfigDict, mesh: Mesh) -> str:
@@ -75,7 +78,15 @@ def memory_line(compiled: jax.stages.Compiled, batch: Any, *, prefetch: int) -> 
 def data_line(train: Videos, held_out: Videos | None) -> str:
     """Return the source and number of the videos."""
     rest = f"; held out: {len(held_out):,} of {held_out.name}" if held_out else "; none held out"
-    return f"{len(train):,} of {train.name}{rest}"
+    notes = "".join(f"; {note}" for note in train.notes)
+    return f"{len(train):,} of {train.name}{rest}{notes}"
+
+
+def classes_line(rows: list[ClassRow]) -> str:
+    """Return the classes with their numbers of training videos, at most `SHOWN` of them."""
+    shown = ", ".join(f"{row.name} {row.train:,}" for row in rows[:SHOWN])
+    more = f", ... all {len(rows)} in {CLASSES}" if len(rows) > SHOWN else ""
+    return f"{shown}{more} (training videos)"
 
 
 def workdir_line(

@@ -47,6 +47,7 @@ from videomae_jax.training.workdir import (
     finish,
     make_workdir,
     work_directory,
+    write_classes,
 )
 
 
@@ -291,6 +292,16 @@ def _open_batches(run: Run, sampler: ClipSampler, start: int) -> DevicePrefetche
     return DevicePrefetcher(batches, sharding=batch_sharding(run.mesh), prefetch=config.data.ahead)
 
 
+def _class_rows(run: Run) -> dict[str, str]:
+    """Return the line of the banner about the classes, if there are any, and write their file."""
+    model = run.config.model
+    if "classes" not in model:
+        return {}
+    names = tuple(run.config.data.class_names)
+    rows = write_classes(run.workdir, names, model.classes, run.train_videos, run.eval_videos)
+    return {"classes": banner.classes_line(rows)}
+
+
 def _compile_step(
     run: Run,
     state: TrainState,
@@ -309,6 +320,7 @@ def _compile_step(
         "model": banner.model_line(state.params),
         **run.task.summary,
         "data": banner.data_line(run.train_videos, run.eval_videos),
+        **_class_rows(run),
         "batch": banner.batch_line(config, mesh),
         "rate": banner.rate_line(config, schedule),
         "length": banner.length_line(config, schedule, len(run.train_videos)),

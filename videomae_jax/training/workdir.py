@@ -1,5 +1,6 @@
 """The work directory of a run: its files, and one-line errors where it cannot be written."""
 
+import csv
 import errno
 import json
 import os
@@ -8,10 +9,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from videomae_jax.data.unreadable import BadVideos
+from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
 from videomae_jax.training.curve import plot_curve
 
@@ -20,9 +24,19 @@ METRICS = "metrics.jsonl"
 BAD_VIDEOS = "bad_videos.csv"
 GOODPUT = "goodput.json"
 CURVE = "curve.png"
+CLASSES = "classes.csv"
 
 # TensorFlow and tensorstore raise errors of their own, with the system's words in them.
 FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)}
+
+
+class ClassRow(NamedTuple):
+    """One class of a classifier, with its numbers of training and held-out videos."""
+
+    label: int
+    name: str
+    train: int
+    held_out: int
 
 
 @contextmanager
@@ -116,6 +130,27 @@ def check_space(workdir: str, *, needed: int) -> None:
             f"{workdir} has {free / 1e9:.2g} GB free, a checkpoint needs {needed / 1e9:.2g} GB: "
             "free some or use another --workdir"
         )
+
+
+def write_classes(
+    workdir: str, names: tuple[str, ...], classes: int, train: Videos, held_out: Videos | None
+) -> list[ClassRow]:
+    """Write classes.csv, the meaning of each label, and return its rows.
+
+    names: of the classes, () if they have none.
+    """
+
+    def count(videos: Videos | None) -> list[int]:
+        labels = np.zeros(0, int) if videos is None else np.asarray(videos.labels)
+        return np.bincount(labels, minlength=classes).tolist()
+
+    names = names or tuple(map(str, range(classes)))
+    columns = zip(range(classes), names, count(train), count(held_out), strict=True)
+    rows = [ClassRow(*column) for column in columns]
+    if jax.process_index() == 0:
+        with open(Path(workdir) / CLASSES, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([ClassRow._fields, *rows])
+    return rows
 
 
 def read_metrics(workdir: str) -> list[dict[str, float]]:

@@ -78,6 +78,7 @@ def main(args: argparse.Namespace) -> None:
 
     from videomae_jax.data.datasets import read_listing, to_videos
     from videomae_jax.data.manifest import write_lines, write_manifest
+    from videomae_jax.data.sources import describe_skipped
     from videomae_jax.errors import UserError
 
     listing, layout = read_listing(
@@ -108,11 +109,14 @@ def main(args: argparse.Namespace) -> None:
         counts[args.val] = len(val)
     if args.classes:
         write_lines(args.classes, names)
-    print(f"{layout}: {len(names)} classes" if names else f"{layout}: no classes")
+    classes = len(names) or (0 if train.labels is None else len(set(train.labels.tolist())))
+    print(f"{layout}: {classes} classes" if classes else f"{layout}: no classes")
     for file, count in counts.items():
         print(f"  {count:9,} videos in {file}")
     if val is not None and not args.val:
         print(f"  {len(val):9,} of validation not written: give --val FILE")
+    if listing.skipped:
+        print(f"  {describe_skipped(listing.skipped)}")
     if listing.unlisted:
         print(f"  {listing.unlisted:9,} videos in {args.folder} are in no list")
     missing = Path(args.out).with_suffix(".missing.txt")
@@ -123,7 +127,7 @@ def main(args: argparse.Namespace) -> None:
         missing.unlink(missing_ok=True)  # of an earlier call
     result = dict(
         layout=layout,
-        classes=len(names),
+        classes=classes,
         videos=counts,
         missing=listing.missing,
         unlisted=listing.unlisted,
@@ -136,6 +140,7 @@ def split(videos: "Videos", args: argparse.Namespace) -> "tuple[Videos, Videos]"
     import os
     from pathlib import Path
 
+    from videomae_jax.data.manifest import split_lines
     from videomae_jax.data.videos import pick_videos, split_videos
     from videomae_jax.errors import UserError
 
@@ -145,7 +150,7 @@ def split(videos: "Videos", args: argparse.Namespace) -> "tuple[Videos, Videos]"
     if args.holdout is not None:
         raise UserError("--holdout and --val-list both choose the validation videos: use one")
     try:
-        lines = Path(args.val_list).read_text(encoding="utf-8-sig").splitlines()
+        lines = split_lines(Path(args.val_list).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {args.val_list}: {error.strerror}") from None
     folder = os.path.abspath(os.path.expanduser(args.folder))
