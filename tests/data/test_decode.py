@@ -249,6 +249,25 @@ def test_a_file_that_ends_early_is_shorter_than_its_container_says(tmp_path, end
     assert half.missing == pytest.approx((300 - half.frames) / 30, abs=0.1) and half.missing > 2
 
 
+@pytest.mark.parametrize(
+    "codec,name", [("rawvideo", "a.avi"), ("rawvideo", "a.mov"), ("smc", "a.mov")]
+)
+def test_palettes_survive_a_jump(tmp_path, codec, name, decoder):
+    """They are in the first packet only, in AVI and QuickTime of screens and old cameras."""
+    palette = np.random.default_rng(0).integers(256, size=(256, 4)).astype(np.uint8)
+    pictures = np.stack([numbered(index)[..., 0] for index in range(COUNT)])
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=30)
+        stream.height, stream.width = pictures.shape[1:]
+        stream.pix_fmt = "pal8"
+        for picture in pictures:
+            frame = av.VideoFrame.from_ndarray((picture, palette), format="pal8")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    clip = read_clip(str(tmp_path / name), lambda count: np.array([31, 2]), decoder=decoder)
+    assert (clip == palette[pictures[[31, 2]]][..., 1:]).all()  # alpha, red, green, blue
+
+
 def test_interlaced_pictures_are_those_of_ffmpeg(tmp_path):
     """Lines as they come; swscale could interpolate the colours of each field by itself."""
     flags = {"flags": "+ildct+ilme", "top": "1"}

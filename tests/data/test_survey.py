@@ -85,7 +85,8 @@ def checked(tmp_path_factory):
     shutil.copy(WALKS[1], folder / "<b>again.mp4")
     encode_again(WALKS[2], folder / "small.mp4", size=64)
     (folder / "bad.mp4").write_text("not a video")
-    write_video(folder / "odd.mp4", width=97, height=65, pixels="yuv444p")
+    wide = {"x264-params": "sar=16/11"}
+    write_video(folder / "odd.mp4", width=97, height=65, pixels="yuv444p", options=wide)
     names = [*(Path(path).name for path in WALKS[:4]), "<b>again.mp4", "small.mp4"]
     rows = [f"{name},walk" for name in names] + ["bad.mp4,roll", "odd.mp4,roll"]
     (folder / "list.csv").write_text("\n".join(rows).replace("again.mp4,walk", "again.mp4,roll"))
@@ -118,10 +119,11 @@ def test_the_check_sorts_videos_by_what_is_wrong(checked):
     ]
     summary = result["summary"]
     assert summary["left out"] == {"leak": 2, "copy": 1, "unreadable": 1}
-    assert summary["remarks"] == {"look-alike": 1, "odd size": 1}
+    assert summary["remarks"] == {"look-alike": 1, "odd size": 1, "pixels not square": 1}
     assert [row["remark"] for row in result["remarks"]] == [
         f"of {folder}/walk_002.mp4",
         "97 x 65",
+        "width 1.455 of the height; read as stored",
     ]
     assert summary["classes"] == {"roll": 1, "walk": 3}
     assert len(result["files"]) == 7 and result["files"][0]["frames"] == 48

@@ -44,6 +44,12 @@ def test_a_parquet_file_has_the_same_rows_as_an_npz(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"x.npz", "x.parquet"}
 
 
+def test_a_parquet_file_escapes_names_that_are_not_utf_8(tmp_path):
+    paths = ("\udcc5.mp4", *PATHS[1:])
+    write_table(str(tmp_path / "x.parquet"), read, COLUMNS, paths=paths, facts=FACTS)
+    assert parquet.read_table(tmp_path / "x.parquet")["path"].to_pylist()[0] == "\\udcc5.mp4"
+
+
 def test_other_endings_are_refused(monkeypatch):
     with pytest.raises(UserError, match="x.csv does not end in .npz or .parquet"):
         check_ending("x.csv")

@@ -90,4 +90,6 @@ def write_json(path: str | None, result: Any) -> None:
         return
     from videomae_jax.data.manifest import write_lines
 
-    write_lines(path, [json.dumps(result, indent=1, ensure_ascii=False)])
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    # JSON must be UTF-8, names of files need not be: of these it has the escapes.
+    write_lines(path, [text.encode("utf-8", "backslashreplace").decode()])

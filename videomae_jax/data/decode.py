@@ -122,7 +122,8 @@ class VideoFacts:
     steady: False if frames are displayed for unequal times. rate: the mean, 0 if the file has no
     times. codec, pixels: FFmpeg's names. missing: how many seconds the frames end before the
     duration that the container states, 0 if it states none. choice: the video streams if there
-    are several, the one that is read first.
+    are several, the one that is read first. pixel_aspect: the width of a pixel divided by its
+    height, in the picture as it is stored.
     """
 
     frames: int
@@ -132,6 +133,7 @@ class VideoFacts:
     pixels: str
     missing: float = 0.0
     choice: tuple[str, ...] = ()
+    pixel_aspect: float = 1.0
 
 
 def read_facts(source: str | bytes) -> VideoFacts:
@@ -153,6 +155,7 @@ def read_facts(source: str | bytes) -> VideoFacts:
             pixels=stream.codec_context.pix_fmt or "",
             missing=_missing_seconds(container, stream, timeline),
             choice=tuple(map(_describe, streams)) if len(streams) > 1 else (),
+            pixel_aspect=float(stream.sample_aspect_ratio or 1),
         )
 
 
@@ -270,7 +273,9 @@ def _scan(source: str | bytes, container, stream) -> Timeline:
     # AVI has no display times: those it reports for reordered frames are made up.
     made_up = container.format.name == "avi" and stream.codec_context.has_b_frames
     start = min([0, *times])
-    if made_up or not timed or len(set(times)) < len(times):
+    # Only the first packet has the palette, and a seek drops it: the pictures would be black.
+    paletted = stream.codec_context.pix_fmt == "pal8"
+    if made_up or paletted or not timed or len(set(times)) < len(times):
         count = sum(1 for _ in _decode_all(source))
         timeline = Timeline(count=count, times=None, keys=[0], key_times=[0], plain=False)
     else:

@@ -11,6 +11,7 @@ from videomae_jax.data.html import bars, charts, page, sheet, table
 from videomae_jax.data.survey import Survey
 from videomae_jax.data.videos import Videos
 
+NOT_SQUARE = 0.02  # of the aspect of a pixel, for a remark; encoders round sizes to even ones
 ENDS_EARLY = 1.0  # missing seconds from which on a video gets a remark
 ROWS = 200  # the most rows of a table in the report
 
@@ -55,7 +56,7 @@ def remark(
     surveys: Sequence[Survey], look_alikes: list[tuple[int, int]]
 ) -> list[tuple[str, str, str]]:
     """Return (path, kind, remark) of videos that are unusual, but not left out for it."""
-    odd, uneven, early, several = [], [], [], []
+    odd, uneven, early, several, stretched = [], [], [], [], []
     for survey in surveys:
         if survey.width % 2 or survey.height % 2:
             odd.append((survey.path, "odd size", f"{survey.width} x {survey.height}"))
@@ -65,13 +66,16 @@ def remark(
         if survey.facts and survey.facts.missing > ENDS_EARLY:
             text = f"{survey.facts.missing:.1f} s before the end that its container states"
             early.append((survey.path, "ends early", text))
+        if survey.facts and abs(survey.facts.pixel_aspect - 1) > NOT_SQUARE:
+            text = f"width {survey.facts.pixel_aspect:.4g} of the height; read as stored"
+            stretched.append((survey.path, "pixels not square", text))
         if survey.facts and survey.facts.choice:
             read, *others = survey.facts.choice
             several.append(
                 (survey.path, "several video streams", f"{read}; not {', '.join(others)}")
             )
     alike = [(surveys[b].path, "look-alike", f"of {surveys[a].path}") for a, b in look_alikes]
-    return early + several + alike + odd + uneven
+    return early + several + alike + odd + uneven + stretched
 
 
 def describe(survey: Survey) -> dict:
