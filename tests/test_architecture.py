@@ -115,6 +115,22 @@ def test_data_knows_nothing_of_jax():
             assert not {name.split(".")[0] for name in imports(file)} & {"jax", "flax"}, file
 
 
+LONGEST = 80  # lines of a function, without its docstring
+
+
+def test_a_function_fits_on_a_screen_or_says_why_not():
+    long = []
+    for file in FILES:
+        for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            said = ast.get_docstring(node) or ""
+            code = node.end_lineno - node.lineno + 1 - said.count("\n") - 1
+            if code > LONGEST and "one piece" not in said.lower():
+                long.append(f"{file}: {node.name}, {code} lines")
+    assert not long
+
+
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"]], ids=" ".join)
 def test_help_imports_nothing_slow(words):
     """What the command line costs before it runs: a tenth of a second, not the ten of these."""
