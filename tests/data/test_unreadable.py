@@ -71,6 +71,7 @@ def test_the_share_rule(count, bad, share, ends):
         record.check()
     assert f"{bad} of {count} videos unreadable" in str(caught.value)
     assert f"max_bad_share={share:g}" in str(caught.value) and "\n" not in str(caught.value)
+    assert "`videomae data check` lists the readable ones" in str(caught.value)
 
 
 def test_the_message_names_the_list(tmp_path):

@@ -65,7 +65,7 @@ class BadVideos:
             repaired = " (delete it once they are repaired)" if self.file else ""
             raise UserError(
                 f"{self._sum()}, above data.max_bad_share={self.max_share:g}; "
-                f"{self._where()}{repaired}"
+                f"{self._where()}{repaired}; `videomae data check` lists the readable ones"
             )
 
     def __str__(self) -> str:
