@@ -13,7 +13,9 @@ from videos import write_video
 from videomae_jax import cli
 from videomae_jax.devices import host_memory
 from videomae_jax.diagnostics import doctor, step_time
+from videomae_jax.errors import UserError
 from videomae_jax.host import count_cores
+from videomae_jax.training.lock import lock_workdir
 
 PACKAGE = Path(__file__).parent.parent / "videomae_jax"
 LINUX = r"sched_\w+|posix_fadvise|malloc_trim|mallopt|/proc/|epoll|prctl|inotify|/dev/shm|os\.fork"
@@ -25,6 +27,7 @@ GUARDED = {
     "diagnostics/feeding.py",
     "diagnostics/peer_torch.py",
     "diagnostics/step_time.py",
+    "training/lock.py",
 }
 
 
@@ -35,12 +38,22 @@ def mac(monkeypatch):
         monkeypatch.delattr(os, name, raising=False)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
     for owner, name in ((os.path, "exists"), (Path, "is_file")):
-        there = getattr(owner, name)
-        monkeypatch.setattr(
-            owner,
-            name,
-            lambda path, there=there: not str(path).startswith("/proc/") and there(path),
-        )
+        monkeypatch.setattr(owner, name, _hide(getattr(owner, name), lambda: False))
+    for owner, name in ((os, "readlink"), (Path, "read_text")):
+        monkeypatch.setattr(owner, name, _hide(getattr(owner, name), _missing))
+
+
+def _hide(function, instead):
+    """Return a function that does not see the files of /proc."""
+
+    def hidden(path, *args, **kwargs):
+        return instead() if str(path).startswith("/proc/") else function(path, *args, **kwargs)
+
+    return hidden
+
+
+def _missing():
+    raise FileNotFoundError
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +80,15 @@ def test_host_memory_without_glibc_and_proc(mac, monkeypatch, tmp_path):
     host_memory.trim_host_memory()
     assert step_time.peak_memory() > 0
     assert doctor._file_system(str(tmp_path)) == "unknown"
+
+
+def test_a_work_directory_is_locked_without_proc(mac, tmp_path):
+    with lock_workdir(str(tmp_path)):
+        with pytest.raises(UserError, match="in use"):
+            with lock_workdir(str(tmp_path)):
+                pass
+    with lock_workdir(str(tmp_path)):
+        pass
 
 
 def test_packing_and_reading_in_threads(mac, videos, tmp_path):

@@ -113,7 +113,8 @@ CALLS = {
     "builtins.getattr": _Call(getattr, 1, "real"),
     "io.open": _Call(open, "PWNED", "w"),
     "_io.FileIO": _Call(io.FileIO, "PWNED", "w"),
-    "pathlib.PosixPath": Path("PWNED"),
+    # Python 3.13 names another module.
+    f"{type(Path()).__module__}.PosixPath": Path("PWNED"),
 }
 
 
