@@ -283,6 +283,75 @@ def test_interlaced_pictures_are_those_of_ffmpeg(tmp_path):
     assert (frames[2].to_ndarray(format="rgb24") != expected).any()
 
 
+# Files of which a decoder of another project lost frames, or returned others.
+REPORTED = {
+    "times that overflow.ts": dict(container_options={"output_ts_offset": "95443"}),
+    "no key frames.ts": dict(options={"x264-params": "intra-refresh=1:keyint=10"}),
+    "hidden frames.webm": dict(codec="libvpx-vp9", options={"auto-alt-ref": "1", "cpu-used": "8"}),
+    "one key frame.webm": dict(codec="libvpx", options={"deadline": "realtime"}, gop=250),
+    "grain.mp4": dict(codec="libsvtav1", options={"svtav1-params": "film-grain=8:preset=12"}),
+    "animation.gif": dict(codec="gif", pixels="rgb8"),
+    "animation.apng": dict(codec="apng", pixels="rgb24"),
+    "ten bits.mov": dict(codec="prores_ks", pixels="yuv422p10le"),
+}
+
+
+@pytest.mark.parametrize("name", REPORTED)
+def test_frames_of_unusual_files_are_those_asked_for(tmp_path, name):
+    """Under a name that says mp4, as files from the web have it."""
+    if REPORTED[name].get("codec", "libx264") not in av.codecs_available:
+        pytest.skip("PyAV was built without this encoder")
+    written = Path(write_video(tmp_path / name, **REPORTED[name]))
+    path = str(written.rename(tmp_path / "a.mp4"))
+    wanted = np.array([39, 3, 17, 18])
+    assert [number(picture) for picture in read_clip(path, lambda count: wanted)] == list(wanted)
+    assert read_facts(path).frames == COUNT
+
+
+def test_a_picture_size_that_changes_is_refused(tmp_path):
+    """As recordings of calls and live streams do."""
+    sizes = [write_video(tmp_path / f"{width}.ts", width=width) for width in (96, 128)]
+    data = b"".join(Path(path).read_bytes() for path in sizes)
+    with pytest.raises(UnreadableVideo, match=r"the picture size changes from \(64, 96\) to"):
+        read_clip(data, np.arange)
+
+
+# Red and blue in the luma of ITU-R BT.601, 709 and 2020; FFmpeg's numbers of the matrices.
+MATRICES = {"601": (0.299, 0.114, 5), "709": (0.2126, 0.0722, 1), "2020": (0.2627, 0.0593, 9)}
+
+
+@pytest.mark.parametrize("bits", [8, 10])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("name", MATRICES)
+def test_colours_follow_the_matrix_the_range_and_the_depth_of_the_file(tmp_path, name, full, bits):
+    """Cameras, phones and screen recorders differ in all three."""
+    red, blue, matrix = MATRICES[name]
+    across, down = np.meshgrid(np.arange(128) * 2, np.arange(64) * 4)
+    picture = np.stack([across, down, 255 - across], axis=-1).astype(np.uint8)
+    r, g, b = np.moveaxis(picture / 255, -1, 0)
+    luma = red * r + (1 - red - blue) * g + blue * b
+    chroma = (b - luma) / (2 - 2 * blue), (r - luma) / (2 - 2 * red)
+    steps = 1 << (bits - 8)
+    low, luma_span, chroma_span = (0, 255, 255) if full else (16, 219, 224)
+    planes = [low + luma_span * luma, *(128 + chroma_span * plane for plane in chroma)]
+    dtype, pixels = (np.uint8, "yuv444p") if bits == 8 else (np.uint16, "yuv444p10le")
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 128, 64, pixels
+        stream.codec_context.color_range = 2 if full else 1
+        stream.codec_context.colorspace = matrix
+        frame = av.VideoFrame(128, 64, pixels)
+        frame.color_range, frame.colorspace = 2 if full else 1, matrix
+        for target, plane in zip(frame.planes, planes, strict=True):
+            target.update(
+                np.clip(steps * plane, 0, 256 * steps - 1).round().astype(dtype).tobytes()
+            )
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    shown = read_clip(str(tmp_path / "a.mkv"), np.arange)[0]
+    assert np.abs(shown.astype(int) - picture).max() <= 3
+
+
 def test_grey_covers_the_full_range_and_follows_colour(tmp_path):
     path = write_video(tmp_path / "a.mp4", count=COUNT)
     grey = read_clip(path, lambda count: np.array([21]), channels=1)

@@ -53,3 +53,20 @@ def test_two_killed_starts_count_against_the_useful_share(tmp_path, clock):
     )
     third.write()
     assert json.loads((tmp_path / "goodput.json").read_text())["step"] == 14
+
+
+def test_a_clock_that_is_behind_does_not_make_more_time_than_there_was(tmp_path, clock):
+    """Another host's, or one that was corrected."""
+    first = Goodput(str(tmp_path))
+    first.begin(0)
+    take(first, range(1, 11), seconds=2.0, waited=0.5)
+    first.write()
+    clock[0] = 500.0
+    assert Goodput(str(tmp_path)).metrics()["useful_share"] == 0.75
+
+
+def test_an_account_that_a_loss_of_power_emptied_begins_again(tmp_path, clock):
+    (tmp_path / "goodput.json").touch()
+    book = Goodput(str(tmp_path))
+    book.begin(7)
+    assert book.metrics() == {"useful_share": 0.0, "restarts": 0, "lost_steps": 0}

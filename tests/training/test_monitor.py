@@ -55,3 +55,16 @@ def test_a_killed_run_knows_the_steps_it_took_since_its_last_line(
     assert json.loads((tmp_path / "goodput.json").read_text())["step"] == step
     monitor.close()
     assert json.loads((tmp_path / "goodput.json").read_text())["step"] == 4
+
+
+def test_a_line_that_was_cut_short_costs_no_other(make, tmp_path):
+    """By a full disk; the next start must not add to it, nor fail at its end."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    monitor = make(3, log_every=1)
+    monitor.begin(2)
+    monitor.record(3, METRICS, np.arange(8), waited=np.zeros(1))
+    monitor.close()
+    assert [(row["step"], row["loss"]) for row in read_metrics(str(tmp_path))] == [
+        (1, 2.0),
+        (3, 1.0),
+    ]

@@ -18,9 +18,9 @@ class Goodput:
 
     def __init__(self, workdir: str):
         self._file = Path(workdir) / GOODPUT
-        if self._file.exists():
+        try:
             self._book = json.loads(self._file.read_text())
-        else:
+        except (FileNotFoundError, json.JSONDecodeError):  # a loss of power may leave it empty
             # began: seconds since 1970. step: number of the last step.
             self._book = dict(began=time.time(), starts=0, step=0, steps=0, lost_steps=0)
             # Seconds of each kind:
@@ -51,17 +51,25 @@ class Goodput:
         kept = 1 - book["lost_steps"] / max(book["steps"], 1)
         useful = kept * (book["stepping"] - book["waiting"])
         return {
-            "useful_share": max(0.0, useful) / max(time.time() - book["began"], 1e-9),
+            "useful_share": max(0.0, useful) / self._seconds,
             "restarts": max(0, book["starts"] - 1),
             "lost_steps": book["lost_steps"],
         }
 
+    @property
+    def _seconds(self) -> float:
+        """The wall time since the first start; at least what is accounted for.
+
+        The clock of another host, or one that was corrected, may be behind.
+        """
+        spent = sum(self._book[kind] for kind in ("stepping", "saving", "evaluating"))
+        return max(time.time() - self._book["began"], spent, 1e-9)
+
     def __str__(self) -> str:
         """Return one line for the end of a run."""
         book = self._book
-        whole = max(time.time() - book["began"], 1e-9)
         parts = [
-            f"{book[kind] / whole:.0%} {words}"
+            f"{book[kind] / self._seconds:.0%} {words}"
             for kind, words in (
                 ("waiting", "waiting for data"),
                 ("saving", "saving"),
@@ -70,8 +78,9 @@ class Goodput:
         ]
         counts = self.metrics()
         return (
-            f"{counts['useful_share']:.0%} of {whole:,.0f} s since the first start were training, "
-            f"{', '.join(parts)}; {counts['restarts']} restarts, {counts['lost_steps']} steps lost"
+            f"{counts['useful_share']:.0%} of {self._seconds:,.0f} s since the first start were "
+            f"training, {', '.join(parts)}; {counts['restarts']} restarts, "
+            f"{counts['lost_steps']} steps lost"
         )
 
     def write(self) -> None:

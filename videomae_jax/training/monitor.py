@@ -4,6 +4,7 @@ Metrics of step n - 1 are read while step n computes, so that reading never stal
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,7 +63,11 @@ class Monitor:
             from clu.metric_writers import SummaryWriter  # brings TensorFlow, a few seconds
 
             self._writer = SummaryWriter(str(Path(workdir) / "tensorboard"))
-            self._file.touch()
+            with open(self._file, "ab+") as file:
+                # A line that a full disk cut short must not take the next one with it.
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    file.write(b"" if file.read(1) == b"\n" else b"\n")
         self._pending: Step | None = None
         self._window: list[dict[str, float]] = []
         self._seconds: list[float] = []

@@ -156,11 +156,15 @@ def write_classes(
 def read_metrics(workdir: str) -> list[dict[str, float]]:
     """Return the rows of metrics.jsonl in step order.
 
-    A resumed run repeats the steps after its checkpoint; the later row of a step counts.
+    A resumed run repeats the steps after its checkpoint; the later row of a step counts. Lines
+    that a full disk or a loss of power cut short are skipped.
     """
     rows = {}
     for line in (Path(workdir) / METRICS).read_text().splitlines():
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
         rows[row["step"], "eval/loss" in row] = row
     return [rows[key] for key in sorted(rows)]
 
