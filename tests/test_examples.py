@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from runs import CLIPS, ROOT
 
-from videomae_jax.training.monitor import read_metrics
+from videomae_jax.training.workdir import read_metrics
 
 
 def example(name):

@@ -30,7 +30,7 @@ def test_the_index_of_a_file_numbers_its_frames_as_their_own_times_do(count):
     with decode._opened(data) as (container, stream):
         indexed = decode._read_index(stream)
     with decode._opened(data) as (container, stream):
-        assert indexed == decode._scan(container, stream)
+        assert indexed == decode._scan(data, container, stream)
     whole = read_clip(data, np.arange)
     for start in range(0, count, 3):
         chosen = np.arange(start, count, 4)
