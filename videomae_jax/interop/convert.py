@@ -605,8 +605,8 @@ def _explain(
             problems.append(f"unexpected  {key} {tensor.shape}")
     if key_biases:
         notes.append(
-            f"{len(key_biases)} biases on keys ({key_biases[0]}, ...) are left out, exactly: each "
-            "adds one number to all scores of a query, and the softmax does not change"
+            f"biases on keys ({len(key_biases)}, such as {key_biases[0]}) are left out, exactly: "
+            "each adds one number to all scores of a query, and the softmax does not change"
         )
     return notes, problems
 
