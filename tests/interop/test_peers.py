@@ -296,6 +296,26 @@ def test_pixels_are_those_of_transformers_own_processor(tmp_path, video, change)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_the_order_of_preprocessor_files_is_that_of_transformers(tmp_path):
+    pytest.importorskip("torchvision")
+    checkpoint = load_checkpoint(str(DATA / "finetune_tiny_deepspeed.pth"), num_heads=3)
+    save_checkpoint(str(tmp_path / "hf"), checkpoint, to="hf")
+    for name, key in (
+        ("preprocessor_config.json", None),
+        ("processor_config.json", "image_processor"),
+        ("video_preprocessor_config.json", None),
+        ("processor_config.json", "video_processor"),
+    ):
+        content = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "marker": name}
+        content = {key: content} if key else content
+        (tmp_path / "hf" / name).write_text(json.dumps(content))
+        report = load_checkpoint(str(tmp_path / "hf")).report
+        assert f"from {name} ({key})" in report if key else f"from {name}" in report
+        if key != "image_processor":  # only its AutoImageProcessor reads this one
+            theirs = transformers.VideoMAEVideoProcessor.from_pretrained(tmp_path / "hf")
+            assert theirs.marker == name and list(theirs.image_mean) == [0.1, 0.2, 0.3]
+
+
 def test_the_processor_is_found(tmp_path):
     pytest.importorskip("PIL")
     checkpoint = load_checkpoint(str(DATA / "finetune_tiny_deepspeed.pth"), num_heads=3)

@@ -174,15 +174,18 @@ def _read_preprocessing(folder: Path, channels: int) -> Iterator[_Said]:
     video_preprocessor_config.json, else preprocessor_config.json; its AutoImageProcessor the
     "image_processor" of processor_config.json, else preprocessor_config.json.
     """
-    files = {name: folder / name for name in (NESTED, VIDEO_PROCESSOR, PROCESSOR)}
-    found = {name: read_json(path) for name, path in files.items() if path.is_file()}
-    nested = found.pop(NESTED, {})
-    for key in ("video_processor", "image_processor"):
-        if isinstance(nested.get(key), dict):
-            yield _preprocessing(folder, f"{NESTED} ({key})", nested[key], channels)
-            break
-    for source, content in found.items():
-        yield _preprocessing(folder, source, content, channels)
+    names = (NESTED, VIDEO_PROCESSOR, PROCESSOR)
+    found = {name: read_json(folder / name) for name in names if (folder / name).is_file()}
+    nested = found.get(NESTED, {})
+    video, image = nested.get("video_processor"), nested.get("image_processor")
+    for source, content in (
+        (f"{NESTED} (video_processor)", video),
+        (VIDEO_PROCESSOR, found.get(VIDEO_PROCESSOR)),
+        (f"{NESTED} (image_processor)", None if video else image),
+        (PROCESSOR, found.get(PROCESSOR)),
+    ):
+        if isinstance(content, dict):
+            yield _preprocessing(folder, source, content, channels)
 
 
 def _preprocessing(folder: Path, source: str, content: dict, channels: int) -> _Said:
