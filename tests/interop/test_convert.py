@@ -19,14 +19,15 @@ from safetensors.numpy import save_file
 
 from videomae_jax.commands import convert
 from videomae_jax.errors import UserError
+from videomae_jax.inference.network import build_network, outputs, predict
 from videomae_jax.interop.checkpoint_files import FORMATS, load_checkpoint, save_checkpoint
-from videomae_jax.interop.convert import choose_heads, from_native, to_native
+from videomae_jax.interop.convert import choose_heads, find_tensors, from_native, to_native
 from videomae_jax.interop.safetensors_file import write_safetensors
 from videomae_jax.interop.torch_file import write_torch
 from videomae_jax.models.classifier import VideoClassifier, init_classifier
-from videomae_jax.models.mae import VideoMAE
-from videomae_jax.models.masking import Mask
-from videomae_jax.models.tokens import sincos_positions
+from videomae_jax.models.mae import Decoder, VideoMAE
+from videomae_jax.models.masking import Mask, gather_tubes, mask_from_bool
+from videomae_jax.models.tokens import patchify, positions, sincos_positions
 from videomae_jax.models.vit import SIZES, Size
 
 PATCH = (2, 16, 16)
@@ -127,7 +128,7 @@ def test_another_shape_of_everything():
 def test_wrappers_and_prefixes_make_no_difference(tmp_path):
     tensors, params = golden_tensors("classify"), golden_params("classify")
     path = tmp_path / "x.pth"
-    for prefix in ("", "module.", "_orig_mod.", "backbone.", "_orig_mod.backbone."):
+    for prefix in ("", "module.", "_orig_mod.", "backbone.", "_orig_mod.backbone.", "model."):
         renamed = {prefix + key: tensor for key, tensor in tensors.items()}
         for tree in (renamed, {"model": renamed}, {"module": renamed}, {"state_dict": renamed}):
             write_torch(path, tree)
@@ -188,12 +189,13 @@ def test_every_problem_is_reported_at_once():
     assert len(report.splitlines()) == 9
 
 
-def test_key_biases_must_be_zero_and_positions_the_table():
+def test_key_biases_are_left_out_and_positions_must_be_the_table():
     tensors = golden_tensors("classify", "hf")
     name = "videomae.encoder.layer.0.attention.attention.key.bias"
-    zero = to_native(tensors | {name: np.zeros(48, np.float32)}, **HEADS)
-    assert f"{name} is zero" in str(zero[1].table)
-    assert "is not zero" in problems(tensors | {name: np.ones(48, np.float32)})
+    for bias in (np.zeros(48, np.float32), np.arange(48, dtype=np.float32)):
+        params, facts = to_native(tensors | {name: bias}, **HEADS)
+        assert same(params, golden_params("classify"))
+        assert f"biases on keys (1, such as {name}) are left out, exactly" in str(facts.table)
     learned = {"pos_embed": sincos_positions(8, 48)[None] + 0.01}
     assert "not the sine-cosine table" in problems(golden_tensors("classify") | learned)
 
@@ -287,7 +289,257 @@ def test_a_transformers_folder_says_what_the_weights_do_not(tmp_path, task):
     assert same(back.params, golden_params(task))
     assert back.labels == labels
     assert (back.config.clip.frames, back.config.clip.height) == (8, 64)
-    assert "note" not in back.report
+    statistics = "mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225, from preprocessor_config.json"
+    assert back.report.count("note") == 1 and statistics in back.report
+
+
+# Preprocessor files, as the versions of transformers name them.
+
+HALF = dict(image_mean=[0.5] * 3, image_std=[0.25] * 3)
+PREPROCESSORS = {
+    "preprocessor_config.json": lambda content: content,
+    "video_preprocessor_config.json": lambda content: content,
+    "processor_config.json (video_processor)": lambda content: {"video_processor": content},
+    "processor_config.json (image_processor)": lambda content: {"image_processor": content},
+}
+
+
+def with_preprocessor(folder, content, source="preprocessor_config.json"):
+    """Write one preprocessor file instead of the one that a saved folder has."""
+    (folder / "preprocessor_config.json").unlink(missing_ok=True)
+    (folder / source.split()[0]).write_text(json.dumps(PREPROCESSORS[source](content)))
+    return folder
+
+
+def statistics(folder, **keywords):
+    checkpoint = load_checkpoint(str(folder), **keywords)
+    return checkpoint.config.model.mean, checkpoint.config.model.std, checkpoint.report
+
+
+@pytest.mark.parametrize("source", PREPROCESSORS)
+def test_every_preprocessor_file_is_read_and_named(tmp_path, source):
+    folder = with_preprocessor(saved_hf(tmp_path), HALF, source)
+    mean, std, report = statistics(folder)
+    assert (mean, std) == ((0.5,) * 3, (0.25,) * 3)
+    assert f"mean 0.5, 0.5, 0.5, std 0.25, 0.25, 0.25, from {source}" in report
+    # The file of weights alone is beside the same files.
+    assert statistics(folder / "model.safetensors")[0] == (0.5,) * 3
+
+
+@pytest.mark.parametrize(
+    "content, mean, std",
+    [
+        (HALF | dict(rescale_factor=1 / 255), 0.5, 0.25),
+        (HALF | dict(do_normalize=False), 0, 1),
+        (HALF | dict(do_rescale=False), 0.5 / 255, 0.25 / 255),
+        (HALF | dict(do_rescale=False, rescale_factor=7), 0.5 / 255, 0.25 / 255),
+        (HALF | dict(rescale_factor=1 / 127.5), 0.5 * 127.5 / 255, 0.25 * 127.5 / 255),
+        (HALF | dict(do_normalize=False, rescale_factor=1 / 127.5), 0, 127.5 / 255),
+        (HALF | dict(do_normalize=False, do_rescale=False), 0, 1 / 255),
+        (dict(image_mean=0.1, image_std=0.2), 0.1, 0.2),
+        ({}, 0.5, 0.5),  # transformers' defaults
+    ],
+)
+def test_pixels_are_normalized_as_the_preprocessor_does(tmp_path, content, mean, std):
+    ours = statistics(with_preprocessor(saved_hf(tmp_path), content))
+    np.testing.assert_allclose(ours[:2], [[mean] * 3, [std] * 3], rtol=1e-12)
+    pixels = np.arange(256.0)
+    factor = 1 if content.get("do_rescale") is False else content.get("rescale_factor", 1 / 255)
+    theirs = pixels * factor
+    if content.get("do_normalize", True):
+        theirs = theirs - np.broadcast_to(content.get("image_mean", 0.5), 3)[:, None]
+        theirs = theirs / np.broadcast_to(content.get("image_std", 0.5), 3)[:, None]
+    mean, std = (np.asarray(values)[:, None] for values in ours[:2])
+    theirs = np.broadcast_to(theirs, [3, 256])
+    np.testing.assert_allclose((pixels / 255 - mean) / std, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "content, cause",
+    [
+        (HALF | dict(image_std=[0.5, 0, 0.5]), "above 0"),
+        (HALF | dict(rescale_factor=-1), "above 0"),
+        (HALF | dict(image_mean=[0.5]), "as many of both"),
+        (HALF | dict(image_mean="0.5"), "must be a list of numbers"),
+        (HALF | dict(image_mean=[float("nan")] * 3), "must be a list of numbers"),
+        (HALF | dict(offset=True), "offset True, which is not supported"),
+        (dict(image_mean=[0.5], image_std=[0.5]), "statistics of 1 channels, the weights have 3"),
+        (dict(crop_size=dict(height=64, width=96)), "64 x 96: only square"),
+        (dict(num_frames=0), "positive integer"),
+    ],
+)
+def test_preprocessors_that_make_no_sense_are_refused(tmp_path, content, cause):
+    folder = with_preprocessor(saved_hf(tmp_path), content)
+    with pytest.raises(UserError, match=cause):
+        load_checkpoint(str(folder))
+
+
+def test_files_that_contradict_each_other_are_refused_and_both_named(tmp_path):
+    folder = with_preprocessor(saved_hf(tmp_path), HALF)
+    video = folder / "video_preprocessor_config.json"
+    video.write_text(json.dumps(HALF | dict(image_std=[0.5] * 3)))
+    said = f"{video.name} and preprocessor_config.json contradict each other: std"
+    with pytest.raises(UserError, match=said):
+        load_checkpoint(str(folder))
+    video.write_text(json.dumps(HALF))
+    assert f"from {video.name}" in load_checkpoint(str(folder)).report
+
+    for field, content in (("image_size", dict(crop_size=96)), ("frames", dict(num_frames=4))):
+        video.write_text(json.dumps(HALF | content))
+        said = f"config.json and {video.name} contradict each other: {field}"
+        with pytest.raises(UserError, match=said):
+            load_checkpoint(str(folder))
+    # What the user gives takes precedence over both.
+    assert load_checkpoint(str(folder), frames=4).config.clip.frames == 4
+
+
+def test_preprocessors_beside_a_bare_file(tmp_path):
+    shutil.copy(FILES["pretrain"], tmp_path / "x.pth")
+    content = HALF | dict(size=dict(height=64, width=64), num_frames=8)
+    with_preprocessor(tmp_path, content, "video_preprocessor_config.json")
+    checkpoint = load_checkpoint(str(tmp_path / "x.pth"), **HEADS)
+    assert checkpoint.config.model.mean == (0.5,) * 3
+    assert (checkpoint.config.clip.frames, checkpoint.config.clip.width) == (8, 64)
+    assert "does not say the size" not in checkpoint.report
+    # A config.json of another model: the folder is about other weights.
+    (tmp_path / "config.json").write_text(json.dumps(dict(model_type="vivit")))
+    _, _, report = statistics(tmp_path / "x.pth", **HEADS)
+    assert "std 0.229, 0.224, 0.225, those of ImageNet, are assumed" in report
+
+
+# Files of training frameworks and of other people's code.
+
+
+def test_a_lightning_file(tmp_path):
+    tensors, path = golden_tensors("classify"), tmp_path / "x.ckpt"
+    others = {
+        "epoch": 3,
+        "pytorch-lightning_version": "2.4.0",
+        "callbacks": {"ModelCheckpoint": {"best_model_score": np.ones([], np.float32)}},
+        "hyper_parameters": {"lr": 3},
+    }
+    write_torch(path, {"state_dict": {f"model.{k}": x for k, x in tensors.items()}} | others)
+    checkpoint = load_checkpoint(str(path), num_heads=3)
+    assert same(checkpoint.params, golden_params("classify"))
+    said = "not read: epoch, pytorch-lightning_version, callbacks, hyper_parameters"
+    assert said in checkpoint.report
+
+
+def test_only_the_moving_average_is_in_the_file(tmp_path):
+    path = tmp_path / "x.pth"
+    tensors = golden_tensors("classify")
+    for tree in ({"model_ema": tensors, "epoch": 3}, {"model": {}, "model_ema": tensors}):
+        write_torch(path, tree)
+        checkpoint = load_checkpoint(str(path), num_heads=3)
+        assert same(checkpoint.params, golden_params("classify"))
+        assert "the model is under 'model_ema'" in checkpoint.report
+    # The model itself comes first, and what else is beside it is named.
+    other = {key: tensor + 1 for key, tensor in tensors.items()}
+    write_torch(path, {"model_ema": other, "model": tensors | {"step": 3}})
+    checkpoint = load_checkpoint(str(path), num_heads=3)
+    assert same(checkpoint.params, golden_params("classify"))
+    assert "not read: model_ema, step" in checkpoint.report
+
+
+def test_a_model_that_contains_itself_ends():
+    tree = {"x": 1}
+    tree["model"] = tree
+    with pytest.raises(UserError, match="holds no model"):
+        find_tensors(tree, source="x.pth")
+
+
+def test_the_folders_of_v2_on_the_hub(tmp_path):
+    """Their network has fc_norm but no head, and their code is not run."""
+    params = {k: golden_params("classify")[k] for k in ("encoder", "fc_norm")}
+    tensors = {f"model.{k}": x for k, x in golden_tensors("classify").items()}
+    tensors = {key: x for key, x in tensors.items() if not key.startswith("model.head")}
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    network = dict(num_heads=3, img_size=64, num_frames=8, depth=3, embed_dim=48, num_classes=0)
+    config = dict(
+        model_type="VideoMAEv2_Base",
+        model_config=network,
+        auto_map={"AutoModel": "modeling_videomaev2.VideoMAEv2"},
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "modeling_videomaev2.py").write_text("raise SystemExit('this was run')")
+    checkpoint = load_checkpoint(str(tmp_path))
+    assert same(checkpoint.params, params)
+    clip = checkpoint.config.clip
+    assert (checkpoint.config.task, clip.frames, clip.width) == ("encoder", 8, 64)
+    assert "names Python code in the folder (auto_map): it was not run" in checkpoint.report
+
+    # Its features are those that the fine-tuned model gives to its head.
+    classifier = load_checkpoint(str(FILES["classify"]), num_heads=3, frames=8, image_size=64)
+    video = np.random.default_rng(0).integers(0, 256, [1, 8, 64, 64, 3], np.uint8)
+    ours, theirs = (
+        outputs(build_network(c.config), c.params, video)["features"]
+        for c in (checkpoint, classifier)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    save_checkpoint(str(tmp_path / "x.pth"), checkpoint, to="mcg")
+    assert same(load_checkpoint(str(tmp_path / "x.pth"), num_heads=3).params, params)
+    with pytest.raises(UserError, match="no fc_norm without a head"):
+        save_checkpoint(str(tmp_path / "hf"), checkpoint, to="hf")
+
+    config["model_config"] = network | dict(cos_attn=True)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="cos_attn True: such attention is not supported"):
+        load_checkpoint(str(tmp_path))
+
+
+def without_final_norm(folder, *, pooling):
+    tensors = golden_tensors("pretrain", "hf")
+    tensors = {key: x for key, x in tensors.items() if not key.startswith("videomae.layernorm")}
+    write_safetensors(folder / "model.safetensors", tensors)
+    config = json.loads((folder / "config.json").read_text()) | dict(use_mean_pooling=pooling)
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_a_pretraining_model_made_for_pooling_reconstructs_without_the_final_norm(tmp_path):
+    folder = saved_hf(tmp_path, "pretrain")
+    folder = without_final_norm(folder, pooling=True)
+    checkpoint = load_checkpoint(folder)
+    params, config = checkpoint.params, checkpoint.config
+    assert config.task == "pretrain" and "norm" not in params["encoder"]
+    assert "no final norm, as in transformers with use_mean_pooling true" in checkpoint.report
+
+    # transformers maps the encoder's tokens to the decoder as they are. The same here, by hand.
+    video = np.random.default_rng(0).integers(0, 256, [1, 8, 64, 64, 3], np.uint8)
+    hidden = np.arange(16)[None] % 4 > 0
+    network = build_network(config)
+    ours, _ = predict(network, params, video, hidden, masked=12, normalized=True)
+    grid, patches = (4, 4, 4), patchify(jnp.asarray(video), PATCH)
+    mask = mask_from_bool(jnp.asarray(hidden), masked=12)
+    encoder = network.build_encoder(final_norm=False)
+    tokens = encoder.apply({"params": params["encoder"]}, patches, grid, mask=mask)
+    visible = tokens @ params["encoder_to_decoder"]["kernel"]
+    table = np.broadcast_to(positions(grid, 32, source=None), [1, 64, 32])
+    visible = visible + gather_tubes(jnp.asarray(table), mask.visible, mask)
+    masked = params["mask_token"] + gather_tubes(jnp.asarray(table), mask.masked, mask)
+    decoder = Decoder(Size(**config.model.decoder), network.run, 1536, "self")
+    theirs = decoder.apply({"params": params["decoder"]}, visible, masked)
+    np.testing.assert_allclose(ours.reshape(theirs.shape), theirs, rtol=1e-4, atol=1e-5)
+
+    save_checkpoint(str(tmp_path / "again"), checkpoint, to="hf")
+    again = load_checkpoint(str(tmp_path / "again"))
+    assert same(again.params, params)
+    assert json.loads((tmp_path / "again/config.json").read_text())["use_mean_pooling"] is True
+    with pytest.raises(UserError, match="without the encoder's final norm: use hf or native"):
+        save_checkpoint(str(tmp_path / "x.pth"), checkpoint, to="mcg")
+
+
+def test_the_config_and_the_weights_must_agree_on_the_final_norm(tmp_path):
+    folder = saved_hf(tmp_path, "pretrain")
+    with pytest.raises(UserError, match="lacks the encoder's final norm"):
+        load_checkpoint(without_final_norm(folder, pooling=False))
+    write_safetensors(folder / "model.safetensors", golden_tensors("pretrain", "hf"))
+    config = json.loads((folder / "config.json").read_text())
+    del config["use_mean_pooling"]  # true is transformers' default
+    (folder / "config.json").write_text(json.dumps(config))
+    checkpoint = load_checkpoint(str(folder))
+    assert same(checkpoint.params, golden_params("pretrain"))
+    assert "final norm is used; transformers leaves it out" in checkpoint.report
 
 
 def test_sharded_folders(tmp_path):

@@ -1,6 +1,7 @@
 """Against PyTorch and transformers themselves, where they are installed."""
 
 import json
+from collections import OrderedDict, defaultdict
 
 import jax
 import jax.numpy as jnp
@@ -244,6 +245,77 @@ def test_a_folder_of_transformers_own_making_comes_in(tmp_path):
             assert np.array_equal(back[key], tensor.numpy()), key
 
 
+def test_a_pretraining_model_of_the_default_config_reconstructs_as_transformers_does(
+    tmp_path, video
+):
+    """With use_mean_pooling, the default, its encoder has no final norm."""
+    config = transformers.VideoMAEConfig(
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=96,
+        image_size=SIDE,
+        decoder_hidden_size=32,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=64,
+        layer_norm_eps=1e-6,
+    )
+    peer = transformers.VideoMAEForPreTraining(config).eval()
+    set_norms(peer)
+    peer.save_pretrained(tmp_path / "hf")
+    m = vm.load(tmp_path / "hf")
+    assert "norm" not in m.params["encoder"]
+    hidden = np.random.default_rng(3).permuted(np.tile(np.arange(16) < 12, [2, 1]), axis=1)
+    ours, loss = m.reconstruct(video, hidden)
+    with torch.no_grad():
+        theirs = peer(
+            pixels(video, m.config), bool_masked_pos=torch.from_numpy(np.tile(hidden, [1, 8]))
+        )
+    assert relative_error(ours.reshape(theirs.logits.shape), theirs.logits) < 1e-5
+    assert abs(float(loss) - float(theirs.loss)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5}],
+    ids=str,
+)
+def test_pixels_are_those_of_transformers_own_processor(tmp_path, video, change):
+    pytest.importorskip("PIL")
+    checkpoint = load_checkpoint(
+        str(DATA / "finetune_tiny_deepspeed.pth"), num_heads=3, image_size=SIDE
+    )
+    save_checkpoint(str(tmp_path / "hf"), checkpoint, to="hf")
+    file = tmp_path / "hf" / "preprocessor_config.json"
+    content = json.loads(file.read_text()) | {"image_mean": [0.5, 0.4, 0.3]} | change
+    file.write_text(json.dumps(content))
+    processor = transformers.VideoMAEImageProcessor.from_pretrained(tmp_path / "hf")
+    theirs = processor(list(video[0]), return_tensors="np")["pixel_values"]
+    ours = pixels(video[:1], load_checkpoint(str(tmp_path / "hf")).config).numpy()
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_order_of_preprocessor_files_is_that_of_transformers(tmp_path):
+    pytest.importorskip("torchvision")
+    checkpoint = load_checkpoint(str(DATA / "finetune_tiny_deepspeed.pth"), num_heads=3)
+    save_checkpoint(str(tmp_path / "hf"), checkpoint, to="hf")
+    for name, key in (
+        ("preprocessor_config.json", None),
+        ("processor_config.json", "image_processor"),
+        ("video_preprocessor_config.json", None),
+        ("processor_config.json", "video_processor"),
+    ):
+        content = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "marker": name}
+        content = {key: content} if key else content
+        (tmp_path / "hf" / name).write_text(json.dumps(content))
+        report = load_checkpoint(str(tmp_path / "hf")).report
+        assert f"from {name} ({key})" in report if key else f"from {name}" in report
+        if key != "image_processor":  # only its AutoImageProcessor reads this one
+            theirs = transformers.VideoMAEVideoProcessor.from_pretrained(tmp_path / "hf")
+            assert theirs.marker == name and list(theirs.image_mean) == [0.1, 0.2, 0.3]
+
+
 def test_the_processor_is_found(tmp_path):
     pytest.importorskip("PIL")
     checkpoint = load_checkpoint(str(DATA / "finetune_tiny_deepspeed.pth"), num_heads=3)
@@ -295,6 +367,24 @@ def test_a_training_checkpoint_with_an_optimizer_is_read(tmp_path):
     assert np.array_equal(
         back["optimizer"]["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"]
     )
+
+
+def test_objects_beside_the_weights(tmp_path):
+    layer = torch.nn.Linear(3, 2)
+    tree = {
+        "module": layer.state_dict(),
+        "param_shapes": [OrderedDict((k, x.shape) for k, x in layer.named_parameters())],
+        "dtype": torch.bfloat16,
+        "device": torch.device("cpu"),
+        "counts": defaultdict(list, {"a": [1]}),
+        "path": tmp_path,
+    }
+    torch.save(tree, tmp_path / "x.pth")
+    back = read_torch(tmp_path / "x.pth")
+    assert back["param_shapes"] == [{"weight": (2, 3), "bias": (2,)}]
+    assert (back["dtype"], back["counts"]) == ("torch.bfloat16", {"a": [1]})
+    assert back["path"].name.startswith("pathlib") and back["device"].name == "torch.device"
+    assert np.array_equal(back["module"]["weight"], layer.weight.detach().numpy())
 
 
 def test_the_index_of_label_names(tmp_path):

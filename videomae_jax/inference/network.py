@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, cast
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from videomae_jax.errors import UserError
@@ -10,6 +11,7 @@ from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE, reconstruction_sums
 from videomae_jax.models.masking import mask_from_bool
 from videomae_jax.models.tokens import Triple, patch_grid, patchify
+from videomae_jax.models.vit import LayerNorm
 from videomae_jax.tasks import TASKS
 from videomae_jax.tasks.task import Params
 
@@ -58,7 +60,7 @@ def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax
 
     "tokens" [B, N, D]: all tokens, none masked, after the encoder's final norm if it has one.
     "steps" [B, T, D]: the mean token of each time step.
-    "features" [B, D]: the mean token; for a classifier, after the norm before its head.
+    "features" [B, D]: the mean token; after the norm before the head, if the model has this norm.
     "logits" [B, classes]: for a classifier only. Under `jit`, unused outputs are not computed.
     """
     grid = patch_grid(clip_size(video), network.patch)
@@ -78,12 +80,15 @@ def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax
         found = network.apply({"params": params}, method=classify_tokens)
         return cast(dict[str, jax.Array], found)
 
-    # A transformers model made for pooling has no final norm.
-    encoder = network.build_encoder(final_norm="norm" in params["encoder"])
+    encoder = network.build_encoder()
     tokens = cast(jax.Array, encoder.apply({"params": params["encoder"]}, patches, grid))
     tokens = tokens.astype("float32")
     steps = step_means(tokens, grid)
-    return {"tokens": tokens, "steps": steps, "features": tokens.mean(axis=1)}
+    features = tokens.mean(axis=1)
+    if "fc_norm" in params:
+        norm = LayerNorm(jnp.float32)
+        features = cast(jax.Array, norm.apply({"params": params["fc_norm"]}, features))
+    return {"tokens": tokens, "steps": steps, "features": features}
 
 
 def clip_size(video: jax.Array) -> Triple:

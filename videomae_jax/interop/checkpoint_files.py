@@ -31,10 +31,11 @@ from videomae_jax.interop.safetensors_file import (
     read_safetensors,
     write_safetensors,
 )
-from videomae_jax.interop.torch_file import MappedTensor, map_torch, write_torch
+from videomae_jax.interop.torch_file import Inert, MappedTensor, map_torch, write_torch
 from videomae_jax.interop.transformers_folder import (
+    CONFIG,
+    IMAGENET_MEAN,
     FolderConfig,
-    is_model_folder,
     read_folder_config,
     write_folder_config,
 )
@@ -156,20 +157,13 @@ def _open_weights(
     source = Path(path)
     if source.is_dir():
         file = next(source / name for name in WEIGHTS if (source / name).is_file())
-        folder = read_folder_config(source)
     else:
         file = source
-        has_config = is_model_folder(source.parent)
-        folder = read_folder_config(source.parent) if has_config else FolderConfig()
-    no_config = folder == FolderConfig()
-    folder = folder._replace(
-        frames=frames or folder.frames, image_size=image_size or folder.image_size
+    folder = read_folder_config(
+        file.parent, required=source.is_dir(), frames=frames, image_size=image_size
     )
     title = str(file)
     tensors, notes = _read_tensors(file)
-    if no_config and not (frames and image_size):
-        size = f"{folder.frames} frames of {folder.image_size} pixels"
-        notes.append(f"the file does not say the size of its clips: {size} are assumed")
     if is_image_model(tensors):
         tensors, changes = video_from_image(
             tensors,
@@ -177,11 +171,6 @@ def _open_weights(
             tubelet=TUBELET if tubelet is None else tubelet,
         )
         title, notes = f"{file}, an image model inflated to a video encoder", changes + notes
-        if no_config:
-            notes.append(
-                "mean and std of ImageNet are assumed, which MAE uses; some ViTs of timm and of "
-                "transformers use 0.5: those are read from a config in the same folder"
-            )
     else:
         _refuse_inflation(path, inflate, tubelet)
     return _Weights(title, tensors, folder, notes)
@@ -199,19 +188,48 @@ def _convert(
         decoder_num_heads=decoder_num_heads,
         config_heads=(folder.num_heads, folder.decoder_num_heads),
     )
-    if len(folder.mean) != facts.channels:
-        notes.append(f"mean 0 and std 1 are assumed for its {facts.channels} channels")
+    if folder.final_norm and facts.task != "classify" and "norm" not in params["encoder"]:
+        raise UserError(
+            f"{weights.title} lacks the encoder's final norm, which config.json promises "
+            "(use_mean_pooling false)"
+        )
+    if folder.final_norm is False and facts.task != "classify" and "norm" in params["encoder"]:
+        notes.append(
+            "the encoder's final norm is used; transformers leaves it out, because config.json has "
+            "use_mean_pooling true"
+        )
     folder = _complete(folder, facts)
+    notes.append(_statistics(folder))
     table = dataclasses.replace(facts.table, notes=(*facts.table.notes, *folder.notes, *notes))
     return Checkpoint(params, _config(facts, folder), folder.labels, str(table))
 
 
 def _complete(folder: FolderConfig, facts: ModelFacts) -> FolderConfig:
     """Replace the pixel statistics and labels that do not fit the tensors."""
-    if len(folder.mean) != facts.channels:
+    channels = facts.channels
+    if len(folder.mean) != channels:
+        # timm leaves three statistics in config.json, whatever the channels of the weights.
+        if folder.statistics not in ("", CONFIG):
+            raise UserError(
+                f"{folder.statistics} has pixel statistics of {len(folder.mean)} channels, the "
+                f"weights have {channels}"
+            )
         # Unknown: pixels stay in [0, 1].
-        folder = folder._replace(mean=(0.0,) * facts.channels, std=(1.0,) * facts.channels)
+        folder = folder._replace(mean=(0.0,) * channels, std=(1.0,) * channels, statistics="")
     return folder if facts.classes == len(folder.labels) else folder._replace(labels=())
+
+
+def _statistics(folder: FolderConfig) -> str:
+    """Say which pixel statistics are used, and where they are from."""
+    mean, std = (", ".join(f"{x:.6g}" for x in values) for values in (folder.mean, folder.std))
+    if folder.statistics:
+        source = f"from {folder.statistics}"
+    elif folder.mean == IMAGENET_MEAN:
+        source = "those of ImageNet, are assumed, as no file says them"
+        source += " (the original and MAE use these, some ViTs of timm and transformers 0.5)"
+    else:
+        source = f"are assumed for its {len(folder.mean)} channels"
+    return f"pixels in [0, 1]: mean {mean}, std {std}, {source}"
 
 
 def _refuse_probe(path: str, config: ConfigDict) -> None:
@@ -298,8 +316,14 @@ def _read_tensors(file: Path) -> tuple[Mapping[str, Any], list[str]]:
     notes = []
     if where:
         notes.append(f"the model is under {where!r}")
-        if others := [str(key) for key in tree if key != where.partition(".")[0]]:
-            notes.append(f"not read: {', '.join(others)[:200]}")
+    others, node = [], tree
+    for wrapper in filter(None, where.split(".")):
+        others += [item for item in node.items() if item[0] != wrapper]
+        node = node[wrapper]
+    others += [item for item in node.items() if item[0] not in tensors]
+    if others:
+        names = [f"{k} ({v.name})" if isinstance(v, Inert) else str(k) for k, v in others]
+        notes.append(f"not read: {', '.join(names)[:200]}")
     return tensors, notes
 
 

@@ -65,11 +65,15 @@ BLOCK = (
     ("mlp/fc1", "linear", "H W", "mlp.fc1", "intermediate.dense", "mlp.layers.0.0"),
     ("mlp/fc2", "linear", "W H", "mlp.fc2", "output.dense", "mlp.layers.1"),
 )
-# Tensors without a row, which can be left out only if they have these values.
-KEY_BIAS = re.compile(r"\.(key\.bias|k_bias)$")  # zero: neither we nor the reference have one
+# Tensors without a row, which can be left out: positions only if they have these values.
+KEY_BIAS = re.compile(r"\.(key\.bias|k_bias)$")  # any: it does not change the softmax
 POSITIONS = re.compile(r"(^|\.)(pos_embed|position_embeddings)$")  # the sine-cosine table
-# Prefixes of wrappers: torch.compile, DistributedDataParallel, V2 and MMAction2.
-PREFIXES = re.compile(r"^((_orig_mod|module|backbone)\.)+")
+# Prefixes of wrappers: torch.compile, DistributedDataParallel, V2, MMAction2, and Lightning and
+# V2's own code on the hub ("model.").
+PREFIXES = re.compile(r"^((_orig_mod|module|backbone|model)\.)+")
+# Keys of files under which the model is; the first that is there is read.
+WRAPPERS = ("model", "module", "state_dict", "model_ema", "state_dict_ema")
+MAX_WRAPPERS = 4  # a pickle can make a dict that contains itself
 MAX_DEPTH = 200  # the deepest published has 40
 MAX_POSITIONS = 1 << 23  # values of a position table; 32 frames at 384 pixels have 7 million
 FLOATS = {np.dtype(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)}
@@ -85,10 +89,11 @@ class Rule(NamedTuple):
 
     @property
     def part(self) -> str:
-        """The part of the model: encoder, norm (the last of the encoder), decoder or head."""
-        if self.ours.startswith("encoder/"):
-            return "norm" if self.ours.startswith("encoder/norm/") else "encoder"
-        return "head" if self.ours.startswith(("fc_norm/", "head/")) else "decoder"
+        """The part of the model: encoder, norm (the encoder's last), decoder, fc_norm or head."""
+        first, second, *_ = f"{self.ours}/".split("/")
+        if first == "encoder":
+            return "norm" if second == "norm" else "encoder"
+        return first if first in ("fc_norm", "head") else "decoder"
 
     @property
     def width(self) -> str:
@@ -252,12 +257,17 @@ def match_tensors(
     dialect, drop = _detect(keys)
     depths = {part: _depth(part, dialect, drop, keys) for part in ("encoder", "decoder")}
     slots = [slot for rule in RULES for slot in _slots(rule, dialect, drop, depths)]
-    task, slots = _choose_task(slots, keys)
+    task, slots = _choose_task(slots, keys, dialect)
     dims = _dimensions(slots, keys, tensors)
 
     arrays, used, misfits = _match(slots, keys, tensors, dims)
     notes, unexpected = _explain(keys.keys() - used, keys, tensors)
     heads, wrong_heads = _heads(dims, depths, (num_heads, decoder_num_heads), config_heads)
+    if task == "pretrain" and "encoder/norm/scale" not in arrays and not misfits:
+        notes.append(
+            "the encoder has no final norm, as in transformers with use_mean_pooling true; it is "
+            "used without one"
+        )
     required = ("encoder", "decoder") if task == "pretrain" else ("encoder",)
     empty = [f"missing     every block of the {part}" for part in required if not depths[part]]
     if problems := [*problems, *misfits, *empty[:1], *unexpected, *wrong_heads]:
@@ -270,6 +280,8 @@ def match_tensors(
         notes.append(f"{', '.join(sorted(dtypes))} became float32")
     if task == "encoder":
         notes.append("an encoder only: the file holds no decoder and no head")
+        if "fc_norm/scale" in arrays:
+            notes.append("features are the mean token after fc_norm, as in V2's code on the hub")
     decoder = None
     if task == "pretrain":
         decoder = Size(dims["E"], depths["decoder"], heads["E"], dims["N"])
@@ -301,7 +313,14 @@ def from_native(params: Mapping[str, Any], dialect: str, *, patch: Triple) -> di
             f"{DIALECTS[dialect]} has no decoder with cross-attention, which "
             "model.decoder_attention=cross has: use native, or stablehlo for the features"
         )
-    drop = "encoder." if dialect == "mcg" and "head/kernel" in leaves else ""
+    if dialect == "mcg" and "decoder/norm/scale" in leaves and "encoder/norm/scale" not in leaves:
+        raise UserError(
+            f"{DIALECTS[dialect]} has no pre-training model without the encoder's final norm: use "
+            "hf or native"
+        )
+    if dialect != "mcg" and "fc_norm/scale" in leaves and "head/kernel" not in leaves:
+        raise UserError(f"{DIALECTS[dialect]} has no fc_norm without a head: use mcg or native")
+    drop = "encoder." if dialect == "mcg" and "fc_norm/scale" in leaves else ""
     dims = _native_dimensions(leaves, patch)
     tensors: dict[str, np.ndarray] = {}
     for rule in RULES:
@@ -363,24 +382,26 @@ def choose_heads(
 
 
 def find_tensors(tree: Any, *, source: str) -> tuple[dict[str, np.ndarray], str]:
-    """Find the model in the content of a .pth; return its tensors and the key they are under.
+    """Find the model in the content of a .pth; return its tensors and the keys they are under.
 
-    The content is the model itself, or a dict with the model under "model", "module" or
-    "state_dict" next to the optimizer and others.
+    The content is the model itself, or a dict with the model under one of `WRAPPERS` next to the
+    optimizer and others.
     """
     where: list[str] = []
-    while isinstance(tree, dict):
-        wrappers = [key for key in ("model", "module", "state_dict") if key in tree]
-        if not wrappers or not isinstance(tree[wrappers[0]], dict):
+    while isinstance(tree, dict) and len(where) < MAX_WRAPPERS:
+        inner = [key for key in WRAPPERS if isinstance(tree.get(key), dict) and tree[key]]
+        if not inner:
             break
-        where.append(wrappers[0])
-        tree = tree[wrappers[0]]
+        where.append(inner[0])
+        tree = tree[inner[0]]
     if not isinstance(tree, dict) or not any(isinstance(v, np.ndarray) for v in tree.values()):
         raise UserError(f"{source} holds no model: no dict of tensors, bare or under 'model'")
-    wrong = [key for key, value in tree.items() if not isinstance(value, np.ndarray)]
-    if wrong or not all(isinstance(key, str) for key in tree):
-        raise UserError(f"{source} holds more than tensors in its model: {wrong[:5]}")
-    return tree, ".".join(where)
+    tensors = {
+        key: value
+        for key, value in tree.items()
+        if isinstance(key, str) and isinstance(value, np.ndarray)
+    }
+    return tensors, ".".join(where)
 
 
 def _strip(tensors: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
@@ -505,7 +526,9 @@ def _terms(shape: str) -> list[tuple[int, str]]:
     ]
 
 
-def _choose_task(slots: list[Slot], keys: Mapping[str, str]) -> tuple[str, list[Slot]]:
+def _choose_task(
+    slots: list[Slot], keys: Mapping[str, str], dialect: str
+) -> tuple[str, list[Slot]]:
     """Return the task of a file, and the slots that such a file must fill."""
     present = {
         slot.rule.part
@@ -513,9 +536,11 @@ def _choose_task(slots: list[Slot], keys: Mapping[str, str]) -> tuple[str, list[
         if any(key in keys for spelling in slot.spellings for key in spelling)
     }
     if "decoder" in present:
-        task, wanted = "pretrain", {"encoder", "norm", "decoder"}
-    elif "head" in present:
-        task, wanted = "classify", {"encoder", "head"}
+        # Only transformers makes such models without the encoder's final norm.
+        norm = present & {"norm"} if dialect == "hf" else {"norm"}
+        task, wanted = "pretrain", {"encoder", "decoder"} | norm
+    elif "head" in present or (dialect != "mcg" and "fc_norm" in present):
+        task, wanted = "classify", {"encoder", "fc_norm", "head"}
     else:
         task, wanted = "encoder", {"encoder"} | present
     return task, [slot for slot in slots if slot.rule.part in wanted]
@@ -562,14 +587,11 @@ def _explain(
     rest: Iterable[str], keys: Mapping[str, str], tensors: Mapping[str, Any]
 ) -> tuple[list[str], list[str]]:
     """Check the tensors without a rule: (notes on those that can be left out, problems)."""
-    notes, problems = [], []
+    notes, problems, key_biases = [], [], []
     for short in sorted(rest, key=_natural):
         key, tensor = keys[short], tensors[keys[short]]
         if KEY_BIAS.search(short):
-            if np.asarray(tensor).any():
-                problems.append(f"unexpected  {key} is not zero: the model has no bias on keys")
-            else:
-                notes.append(f"{key} is zero and left out")
+            key_biases.append(key)
         elif POSITIONS.search(short) and _may_be_table(tensor.shape):
             table = np.asarray(tensor).astype(np.float32).reshape(-1, tensor.shape[-1])
             error = np.abs(table - sincos_positions(*table.shape)).max()
@@ -581,6 +603,11 @@ def _explain(
                 )
         else:
             problems.append(f"unexpected  {key} {tensor.shape}")
+    if key_biases:
+        notes.append(
+            f"biases on keys ({len(key_biases)}, such as {key_biases[0]}) are left out, exactly: "
+            "each adds one number to all scores of a query, and the softmax does not change"
+        )
     return notes, problems
 
 

@@ -34,20 +34,35 @@ STORAGES = {
     "torch.ByteStorage": np.dtype(np.uint8),
     "torch.BoolStorage": np.dtype(np.bool_),
 }
-ORDERED_DICT = "collections.OrderedDict"
+ORDERED_DICT, DEFAULT_DICT = "collections.OrderedDict", "collections.defaultdict"
+TORCH_SIZE = "torch.Size"  # read as a tuple
 TENSOR, PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
 # Objects that training scripts save with the weights: read as `Inert`, with any arguments.
-# The schedule of the reference stores its rates as NumPy scalars.
+# The schedule of the reference stores its rates as NumPy scalars. The builtins are the types of a
+# defaultdict's values.
+_BUILTINS = ("bool", "dict", "float", "int", "list", "set", "str", "tuple")
+_PATHS = ("Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
 INERT = {
     "argparse.Namespace",
     "numpy.dtype",
+    "numpy.ndarray",
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
     "_codecs.encode",
-    "__builtin__.set",
-    "builtins.set",
+    "collections.Counter",
+    "torch.device",
+    *(f"{module}.{name}" for module in ("__builtin__", "builtins") for name in _BUILTINS),
+    *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
 }
-ALLOWED = {ORDERED_DICT, TENSOR, PARAMETER, *STORAGES, *INERT}
+# Names that stand alone: a dtype of torch is no call.
+TORCH_DTYPES = {
+    *("torch.float16", "torch.bfloat16", "torch.float32", "torch.float64", "torch.bool"),
+    *("torch.uint8", "torch.int8", "torch.int16", "torch.int32", "torch.int64"),
+}
+ALLOWED = {ORDERED_DICT, DEFAULT_DICT, TORCH_SIZE, TENSOR, PARAMETER}
+ALLOWED |= {*STORAGES, *INERT, *TORCH_DTYPES}
 
 MAX_PICKLE = 16 << 20  # bytes; the pickle of a ViT-g with its optimizer has about 2 MB
 MAX_OPCODES = 1_000_000  # ... and 0.1 million opcodes; each can take 64 bytes of memory
@@ -57,7 +72,10 @@ LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # first bytes of torch.sav
 
 
 class Inert:
-    """A placeholder for an object of a pickle that is not needed."""
+    """A placeholder for an object of a pickle that is not needed; name: of what was not called."""
+
+    def __init__(self, name: str):
+        self.name = name
 
 
 class MappedTensor:
@@ -329,7 +347,11 @@ def _build(name: Any, arguments: Any) -> Any:
     if not isinstance(name, _Name) or not isinstance(arguments, tuple):
         raise ValueError("a call of something that is not a name")
     if name in INERT:
-        return Inert()
+        return Inert(name)
+    if name == DEFAULT_DICT:
+        return {}
+    if name == TORCH_SIZE and len(arguments) == 1 and isinstance(arguments[0], tuple):
+        return arguments[0]
     if name == ORDERED_DICT:
         pairs = arguments[0] if arguments else []
         return _update({}, [item for pair in pairs for item in _pair(pair)])

@@ -67,7 +67,9 @@ class Encoder(nn.Module):
             positioned = gather_tubes(every, mask.visible, mask).astype(self.run.dtype)
         x = embed(normalize_pixels(patches, self.mean, self.std)) + positioned
         x = apply_blocks(x, self.size, self.run, drop_path=self.drop_path, keys=keys)
-        return LayerNorm(self.run.dtype, name="norm")(x) if self.final_norm else x
+        # A model of transformers that was made for pooling has a decoder, but no such parameters.
+        normed = self.is_initializing() or self.has_variable("params", "norm")
+        return LayerNorm(self.run.dtype, name="norm")(x) if self.final_norm and normed else x
 
 
 class VideoModel(nn.Module):
