@@ -26,9 +26,9 @@ SMALL = [
     "--config.log_every=1",
     "--config.data.eval=",
     "--config.data.holdout=0",
-    "--config.heartbeat_seconds=6",
+    "--config.heartbeat_seconds=10",
 ]
-HEARTBEAT = 6
+HEARTBEAT = 10
 # Nothing here takes as long, on a machine that does nothing else; then processes are ended.
 LIMIT = 280
 
