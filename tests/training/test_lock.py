@@ -33,6 +33,19 @@ def test_a_second_run_is_refused_in_one_line_and_the_lock_is_released(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_system_without_links_will_do(tmp_path, monkeypatch):
+    """Such as exFAT, or a mounted bucket."""
+
+    def link(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", link)
+    held(tmp_path, process="0")
+    with lock_workdir(tmp_path):
+        with pytest.raises(UserError, match="in use"), lock_workdir(tmp_path):
+            pass
+
+
 def test_a_killed_run_does_not_block_the_next(tmp_path):
     code = (
         "import os, sys; from videomae_jax.training.lock import lock_workdir\n"

@@ -79,15 +79,15 @@ def lock_workdir(workdir: str) -> Iterator[None]:
 
 
 def _create(path: Path, mine: dict) -> bool:
-    """Create the lock if there is none: whole, and for one process alone."""
-    draft = path.with_name(f"{path.name}.{mine['token']}")
-    draft.write_text(json.dumps(mine))
+    """Create the lock; return False if there is one."""
     try:
-        os.link(draft, path)  # fails where there is one, on network file systems too
+        # Only one process can create a file, on network file systems too. A link to a finished
+        # draft would never be seen half written, but not every file system has links; and a half
+        # written lock is read as a damaged one, which is waited for.
+        with open(path, "x") as file:
+            json.dump(mine, file)
     except FileExistsError:
         return False
-    finally:
-        draft.unlink(missing_ok=True)
     return True
 
 
@@ -116,7 +116,7 @@ def _take_over(path: Path, holder: dict) -> bool:
     except FileNotFoundError:
         return True
     if _read(aside) != holder:  # the other was faster, and this is its new lock
-        with contextlib.suppress(FileExistsError):
+        with contextlib.suppress(OSError):  # a newer one is there, or there are no links
             os.link(aside, path)
     aside.unlink()
     return True
