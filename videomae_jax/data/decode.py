@@ -171,9 +171,9 @@ def _missing_seconds(container, stream, timeline: "Timeline") -> float:
     if any(name in container.format.name for name in ESTIMATED):
         return 0.0
     begin = (container.start_time or 0) / av.time_base
-    last = timeline.times[-1] * float(stream.time_base)
-    gap = _seconds(stream, timeline)[-1] - _seconds(stream, timeline)[-2]
-    return max(0.0, begin + container.duration / av.time_base - last - gap)
+    first = timeline.times[0] * float(stream.time_base)
+    end = first + float(_seconds(stream, timeline)[-1])
+    return max(0.0, begin + container.duration / av.time_base - end)
 
 
 @dataclass(frozen=True)
