@@ -10,25 +10,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from videomae_jax.training.workdir import read_metrics
+import runs
+from runs import ROOT, losses
 
-ROOT = Path(__file__).parent.parent
+HEARTBEAT = 10  # seconds
 SMALL = [
-    "--config=demo",
-    "--config.clip.frames=4",
-    "--config.clip.height=16",
-    "--config.clip.width=16",
-    "--config.model.patch=(2,8,8)",
-    "--config.model.encoder.depth=1",
-    "--config.model.decoder.depth=1",
-    "--config.batch_size=8",
-    "--config.warmup_steps=2",
-    "--config.log_every=1",
+    *runs.SMALL,
     "--config.data.eval=",
     "--config.data.holdout=0",
-    "--config.heartbeat_seconds=10",
+    f"--config.heartbeat_seconds={HEARTBEAT}",
 ]
-HEARTBEAT = 10
 # Nothing here takes as long, on a machine that does nothing else; then processes are ended.
 LIMIT = 280
 
@@ -113,12 +104,6 @@ def wait_for_step(workdir: Path, step: int, running: list[subprocess.Popen]) -> 
     while f"step {step:,}/" not in log(workdir).read_text():
         assert time.monotonic() < deadline and all(p.poll() is None for p in running)
         time.sleep(0.02)
-
-
-def losses(workdir: Path) -> dict[int, tuple[str, str]]:
-    """Every step's loss and norm of the gradient, to the last bit."""
-    rows = [row for row in read_metrics(workdir) if "loss" in row]
-    return {row["step"]: (row["loss"].hex(), row["grad_norm"].hex()) for row in rows}
 
 
 def values(workdir: Path) -> list[float]:
