@@ -34,7 +34,7 @@ def read_jpegs(
     clips in that region, int32 [R, boxes, 4]. Raises UnreadableVideo.
     """
     path = videos.paths[index]
-    jpegs = reader.read_pictures(path, lambda count: sampler.frame_indices(index, count, rngs))
+    jpegs = reader.read_pictures(path, sampler.choose(videos, index, rngs))
     height, width = reader.size(path)
     return jpegs, *_bounding_region(sampler.crop_boxes(width, height, rngs), width)
 

@@ -12,17 +12,20 @@ from typing import Protocol
 import numpy as np
 
 from videomae_jax.data import sampling
+from videomae_jax.data.sampling import Choose
 from videomae_jax.data.videos import Videos
 
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 Rngs = Sequence[np.random.Generator]
+Clips = dict[str, np.ndarray]  # R clips and what belongs to them: arrays [R, ...] by name
+Spec = dict[str, tuple[tuple[int, ...], type]]  # shape and dtype of each, of one clip
 
 
 class ClipSampler(Protocol):
     """Makes clips of videos, all of one shape.
 
     `sample_many` does all the work. The other methods are its steps, for callers that decode
-    by themselves: `frame_indices`, then `crop_boxes`, which draws from the same generators, then
+    by themselves: `choose`, then `crop_boxes`, which draws from the same generators, then
     `crop`. R is the number of clips, one for each generator.
     """
 
@@ -35,29 +38,33 @@ class ClipSampler(Protocol):
         """1 for grey, 3 for RGB."""
 
     @property
-    def sized(self) -> bool:
-        """Whether a clip may fill only the top left part of `shape`."""
+    def spec(self) -> Spec:
+        """What `sample_many` returns, without R.
+
+        Always "video" uint8 [*shape]; "size" int32 [2], the height and the width that a clip
+        fills, if it may fill only the top left part of `shape`.
+        """
+
+    def groups(self, videos: Videos) -> list[tuple[list[int], "ClipSampler"]]:
+        """Return the parts of a list whose clips have one shape: their indices, their sampler."""
 
     def __call__(self, videos: Videos, index: int, rng: np.random.Generator) -> np.ndarray:
         """Make one clip of video `index`: uint8 [*shape]. Raises UnreadableVideo."""
 
-    def sample_many(self, videos: Videos, index: int, rngs: Rngs) -> tuple[np.ndarray, np.ndarray]:
-        """Make R clips from one decode: uint8 [R, *shape] and sizes int32 [R, 2].
-
-        A size is the height and the width that the clip fills. Raises UnreadableVideo.
-        """
+    def sample_many(self, videos: Videos, index: int, rngs: Rngs) -> Clips:
+        """Make R clips from one decode, see `spec`. Raises UnreadableVideo."""
 
     def decode(self, videos: Videos, index: int, rngs: Rngs) -> tuple[np.ndarray, np.ndarray]:
         """Return the arguments of `crop`: decoded frames and boxes. Raises UnreadableVideo."""
 
-    def frame_indices(self, index: int, count: int, rngs: Rngs) -> np.ndarray:
-        """Draw frames of video `index`, which has `count`: int64 [R * F], clip after clip."""
+    def choose(self, videos: Videos, index: int, rngs: Rngs) -> Choose:
+        """Return a function that draws frames of video `index`: int64 [R * F], clip after clip."""
 
     def crop_boxes(self, width: int, height: int, rngs: Rngs) -> np.ndarray:
         """Draw boxes in images of this size: int32 [R, boxes, 4], each x, y, width, height."""
 
-    def crop(self, frames: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Cut clips out of frames uint8 [R * F, H, W, C]; returns what `sample_many` does."""
+    def crop(self, frames: np.ndarray, boxes: np.ndarray) -> Clips:
+        """Cut clips out of frames uint8 [R * F, H, W, C]; returns "video" and "size"."""
 
 
 class BaseSampler(ABC):
@@ -87,34 +94,38 @@ class BaseSampler(ABC):
         return self.shape[-3], self.shape[-2]
 
     @property
-    def sized(self) -> bool:
-        return False
+    def spec(self) -> Spec:
+        return {"video": (self.shape, np.uint8)}
+
+    def groups(self, videos: Videos) -> list[tuple[list[int], ClipSampler]]:
+        return [(list(range(len(videos))), self)]
 
     def __call__(self, videos: Videos, index: int, rng: np.random.Generator) -> np.ndarray:
-        return self.sample_many(videos, index, [rng])[0][0]
+        return self.sample_many(videos, index, [rng])["video"][0]
 
-    def sample_many(self, videos: Videos, index: int, rngs: Rngs) -> tuple[np.ndarray, np.ndarray]:
+    def sample_many(self, videos: Videos, index: int, rngs: Rngs) -> Clips:
         return self.crop(*self.decode(videos, index, rngs))
 
     def decode(self, videos: Videos, index: int, rngs: Rngs) -> tuple[np.ndarray, np.ndarray]:
-        frames = videos.read_clip(
-            index, lambda count: self.frame_indices(index, count, rngs), channels=self.channels
-        )
+        choose = self.choose(videos, index, rngs)
+        frames = videos.read_clip(index, choose, channels=self.channels)
         return frames, self.crop_boxes(frames.shape[2], frames.shape[1], rngs)
 
-    def frame_indices(self, index: int, count: int, rngs: Rngs) -> np.ndarray:
-        return np.concatenate([self.indices(count, rng).ravel() for rng in rngs])
+    def choose(self, videos: Videos, index: int, rngs: Rngs) -> Choose:
+        return lambda count: np.concatenate([self.indices(count, rng).ravel() for rng in rngs])
 
     def crop_boxes(self, width: int, height: int, rngs: Rngs) -> np.ndarray:
         return np.array([self.boxes(width, height, rng) for rng in rngs], np.int32)
 
-    def crop(self, frames: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def crop(self, frames: np.ndarray, boxes: np.ndarray) -> Clips:
         parts = np.split(frames, len(boxes))
-        clips = [self.cut(part, box) for part, box in zip(parts, boxes.tolist(), strict=True)]
-        sizes = [self.size(box) for box in boxes.tolist()]
+        cuts = [self.cut(part, box) for part, box in zip(parts, boxes.tolist(), strict=True)]
         # A single clip is not copied.
-        stacked = np.stack(clips) if len(clips) > 1 else np.ascontiguousarray(clips[0])[None]
-        return stacked, np.array(sizes, np.int32)
+        stacked = np.stack(cuts) if len(cuts) > 1 else np.ascontiguousarray(cuts[0])[None]
+        clips = {"video": stacked}
+        if "size" in self.spec:
+            clips["size"] = np.array([self.size(box) for box in boxes.tolist()], np.int32)
+        return clips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +151,9 @@ class CropSampler(BaseSampler):
         return self.frames, height, width, self.channels
 
     @property
-    def sized(self) -> bool:
-        """Whether a clip may fill only the top left part of `shape`."""
-        return self.canvas is not None
+    def spec(self) -> Spec:
+        """A clip on a canvas has a size."""
+        return super().spec | ({"size": ((2,), np.int32)} if self.canvas else {})
 
     def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
         """Draw the largest box of the shape of the clip: in training at a random position.
@@ -277,10 +288,14 @@ class ViewSampler(BaseSampler):
         """Frames from the first to the last of a clip; shorter videos repeat some."""
         return self.frames if self.stride is None else (self.frames - 1) * self.stride + 1
 
-    def frame_indices(self, index: int, count: int, rngs: Rngs) -> np.ndarray:
-        """Return the frames of all clips, and store `count` in `counts`."""
-        self.counts[index] = count
-        return super().frame_indices(index, count, rngs)
+    def choose(self, videos: Videos, index: int, rngs: Rngs) -> Choose:
+        """Return a function that chooses the frames of all clips; it stores `count` in `counts`."""
+
+        def choose(count: int) -> np.ndarray:
+            self.counts[index] = count
+            return np.concatenate([self.indices(count, rng).ravel() for rng in rngs])
+
+        return choose
 
     def indices(self, count: int, rng: np.random.Generator | None = None) -> np.ndarray:
         """Return the frames of all segments of a video with `count`: int64 [segments, F]."""

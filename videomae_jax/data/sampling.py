@@ -5,7 +5,32 @@ sorted. The numbers are those of the released VideoMAE code; the tests compare t
 `tests/data/recipe_tables.json`.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
+
+
+@dataclass(frozen=True)
+class ByTime:
+    """A choice of frames by their times.
+
+    choose: a function of the seconds at which frames appear, float64 [count + 1], see
+    `decode.open_frames`; returns the indices of frames.
+    """
+
+    choose: Callable[[np.ndarray], np.ndarray]
+
+
+# How a reader of videos is told which frames to return: a function of the number of frames, or of
+# their times. The indices that it returns are in any order.
+Choose = Callable[[int], np.ndarray] | ByTime
+
+
+def make_choice(choose: Choose, count: int, seconds: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return the frames that `choose` picks of `count`; `seconds` is only called if needed."""
+    return np.asarray(choose.choose(seconds()) if isinstance(choose, ByTime) else choose(count))
+
 
 # Multi-scale crops: fractions of the largest box, in decreasing order. Width and height of a crop
 # use entries of this tuple that are at most one apart.

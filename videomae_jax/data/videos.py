@@ -4,13 +4,14 @@ import difflib
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from videomae_jax.data.frame_cache import FrameMemory
+from videomae_jax.data.sampling import ByTime, Choose
 from videomae_jax.errors import UserError
 
 SUFFIXES = "mp4 mkv webm avi mov m4v mpg mpeg ts 3gp flv wmv ogv".split()
@@ -19,12 +20,10 @@ SUFFIXES = "mp4 mkv webm avi mov m4v mpg mpeg ts 3gp flv wmv ogv".split()
 class ClipReader(Protocol):
     """Reads videos that are not files of their own, such as those in packed records."""
 
-    def read_clip(
-        self, path: str, choose: Callable[[int], np.ndarray], *, channels: int
-    ) -> np.ndarray:
+    def read_clip(self, path: str, choose: Choose, *, channels: int) -> np.ndarray:
         """Return the frames that `choose` picks, as `decode.read_clip` does."""
 
-    def spans(self, path: str, choose: Callable[[int], np.ndarray]) -> list[tuple[str, int, int]]:
+    def spans(self, path: str, choose: Choose) -> list[tuple[str, int, int]]:
         """Return where the bytes of these frames are: (file, offset, length)."""
 
 
@@ -60,9 +59,7 @@ class Videos:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read_clip(
-        self, index: int, choose: Callable[[int], np.ndarray], *, channels: int
-    ) -> np.ndarray:
+    def read_clip(self, index: int, choose: Choose, *, channels: int) -> np.ndarray:
         """Return the frames of a video that `choose` picks: see `decode.read_clip`."""
         # PyAV is only needed where videos are read.
         from videomae_jax.data.decode import read_clip
@@ -73,10 +70,11 @@ class Videos:
         else:
             read = functools.partial(read_clip, path, channels=channels, decoder=self.decoder)
         if self.memory:
-            return self.memory.read_clip((self.reader, path, channels), read, choose)
+            key = self.reader, path, channels, isinstance(choose, ByTime)
+            return self.memory.read_clip(key, read, choose)
         return read(choose)
 
-    def spans(self, index: int, choose: Callable[[int], np.ndarray]) -> list[tuple[str, int, int]]:
+    def spans(self, index: int, choose: Choose) -> list[tuple[str, int, int]]:
         """Return where the bytes of the chosen frames are: (file, offset, length); -1 is all."""
         path = self.paths[index]
         return self.reader.spans(path, choose) if self.reader else [(path, 0, -1)]
