@@ -116,6 +116,15 @@ def open_frames(source: str | bytes, *, channels: int = 3) -> Iterator[tuple]:
         yield _seconds(stream, timeline), read
 
 
+def read_size(source: str | bytes) -> tuple[int, int]:
+    """Return the height and the width of the first frame, upright. Raises UnreadableVideo."""
+    frame = next(_decode_all(source), None)
+    if frame is None:
+        raise UnreadableVideo("no frames")
+    height, width = _upright(np.empty((frame.height, frame.width)), _display_matrix(frame)).shape
+    return height, width
+
+
 @dataclass(frozen=True)
 class VideoFacts:
     """Facts about a file: the exact number of frames, frames per second, and what is unusual.

@@ -18,10 +18,13 @@ from videomae_jax.data.videos import Videos  # noqa: E402
 
 
 def jpeg_reader(videos: Videos) -> Records | None:
-    """Return the reader of JPEG records, None for other videos and where they are cached."""
+    """Return the reader of JPEG records, None for other videos and where they are cached.
+
+    Clips of key frames are resized from more than their box of the image, so they are left out.
+    """
     reader = videos.reader
-    if isinstance(reader, Records) and reader.kind == "jpeg" and not videos.memory:
-        return reader
+    if isinstance(reader, Records) and reader.kind == "jpeg":
+        return None if videos.memory or videos.key_frames is not None else reader
     return None
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from videomae_jax.data.samplers import BaseSampler, Box, Clips, Rngs, Spec
+from videomae_jax.data.sampling import Choose
 from videomae_jax.data.videos import Videos
 
 
@@ -94,9 +95,9 @@ class SyntheticSampler(BaseSampler):
         _, height, width, _ = self.shape
         return np.concatenate([clip] * len(rngs)), self.crop_boxes(width, height, rngs)
 
-    def indices(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Return all frames."""
-        return np.arange(count)
+    def choose(self, videos: Videos, index: int, rngs: Rngs) -> Choose:
+        """Return a function that chooses all frames."""
+        return np.arange
 
     def boxes(self, width: int, height: int, rng: np.random.Generator) -> list[Box]:
         """Return the whole image."""
