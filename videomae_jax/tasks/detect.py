@@ -91,8 +91,8 @@ def number_actions(videos: Videos, names: tuple[str, ...], *, classes: int) -> V
     own = videos.class_names or ()
     numbers = list(range(targets.shape[1]))
     if names and own and own != names:
-        used = [name for name, some in zip(own, targets.any(0), strict=True) if some]
-        unknown = [name for name in used if name not in names]
+        used = np.flatnonzero(targets.any(axis=0)).tolist()
+        unknown = [own[number] for number in used if own[number] not in names]
         if unknown:
             raise UserError(
                 f"{videos.name} has {len(unknown)} actions that are not among the {len(names)} of "
@@ -191,6 +191,8 @@ def build_task(config: ConfigDict) -> Task:
             stream_key = jax.random.fold_in(key, stream)
             return jax.vmap(lambda row: jax.random.fold_in(stream_key, row))(batch["row"])
 
+        if not config.layer_decay:
+            params = freeze_blocks(params)
         persons = safe_boxes(batch, jnp.asarray([[clip.height, clip.width]]), whole=boxes.whole)
         video, persons = jax.vmap(augment_clip)(row_keys(AUGMENT), batch["video"], persons)
         patches = patchify(video, model.patch)
@@ -247,18 +249,8 @@ def scored_labels(config: ConfigDict) -> list[int]:
 
 
 def short_side(clip: ConfigDict) -> int:
-    """Return the short side in pixels to which images are resized before the crop.
-
-    Raises UserError if it is less than a side of the crop.
-    """
-    longest = max(clip.height, clip.width)
-    side = clip.short_side or round(longest * 8 / 7)
-    if side < longest:
-        raise UserError(
-            f"clip.short_side {side} is less than the crop of {clip.height} x {clip.width}: use "
-            f"{longest} or more"
-        )
-    return side
+    """Return the short side in pixels to which images are resized before the crop."""
+    return clip.short_side or round(clip.height * 8 / 7)
 
 
 def train_sampler(config: ConfigDict) -> "KeyFrameSampler":
@@ -284,10 +276,20 @@ def _sampler(config: ConfigDict, *, train: bool) -> "KeyFrameSampler":
         short_side=short_side(clip),
         patch=tuple(config.model.patch)[1:],
         channels=len(config.model.mean),
-        most=config.boxes.max,
+        persons=config.boxes.max,
         classes=config.model.classes,
         train=train,
     )
+
+
+def freeze_blocks(params: Params) -> Params:
+    """Return the parameters of a detector such that the embedding and the blocks get no gradient.
+
+    With a layer decay of 0 they do not change, and this saves the backward pass through them.
+    """
+    encoder = params["encoder"]
+    frozen = {name: jax.lax.stop_gradient(encoder[name]) for name in ("embed", "blocks")}
+    return {**params, "encoder": {**encoder, **frozen}}
 
 
 def safe_boxes(batch: Batch, size: jax.Array, *, whole: bool) -> jax.Array:
@@ -318,7 +320,8 @@ def box_logits(
     video, size = batch["video"], batch["size"]
     boxes = safe_boxes(batch, size, whole=whole)
     boxes = extend_boxes(boxes, size, x=extend[0], y=extend[1])
-    grid = patch_grid(video.shape[1:4], model.patch)
+    _, frames, height, width, _ = video.shape
+    grid = patch_grid((frames, height, width), model.patch)
     patches = patchify(fill_outside(video, size, model.mean), model.patch)
     logits: Any = model.apply({"params": params}, patches, grid, boxes)
     return logits
