@@ -33,8 +33,8 @@ class Videos:
     """Videos in a fixed order; the index of a video is its id.
 
     paths: absolute, or names that `reader` knows. labels: int32 [len(paths)], or bool
-    [len(paths), K] if a video may have several labels of 0 to K - 1, or none. class_names: the
-    names of labels 0, 1, ..., if the source has names. name: the source. memory: a cache of
+    [len(paths), classes] if a video may have several labels or none. class_names: the names of
+    labels 0, 1, ..., if the source has names. name: the source. memory: a cache of
     decoded videos; None decodes each clip anew. decoder: reads files, see
     `decoders.open_decoder`. notes: what the source holds beside these videos, for people.
     """
@@ -69,7 +69,7 @@ class Videos:
     def labels_at(self, indices: np.ndarray) -> np.ndarray:
         """Return the labels of videos; where an index is -1, the label -1, or none of several.
 
-        indices: int [b]. Returns int32 [b] or bool [b, K]. Raises UserError without labels.
+        indices: int [b]. Returns int32 [b] or bool [b, classes]. Raises UserError without labels.
         """
         labels = required_labels(self)
         padding = indices < 0
