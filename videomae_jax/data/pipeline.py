@@ -133,8 +133,8 @@ def eval_batches(
     The keys are those of `clip_batches` without row, and valid, bool [b]. An unreadable video is
     not replaced: its clip is zeros, valid is False, and it is recorded in `bad`; any number of
     them is accepted. The rows that fill up the last batch are zeros with id -1, label -1 (or no
-    labels) and valid False. All processes get the same number of batches; those before `start_step` are left
-    out.
+    labels) and valid False. All processes get the same number of batches; those before
+    `start_step` are left out.
     """
     rows = _rows(batch_size, process_count)
     count = len(videos)
