@@ -274,7 +274,7 @@ def view_probabilities(
     return probabilities.reshape(*video.shape[:2], -1).mean(axis=1)
 
 
-def class_probabilities(logits: jax.Array, *, multi_label: bool) -> jax.Array:
+def class_probabilities(logits: jax.Array | np.ndarray, *, multi_label: bool) -> jax.Array:
     """Return the probabilities of the classes, 0 to 1, of logits [..., classes].
 
     multi_label: whether each class is a question of its own; else they add up to 1.
