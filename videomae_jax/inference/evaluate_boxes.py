@@ -347,9 +347,9 @@ def _summarize(
     return BoxEvaluation(
         map=precision.value,
         groups=group_precisions(precision.classes) if is_ava(names) else {},
-        protocol=f"frame mAP at IoU 0.5, protocol {protocol}, mean of {counted:,} of {len(names):,} "
-        f"classes, {len(annotated):,} key frames, {boxes or 'annotated boxes'}, ranked by the score "
-        f"of {ranked}, {_clip_text(config)}{weights}",
+        protocol=f"frame mAP at IoU 0.5, protocol {protocol}, mean of {counted:,} of "
+        f"{len(names):,} classes, {len(annotated):,} key frames, {boxes or 'annotated boxes'}, "
+        f"ranked by the score of {ranked}, {_clip_text(config)}{weights}",
         classes=classes,
         loss=float(found.errors.sum(dtype=np.float64) / max(len(probabilities), 1))
         if upper_bound
