@@ -27,6 +27,7 @@ from videomae_jax.tasks.build import (
     patches_text,
     positions_line,
 )
+from videomae_jax.tasks.detection_scores import evaluated_labels, present_boxes, score_boxes
 from videomae_jax.tasks.task import Batch, Params, Task
 
 if TYPE_CHECKING:  # it imports PyAV, which is only needed where videos are read
@@ -77,6 +78,7 @@ def prepare(
         train = replace(train, notes=(*train.notes, *_notes(train, held_out)))
     config = config.copy_and_resolve_references()
     config.model.classes, config.data.class_names = classes, names
+    scored_labels(config)  # a wrong list is said before the training
     return config.lock(), train, held_out
 
 
@@ -188,6 +190,15 @@ def build_task(config: ConfigDict) -> Task:
         logits = box_logits(model, params, batch, whole=boxes.whole)
         return box_sums(logits, batch["target"], batch["present"])
 
+    def outputs(params, batch):
+        return jax.nn.sigmoid(box_logits(model, params, batch, whole=boxes.whole))
+
+    def score(videos, ids, values):
+        frames = videos.key_frames.pick(ids)
+        labels = scored_labels(config)
+        probabilities = present_boxes(values, frames.counts)
+        return {"map": score_boxes(frames, frames, probabilities, evaluated=labels).value}
+
     return Task(
         init=init,
         train_sums=train_sums,
@@ -213,7 +224,15 @@ def build_task(config: ConfigDict) -> Task:
             "compute": compute_line(model.run),
             "FLOPs": flops_line(forward_flops, train_flops),
         },
+        outputs=outputs,
+        score=score,
     )
+
+
+def scored_labels(config: ConfigDict) -> list[int]:
+    """Return the labels of the classes that count in the mAP, see `evaluated_labels`."""
+    data = config.data
+    return evaluated_labels(data.class_names, config.model.classes, file=data.evaluated)
 
 
 def short_side(clip: ConfigDict) -> int:
