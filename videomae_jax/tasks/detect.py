@@ -60,19 +60,20 @@ def build_model(config: ConfigDict) -> VideoDetector:
 def prepare(
     config: ConfigDict, train: Videos, held_out: Videos | None
 ) -> tuple[ConfigDict, Videos, Videos | None]:
-    """Write the classes of the training boxes into the config, and number all by them.
+    """Write the classes of the training boxes into the config.
 
-    Values that the config already has, `model.classes` and `data.class_names`, stay. Training
-    key frames without boxes are left out. The notes of the training videos say so, name the
-    classes that training never sees, and tell the loss of a predictor of the class frequencies.
-    Raises UserError for more classes than the model has, and if no key frame has a box.
+    `model.classes` stays if the config already has it, and boxes have so many targets then.
+    Training key frames without boxes are left out. The notes of the training videos say so, name
+    the classes that training never sees, and tell the loss of a predictor of the class
+    frequencies. Raises UserError for more classes than the model has, and without boxes.
     """
-    names = tuple(config.data.class_names) or train.class_names or ()
+    names = train.class_names or ()
     classes = config.model.classes or len(names)
     if train.key_frames is not None:  # synthetic videos have none
-        train = number_actions(train, names, classes=classes)
+        train = _fit_classes(train, classes)
         if held_out:
-            held_out = number_actions(held_out, names, classes=classes)
+            held_out = _fit_classes(held_out, classes)
+        names = train.class_names or ()
         train = _leave_out_empty(train)
         train = replace(train, notes=(*train.notes, *_notes(train, held_out)))
     config = config.copy_and_resolve_references()
@@ -81,35 +82,21 @@ def prepare(
     return config.lock(), train, held_out
 
 
-def number_actions(videos: Videos, names: tuple[str, ...], *, classes: int) -> Videos:
-    """Return key frames whose actions are numbered by `names`, bool [total, classes] in all.
-
-    Raises UserError for actions that are not among the names, and for more than `classes`.
-    """
+def _fit_classes(videos: Videos, classes: int) -> Videos:
+    """Return key frames with targets bool [total, classes]; added classes are named by their id."""
     assert videos.key_frames is not None
-    targets = videos.key_frames.targets
-    own = videos.class_names or ()
-    numbers = list(range(targets.shape[1]))
-    if names and own and own != names:
-        used = np.flatnonzero(targets.any(axis=0)).tolist()
-        unknown = [own[number] for number in used if own[number] not in names]
-        if unknown:
-            raise UserError(
-                f"{videos.name} has {len(unknown)} actions that are not among the {len(names)} of "
-                f"training, first {unknown[0]!r}"
-            )
-        numbers = [own.index(name) if name in own else -1 for name in names]
-    if len(numbers) > classes:
+    targets, names = videos.key_frames.targets, videos.class_names or ()
+    known = targets.shape[1]
+    if known > classes:
         raise UserError(
-            f"{videos.name} has {len(numbers)} classes, model.classes is {classes}: use "
-            f"--config.model.classes={len(numbers)} or more"
+            f"{videos.name} has {known} classes, model.classes is {classes}: use "
+            f"--config.model.classes={known} or more"
         )
-    numbered = np.zeros([len(targets), classes], bool)
-    for column, number in enumerate(numbers):
-        if number >= 0:
-            numbered[:, column] = targets[:, number]
-    key_frames = replace(videos.key_frames, targets=numbered)
-    return replace(videos, key_frames=key_frames, class_names=names or None)
+    targets = np.pad(targets, ((0, 0), (0, classes - known)))
+    names += tuple(map(str, range(known + 1, classes + 1)))
+    return replace(
+        videos, key_frames=replace(videos.key_frames, targets=targets), class_names=names
+    )
 
 
 def _leave_out_empty(videos: Videos) -> Videos:
