@@ -159,18 +159,17 @@ def measure_detector(
     """Print the scores of a detector, and return them for JSON; None if stopped."""
     from videomae_jax.data.annotations import read_excluded
     from videomae_jax.errors import UserError
-    from videomae_jax.inference.evaluate_boxes import evaluate_boxes, give_boxes, open_key_frames
+    from videomae_jax.inference.evaluate_boxes import evaluate_boxes, give_boxes, open_annotations
     from videomae_jax.tasks.detection_scores import evaluated_labels
 
     if args.views:
         raise UserError("--views is for classifiers: a detector sees one clip of each key frame")
     if args.min_score is not None and not args.boxes:
         raise UserError("--min-score is of the boxes of a person detector: give --boxes")
-    truth = open_key_frames(config, args.manifest, videos=args.videos, start=args.start)
+    truth = open_annotations(config, args.manifest, videos=args.videos, start=args.start)
     detected, boxes = None, ""
     if args.boxes:
         detected, boxes = give_boxes(config, truth, args.boxes, min_score=args.min_score)
-    data = config.data
     found = evaluate_boxes(
         network,
         params,
@@ -181,7 +180,9 @@ def measure_detector(
         boxes=boxes,
         protocol=args.protocol or "published",
         evaluated=evaluated_labels(
-            data.class_names, config.model.classes, file=args.evaluated or data.evaluated
+            truth.class_names or (),
+            config.model.classes,
+            file=args.evaluated or config.data.evaluated,
         ),
         excluded=sorted(read_excluded(args.excluded)) if args.excluded else (),
         batch_size=args.batch_size,

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from videomae_jax.data.annotations import read_detections, read_key_frames, with_detections
+from videomae_jax.data.annotations import read_detections, with_detections
 from videomae_jax.data.key_frames import KeyFrames
 from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.unreadable import BadVideos
@@ -25,11 +25,12 @@ from videomae_jax.inference.network import Network, check_detector, class_names
 from videomae_jax.inference.resumable import Parts, fingerprint
 from videomae_jax.models.detector import VideoDetector
 from videomae_jax.progress import Progress
+from videomae_jax.tasks.build import open_key_frames
 from videomae_jax.tasks.detect import (
     box_logits,
     box_sums,
     eval_sampler,
-    number_actions,
+    fit_classes,
     short_side,
 )
 from videomae_jax.tasks.detection_scores import (
@@ -93,23 +94,21 @@ class _Found(NamedTuple):
     errors: np.ndarray
 
 
-def open_key_frames(
+def open_annotations(
     config: ConfigDict, source: str, *, videos: str | None = None, start: str | float | None = None
 ) -> Videos:
-    """Open annotations with the settings of a detector, its classes and no key frame left out.
+    """Open annotations with the settings of a detector and its classes; no key frame is left out.
 
     videos, start: in the place of `config.data.videos` and `config.data.start`. Raises UserError,
     see `read_key_frames`.
     """
+    config = config.copy_and_resolve_references()
     data = config.data
-    found = read_key_frames(
-        source,
-        videos=data.videos if videos is None else videos,
-        start=data.start if start is None else start,
-        classes=tuple(data.class_names),
-    )
-    found = replace(found, decoder=data.decoder)
-    return number_actions(found, tuple(data.class_names), classes=config.model.classes)
+    data.excluded = ""  # those of the training
+    data.videos = data.videos if videos is None else videos
+    data.start = data.start if start is None else str(start)
+    found = replace(open_key_frames(config, source), decoder=data.decoder)
+    return fit_classes(found, config.model.classes)
 
 
 def give_boxes(
@@ -372,7 +371,7 @@ def _summarize(
         evaluated=evaluated,
         excluded=excluded,
     )
-    names = class_names(config)
+    names = truth.class_names or class_names(config)
     classes = [
         ClassScore(
             names[score.label],
