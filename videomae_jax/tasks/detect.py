@@ -69,12 +69,16 @@ def prepare(
     """
     names = train.class_names or ()
     classes = config.model.classes or len(names)
+    if len(names) > classes:
+        raise UserError(
+            f"{train.name} has {len(names)} classes, model.classes is {classes}: use "
+            f"--config.model.classes={len(names)} or more"
+        )
+    names += tuple(map(str, range(len(names) + 1, classes + 1)))
     if train.key_frames is not None:  # synthetic videos have none
-        train = _fit_classes(train, classes)
+        train = _leave_out_empty(_name_classes(train, names))
         if held_out:
-            held_out = _fit_classes(held_out, classes)
-        names = train.class_names or ()
-        train = _leave_out_empty(train)
+            held_out = _name_classes(held_out, names)
         train = replace(train, notes=(*train.notes, *_notes(train, held_out)))
     config = config.copy_and_resolve_references()
     config.model.classes, config.data.class_names = classes, names
@@ -82,18 +86,11 @@ def prepare(
     return config.lock(), train, held_out
 
 
-def _fit_classes(videos: Videos, classes: int) -> Videos:
-    """Return key frames with targets bool [total, classes]; added classes are named by their id."""
+def _name_classes(videos: Videos, names: tuple[str, ...]) -> Videos:
+    """Return key frames of more classes than theirs, which no box has: bool [total, classes]."""
     assert videos.key_frames is not None
-    targets, names = videos.key_frames.targets, videos.class_names or ()
-    known = targets.shape[1]
-    if known > classes:
-        raise UserError(
-            f"{videos.name} has {known} classes, model.classes is {classes}: use "
-            f"--config.model.classes={known} or more"
-        )
-    targets = np.pad(targets, ((0, 0), (0, classes - known)))
-    names += tuple(map(str, range(known + 1, classes + 1)))
+    targets = videos.key_frames.targets
+    targets = np.pad(targets, ((0, 0), (0, len(names) - targets.shape[1])))
     return replace(
         videos, key_frames=replace(videos.key_frames, targets=targets), class_names=names
     )
@@ -194,6 +191,8 @@ def build_task(config: ConfigDict) -> Task:
         return jax.nn.sigmoid(box_logits(model, params, batch, whole=boxes.whole))
 
     def score(videos, ids, values):
+        if videos.key_frames is None:  # synthetic
+            return {}
         frames = videos.key_frames.pick(ids)
         labels = scored_labels(config)
         probabilities = present_boxes(values, frames.counts)
