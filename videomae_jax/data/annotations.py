@@ -409,6 +409,7 @@ def _number_classes(
     else:
         names = tuple(sorted(used))
         said = f"no class list: {len(names)} classes, by name in alphabetical order"
+        said = said if names else "no actions"
     places = {str(number): number - 1 for number in range(1, len(names) + 1)}
     places |= {name: number for number, name in enumerate(names)}
     unknown = sorted(used - places.keys())

@@ -88,6 +88,7 @@ def text(summary: dict[str, Any]) -> str:
     lines += [f"  {number:9,} {what}" for number, what in rows]
     if summary["beyond"]:
         lines.append(f"  first beyond the end: {summary['first_beyond']}")
-    lines.append("labels of each class:")
+    if summary["classes"]:
+        lines.append("labels of each class:")
     lines += [f"  {number:9,} {name}" for name, number in summary["classes"].items()]
     return "\n".join(lines)
