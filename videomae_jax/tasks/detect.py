@@ -67,33 +67,33 @@ def prepare(
     the classes that training never sees, and tell the loss of a predictor of the class
     frequencies. Raises UserError for more classes than the model has, and without boxes.
     """
-    names = train.class_names or ()
-    classes = config.model.classes or len(names)
-    if len(names) > classes:
-        raise UserError(
-            f"{train.name} has {len(names)} classes, model.classes is {classes}: use "
-            f"--config.model.classes={len(names)} or more"
-        )
-    names += tuple(map(str, range(len(names) + 1, classes + 1)))
+    classes = config.model.classes or len(train.class_names or ())
+    train = fit_classes(train, classes)
     if train.key_frames is not None:  # synthetic videos have none
-        train = _leave_out_empty(_name_classes(train, names))
         if held_out:
-            held_out = _name_classes(held_out, names)
+            held_out = fit_classes(held_out, classes)
+        train = _leave_out_empty(train)
         train = replace(train, notes=(*train.notes, *_notes(train, held_out)))
     config = config.copy_and_resolve_references()
-    config.model.classes, config.data.class_names = classes, names
+    config.model.classes, config.data.class_names = classes, train.class_names
     scored_labels(config)  # a wrong list is said before the training
     return config.lock(), train, held_out
 
 
-def _name_classes(videos: Videos, names: tuple[str, ...]) -> Videos:
-    """Return key frames of more classes than theirs, which no box has: bool [total, classes]."""
-    assert videos.key_frames is not None
-    targets = videos.key_frames.targets
-    targets = np.pad(targets, ((0, 0), (0, len(names) - targets.shape[1])))
-    return replace(
-        videos, key_frames=replace(videos.key_frames, targets=targets), class_names=names
-    )
+def fit_classes(videos: Videos, classes: int) -> Videos:
+    """Return key frames with targets bool [total, classes]; added classes are named by their id."""
+    names, frames = videos.class_names or (), videos.key_frames
+    known = len(names)
+    if known > classes:
+        raise UserError(
+            f"{videos.name} has {known} classes, model.classes is {classes}: use "
+            f"--config.model.classes={known} or more"
+        )
+    names += tuple(map(str, range(known + 1, classes + 1)))
+    if frames is not None:
+        targets = np.pad(frames.targets, ((0, 0), (0, classes - frames.targets.shape[1])))
+        frames = replace(frames, targets=targets)
+    return replace(videos, key_frames=frames, class_names=names)
 
 
 def _leave_out_empty(videos: Videos) -> Videos:
