@@ -264,3 +264,15 @@ def test_mistakes_are_one_line(run, folder, classifier, tmp_path, capsys):
     assert "holds results of" in says(*out)
     given = ["evaluate", "--checkpoint", classifier[0], "--manifest", folder / "val.csv"]
     assert "--boxes is for detectors" in fails(capsys, *given, *boxes)
+
+
+def test_held_out_boxes_without_actions_are_said_before_the_training(folder, tmp_path, capsys):
+    none = [[*row[:6], "", row[7]] for row in read_rows("val.csv", FILMS)]
+    lists = [
+        f"--config.data.train={folder}/train.csv",
+        f"--config.data.eval={write_rows(tmp_path / 'none.csv', none)}",
+        f"--config.data.videos={folder}/films",
+        f"--config.data.classes={SCENES}/classes.pbtxt",
+    ]
+    said = fails(capsys, "train", f"--workdir={tmp_path}/run", *SMALL, *lists)
+    assert "no held-out box of" in said and "among the 13 classes that are scored" in said
