@@ -41,6 +41,7 @@ File = str | os.PathLike[str]
 def load(
     path: File,
     *,
+    task: str | None = None,
     num_heads: int | None = None,
     decoder_num_heads: int | None = None,
     frames: int | None = None,
@@ -56,6 +57,8 @@ def load(
     Args:
         path: a work directory, one of its checkpoints, a .pth, a .safetensors, or a folder of
             transformers.
+        task: "detect" or "classify", only needed for a file with a head whose names do not say
+            it: an action detector of other classes than those of AVA.
         num_heads, decoder_num_heads: attention heads, only needed for model sizes that are not
             published.
         frames, image_size: frames and side of the training clips, for files without a config.
@@ -79,6 +82,7 @@ def load(
     """
     checkpoint = load_checkpoint(
         str(path),
+        task=task,
         num_heads=num_heads,
         decoder_num_heads=decoder_num_heads,
         frames=frames,

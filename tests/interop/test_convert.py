@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from golden import DATA, load_golden
+from golden import DATA, load_golden, read_torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -36,6 +36,7 @@ FILES = {
     "pretrain": DATA / "pretrain_tiny.pth",
     "classify": DATA / "finetune_tiny_deepspeed.pth",
 }
+DETECTOR = DATA / "detect_tiny.pth"
 
 
 def same(a, b):
@@ -59,6 +60,13 @@ def golden_params(task):
 
 def golden_tensors(task="pretrain", dialect="mcg"):
     return from_native(golden_params(task), dialect, patch=PATCH)
+
+
+@functools.cache
+def detector_tensors():
+    tensors, where = find_tensors(read_torch(DETECTOR), source="x.pth")
+    assert where == "model"
+    return {key: np.asarray(tensor) for key, tensor in tensors.items()}
 
 
 def problems(tensors, **keywords):
@@ -222,9 +230,11 @@ def test_half_precision_is_widened():
 
 @settings(max_examples=150, deadline=None, database=None)
 @given(
+    task=st.sampled_from(["classify", "detect"]),
     edits=st.dictionaries(
         st.sampled_from(
-            sorted(golden_tensors("classify")) + ["pos_embed", "blocks.9.x", "blocks.3.k_bias"]
+            sorted(golden_tensors("classify"))
+            + ["norm.weight", "norm.bias", "pos_embed", "blocks.9.x", "blocks.3.k_bias"]
         ),
         st.lists(st.integers(0, 50), max_size=5) | st.none(),
         min_size=1,
@@ -232,19 +242,20 @@ def test_half_precision_is_widened():
     ),
     dtype=st.sampled_from([np.float32, np.int8, np.bool_, ml_dtypes.bfloat16]),
 )
-def test_whatever_the_shapes_only_a_report_comes_out(edits, dtype):
-    tensors = golden_tensors("classify")
+def test_whatever_the_shapes_only_a_report_comes_out(task, edits, dtype):
+    tensors = dict(golden_tensors("classify") if task == "classify" else detector_tensors())
     for key, shape in edits.items():
         if shape is None:
             tensors.pop(key, None)
         elif np.prod(shape) < 1e5:
             tensors[key] = np.zeros(shape, dtype)
     try:
-        params, _ = to_native(tensors, num_heads=3)
+        params, facts = to_native(tensors, num_heads=3)
     except UserError as problem:
-        assert "fit" in str(problem)
+        assert "fit" in str(problem) or "not the 80 of AVA" in str(problem)
     else:
-        assert jax.tree.structure(params) == jax.tree.structure(golden_params("classify"))
+        norm = {"fc_norm"} if facts.task == "classify" else set()
+        assert facts.task == task and params.keys() == {"encoder", "head"} | norm
 
 
 @pytest.mark.parametrize(
@@ -268,6 +279,61 @@ def test_only_our_own_tiny_model_owns_its_width():
     for wrong in (0, -1, 5, 1000):
         with pytest.raises(UserError, match="do not divide"):
             choose_heads("encoder", 48, 3, wrong)
+
+
+# Action detectors: `norm` and `head`, and no `fc_norm`.
+
+
+def with_outputs(count):
+    """Return the tensors of the detector with another number of outputs."""
+    tensors = detector_tensors()
+    head = {
+        k: np.resize(tensors[k], (count, *tensors[k].shape[1:])) for k in tensors if "head" in k
+    }
+    return tensors | head
+
+
+def test_a_released_detector_goes_in_and_out_under_its_own_names():
+    tensors = detector_tensors()
+    params, facts = to_native(tensors, num_heads=2)
+    assert (facts.task, facts.dialect, facts.classes, facts.patch) == ("detect", "mcg", 80, PATCH)
+    assert facts.encoder == Size(24, 2, 2, 96)
+    assert params.keys() == {"encoder", "head"}
+    assert np.array_equal(params["encoder"]["norm"]["scale"], tensors["norm.weight"])
+    assert np.array_equal(params["head"]["kernel"], tensors["head.weight"].T)
+    back = from_native(params, "mcg", patch=PATCH)
+    assert back.keys() == tensors.keys()
+    assert all(np.array_equal(back[key], tensors[key]) for key in tensors)
+    for dialect in ("hf", "mm"):
+        with pytest.raises(UserError, match="has no action detector: use mcg, safetensors or nat"):
+            from_native(params, dialect, patch=PATCH)
+
+
+def test_only_80_outputs_tell_a_detector_from_a_classifier_without_pooling():
+    tensors = with_outputs(13)
+    report = problems(tensors, num_heads=2)
+    assert "13 outputs, not the 80 of AVA" in report and "--task detect" in report
+    params, facts = to_native(tensors, task="detect", num_heads=2)
+    assert (facts.task, facts.classes) == ("detect", 13)
+    assert params["head"]["kernel"].shape == (24, 13)
+    # A classifier with 80 classes and mean pooling has another norm.
+    tensors = detector_tensors()
+    pooled = {f"fc_{key}" if key.startswith("norm.") else key: tensors[key] for key in tensors}
+    assert to_native(pooled, num_heads=2)[1].task == "classify"
+
+
+def test_the_task_that_the_user_gives_says_what_is_missing():
+    tensors = detector_tensors()
+    report = problems(tensors, task="classify", num_heads=2)
+    assert "missing     fc_norm.weight (24,)" in report and "unexpected  norm.weight" in report
+    some = {key: x for key, x in tensors.items() if key != "norm.bias"}
+    assert "missing     norm.bias (24,)" in problems(some, num_heads=2)
+    del some["norm.weight"]
+    assert "missing     norm.weight (24,)" in problems(some, task="detect", num_heads=2)
+    for task, dialect in (("pretrain", "mcg"), ("classify", "hf")):
+        report = problems(golden_tensors(task, dialect), task="detect")
+        assert "holds no action detector: leave out --task detect" in report
+    assert "holds no classifier" in problems(golden_tensors(), task="classify")
 
 
 def saved_hf(tmp_path, task="classify", labels=()):

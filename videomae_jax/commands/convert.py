@@ -1,12 +1,14 @@
 """Convert a checkpoint between this project, the original's .pth and transformers.
 
-SRC is a work directory or one of its checkpoints, a .pth, a .safetensors or a folder of
-transformers. An image ViT or MAE becomes a video encoder, to start a training from. If tensors do
-not fit, all of them are reported and nothing is written.
+SRC is a work directory or one of its checkpoints, a .pth or .safetensors (pre-trained, fine-tuned
+or an action detector of AVA) or a folder of transformers. An image ViT or MAE becomes a video
+encoder, to start a training from. If tensors do not fit, all of them are reported and nothing is
+written.
 
 examples:
   videomae convert runs/demo model.pth
   videomae convert vit_b.pth runs/vit_b
+  videomae convert ava.pth runs/ava
   videomae convert runs/finetune hub/ --to hf
 """
 
@@ -14,6 +16,7 @@ import argparse
 
 from videomae_jax.commands import options
 
+TASKS = ("detect", "classify")
 ENDINGS = {".pth": "mcg", ".pt": "mcg", ".safetensors": "safetensors"}
 LICENCE = (
     "If these are published VideoMAE or MAE weights: they are licensed CC-BY-NC 4.0, for "
@@ -32,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "transformers; safetensors: one file with the original's names; stablehlo: a folder with "
         "the function from a video to features and logits, for jax.export (default: mcg for .pth, "
         "safetensors for .safetensors, else native)",
+    )
+    parser.add_argument(
+        "--task",
+        choices=TASKS,
+        help="what a file with a head is, where its names do not say it: a detector of other "
+        "classes than the 80 of AVA is like a classifier that does not pool",
     )
     options.add_heads(parser, decoder=True)
     parser.add_argument(
@@ -69,6 +78,7 @@ def main(args: argparse.Namespace) -> None:
     to = args.to or ENDINGS.get(Path(args.target).suffix, "native")
     checkpoint = load_checkpoint(
         args.source,
+        task=args.task,
         num_heads=args.num_heads,
         decoder_num_heads=args.decoder_num_heads,
         frames=args.frames,

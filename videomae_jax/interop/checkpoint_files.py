@@ -77,6 +77,7 @@ class _Weights(NamedTuple):
 def load_checkpoint(
     path: str,
     *,
+    task: str | None = None,
     num_heads: int | None = None,
     decoder_num_heads: int | None = None,
     frames: int | None = None,
@@ -88,14 +89,17 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Read a work directory, one of its steps, or a foreign file or folder of weights.
 
-    num_heads, decoder_num_heads, frames, image_size: what a foreign file does not contain; they
-    take precedence over a config in its folder. inflate, tubelet: how to inflate an image model
-    to a video encoder, see `inflate.video_from_image`. channels: the number of input channels to
-    change the patch embedding to, see `inflate.change_channels`. ema: read the moving average of
-    the weights, of a run of ours that keeps one. Raises UserError for anything damaged, missing,
-    unexpected or ambiguous.
+    task: of a foreign file with a head, "detect" or "classify"; None decides, and raises UserError
+    if it cannot. num_heads, decoder_num_heads, frames, image_size: what a foreign file does not
+    contain; they take precedence over a config in its folder. inflate, tubelet: how to inflate an
+    image model to a video encoder, see `inflate.video_from_image`. channels: the number of input
+    channels to change the patch embedding to, see `inflate.change_channels`. ema: read the moving
+    average of the weights, of a run of ours that keeps one. Raises UserError for anything damaged,
+    missing, unexpected or ambiguous.
     """
     if _is_run(path):
+        if task is not None:
+            raise UserError(f"{path} is a run of ours, which says its task: leave out --task")
         checkpoint = _load_run(path, item="ema" if ema else "params")
         _refuse_inflation(path, inflate, tubelet)
     elif ema:
@@ -104,7 +108,9 @@ def load_checkpoint(
         weights = _open_weights(
             path, frames=frames, image_size=image_size, inflate=inflate, tubelet=tubelet
         )
-        checkpoint = _convert(weights, num_heads=num_heads, decoder_num_heads=decoder_num_heads)
+        checkpoint = _convert(
+            weights, task=task, num_heads=num_heads, decoder_num_heads=decoder_num_heads
+        )
     return checkpoint if channels is None else _with_channels(checkpoint, channels)
 
 
@@ -177,13 +183,14 @@ def _open_weights(
 
 
 def _convert(
-    weights: _Weights, *, num_heads: int | None, decoder_num_heads: int | None
+    weights: _Weights, *, task: str | None, num_heads: int | None, decoder_num_heads: int | None
 ) -> Checkpoint:
     """Convert the tensors of a foreign file to our parameters, with a config."""
     folder, notes = weights.folder, weights.notes
     params, facts = to_native(
         weights.tensors,
         source=weights.title,
+        task=task,
         num_heads=num_heads,
         decoder_num_heads=decoder_num_heads,
         config_heads=(folder.num_heads, folder.decoder_num_heads),
