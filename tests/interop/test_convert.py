@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from golden import DATA, load_golden, read_torch
+from golden import DATA, load_golden, read_torch, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from videomae_jax.commands import convert
+from videomae_jax.config import load_recipe
+from videomae_jax.data.ava_classes import AVA_CLASSES
 from videomae_jax.errors import UserError
 from videomae_jax.inference.network import build_network, outputs, predict
 from videomae_jax.interop.checkpoint_files import FORMATS, load_checkpoint, save_checkpoint
@@ -27,7 +29,7 @@ from videomae_jax.interop.torch_file import write_torch
 from videomae_jax.models.classifier import VideoClassifier, init_classifier
 from videomae_jax.models.mae import Decoder, VideoMAE
 from videomae_jax.models.masking import Mask, gather_tubes, mask_from_bool
-from videomae_jax.models.tokens import patchify, positions, sincos_positions
+from videomae_jax.models.tokens import patch_grid, patchify, positions, sincos_positions
 from videomae_jax.models.vit import SIZES, Size
 
 PATCH = (2, 16, 16)
@@ -334,6 +336,72 @@ def test_the_task_that_the_user_gives_says_what_is_missing():
         report = problems(golden_tensors(task, dialect), task="detect")
         assert "holds no action detector: leave out --task detect" in report
     assert "holds no classifier" in problems(golden_tensors(), task="classify")
+
+
+def load_detector(path=DETECTOR, **keywords):
+    return load_checkpoint(str(path), num_heads=2, frames=4, image_size=64, **keywords)
+
+
+def test_the_config_of_a_released_detector_is_that_of_the_recipe():
+    checkpoint = load_detector()
+    config, recipe = checkpoint.config, load_recipe("detect", "b,ava")
+    assert config.task == "detect" and config.model.classes == 80
+    for key in ("mean", "std"):
+        assert config.model[key] == recipe.model[key] != load_recipe("finetune").model[key]
+    assert config.roi == recipe.roi and not config.roi.aligned
+    assert (config.clip.frames, config.clip.height, config.clip.short_side) == (4, 64, 73)
+    assert checkpoint.labels == config.data.class_names == AVA_CLASSES
+    for said in ("detect, 36 tensors", "not read: epoch, scaler, args", "those of the reference's"):
+        assert said in checkpoint.report
+
+
+def test_files_beside_a_detector_come_first(tmp_path):
+    write_torch(tmp_path / "x.pth", with_outputs(13))
+    with_preprocessor(tmp_path, HALF)
+    checkpoint = load_detector(tmp_path / "x.pth", task="detect")
+    assert checkpoint.config.model.mean == (0.5,) * 3
+    assert checkpoint.config.model.classes == 13 and checkpoint.labels == ()
+
+
+@pytest.mark.parametrize("clip", ["square", "wide"])
+def test_a_released_detector_gives_the_logits_of_pytorch(clip):
+    """At the size of the training clips, and at another, for which positions are resized."""
+    golden = np.load(DATA / "detect_tiny.npz")
+    video, boxes, theirs = (golden[f"{clip}/{name}"] for name in ("video", "boxes", "logits"))
+    checkpoint = load_detector()
+    network = build_network(checkpoint.config)
+    grid = patch_grid(video.shape[:3], PATCH)
+    patches = patchify(jnp.asarray(video[None]), PATCH)
+    ours = network.apply({"params": checkpoint.params}, patches, grid, boxes[None])
+    assert relative_error(ours[0], theirs) < 1e-5
+
+
+def test_a_detector_through_every_format(tmp_path, capsys):
+    params = load_detector().params
+    run(DETECTOR, tmp_path / "run", "--num-heads", 2)
+    assert "CC-BY-NC" in capsys.readouterr().out
+    native = load_checkpoint(str(tmp_path / "run"))
+    assert same(jax.tree.map(np.asarray, native.params), params)
+    assert native.config.task == "detect" and native.labels == AVA_CLASSES
+    for name in ("x.pth", "x.safetensors"):
+        run(tmp_path / "run", tmp_path / name)
+        assert "note" not in capsys.readouterr().out
+        assert same(load_detector(tmp_path / name).params, params)
+    for to, cause in (("hf", "no action detector"), ("stablehlo", "no boxes")):
+        with pytest.raises(UserError, match=f"{cause}.*: use .*native"):
+            run(tmp_path / "run", tmp_path / "y", "--to", to)
+    with pytest.raises(UserError, match="run of ours, which says its task: leave out --task"):
+        run(tmp_path / "run", tmp_path / "y", "--task", "detect")
+    # Other settings are not in a file of weights, and the command says so.
+    config = native.config.copy_and_resolve_references()
+    config.roi.aligned, config.model.mean = True, (0.5,) * 3
+    save_checkpoint(str(tmp_path / "custom"), native._replace(config=config), to="native")
+    run(tmp_path / "custom", tmp_path / "custom.pth")
+    said = capsys.readouterr().out
+    assert "roi.aligned True is not in the file, and the reference's detectors have False" in said
+    assert "model.mean (0.5, 0.5, 0.5) is not in the file" in said
+    run(tmp_path / "custom", tmp_path / "copy")
+    assert "note" not in capsys.readouterr().out
 
 
 def saved_hf(tmp_path, task="classify", labels=()):

@@ -73,7 +73,11 @@ def main(args: argparse.Namespace) -> None:
     """Run the command."""
     from pathlib import Path
 
-    from videomae_jax.interop.checkpoint_files import load_checkpoint, save_checkpoint
+    from videomae_jax.interop.checkpoint_files import (
+        left_out_of,
+        load_checkpoint,
+        save_checkpoint,
+    )
 
     to = args.to or ENDINGS.get(Path(args.target).suffix, "native")
     checkpoint = load_checkpoint(
@@ -91,5 +95,7 @@ def main(args: argparse.Namespace) -> None:
         print(checkpoint.report)
     save_checkpoint(args.target, checkpoint, to=to)
     print(f"wrote {args.target} ({to})")
+    for line in left_out_of(checkpoint.config, to):
+        print(f"  note: {line}")
     if checkpoint.report:
         print(LICENCE)

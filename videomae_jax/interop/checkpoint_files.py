@@ -11,8 +11,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from videomae_jax.config import load_recipe
+from videomae_jax.data.ava_classes import AVA_CLASSES
 from videomae_jax.errors import UserError
 from videomae_jax.interop.convert import (
+    TASKS,
     ModelFacts,
     find_tensors,
     from_native,
@@ -147,7 +149,7 @@ def _load_run(path: str, *, item: str) -> Checkpoint:
 
     params, config = load_params(path, item=item)
     _refuse_probe(path, config)
-    labels = tuple(config.data.class_names) if config.task == "classify" else ()
+    labels = tuple(config.data.class_names) if config.task in TASKS else ()
     return Checkpoint(params, config, labels, "")
 
 
@@ -182,6 +184,23 @@ def _open_weights(
     return _Weights(title, tensors, folder, notes)
 
 
+def left_out_of(config: ConfigDict, to: str) -> list[str]:
+    """Return what a detector's config says, and a file of the format `to` cannot: one line each.
+
+    A file of weights is read with the values of the reference's own detectors.
+    """
+    if config.task != "detect" or to not in ("mcg", "safetensors"):
+        return []
+    reference = load_recipe("detect", "b,ava")
+    values = [(f"model.{key}", config.model[key], reference.model[key]) for key in ("mean", "std")]
+    values += [(f"roi.{key}", config.roi[key], reference.roi[key]) for key in reference.roi]
+    return [
+        f"{name} {value} is not in the file, and the reference's detectors have {other}"
+        for name, value, other in values
+        if value != other
+    ]
+
+
 def _convert(
     weights: _Weights, *, task: str | None, num_heads: int | None, decoder_num_heads: int | None
 ) -> Checkpoint:
@@ -206,14 +225,24 @@ def _convert(
             "use_mean_pooling true"
         )
     folder = _complete(folder, facts)
+    if facts.task == "detect":
+        notes.append("boxes are aligned as in the reference: 7 x 7, roi.aligned False")
     notes.append(_statistics(folder))
     table = dataclasses.replace(facts.table, notes=(*facts.table.notes, *folder.notes, *notes))
     return Checkpoint(params, _config(facts, folder), folder.labels, str(table))
 
 
 def _complete(folder: FolderConfig, facts: ModelFacts) -> FolderConfig:
-    """Replace the pixel statistics and labels that do not fit the tensors."""
+    """Replace the pixel statistics and labels that do not fit the tensors.
+
+    Detectors have those of AVA's recipe, and the names of its classes if they are as many.
+    """
     channels = facts.channels
+    if facts.task == "detect" and not folder.statistics:
+        model = load_recipe("detect", "b,ava").model
+        folder = folder._replace(mean=tuple(model.mean), std=tuple(model.std))
+    if facts.task == "detect" and not folder.labels and facts.classes == len(AVA_CLASSES):
+        folder = folder._replace(labels=AVA_CLASSES)
     if len(folder.mean) != channels:
         # timm leaves three statistics in config.json, whatever the channels of the weights.
         if folder.statistics not in ("", CONFIG):
@@ -234,6 +263,8 @@ def _statistics(folder: FolderConfig) -> str:
     elif folder.mean == IMAGENET_MEAN:
         source = "those of ImageNet, are assumed, as no file says them"
         source += " (the original and MAE use these, some ViTs of timm and transformers 0.5)"
+    elif any(folder.mean):
+        source = "those of the reference's detectors, are assumed, as no file says them"
     else:
         source = f"are assumed for its {len(folder.mean)} channels"
     return f"pixels in [0, 1]: mean {mean}, std {std}, {source}"
@@ -350,8 +381,8 @@ def _read_pth(file: Path) -> tuple[dict[str, MappedTensor], str, Any]:
 
 def _config(facts: ModelFacts, folder: FolderConfig) -> ConfigDict:
     """Return a training config for a converted model."""
-    recipe = "finetune" if facts.task == "classify" else "pretrain"
-    config = load_recipe(recipe, "b,custom").unlock()
+    recipes = {"classify": ("finetune", "b,custom"), "detect": ("detect", "b,ava")}
+    config = load_recipe(*recipes.get(facts.task, ("pretrain", "b,custom"))).unlock()
     config.name = f"{facts.task} model converted from {facts.dialect}"
     config.task = facts.task
     config.model.encoder = ConfigDict(dataclasses.asdict(facts.encoder))
@@ -361,9 +392,10 @@ def _config(facts: ModelFacts, folder: FolderConfig) -> ConfigDict:
     config.model.update(patch=facts.patch, mean=folder.mean, std=folder.std)
     config.clip.update(frames=folder.frames, height=side, width=side)
     # The same margin around the crops as at 224.
-    config.clip.source_height = round(config.clip.source_height * side / 224)
-    config.clip.source_width = round(config.clip.source_width * side / 224)
-    if facts.task == "classify":
+    for name in ("source_height", "source_width", "short_side"):
+        if name in config.clip:
+            config.clip[name] = round(config.clip[name] * side / 224)
+    if facts.task in TASKS:
         config.model.classes = facts.classes
         config.data.class_names = folder.labels
     else:
@@ -417,6 +449,11 @@ def _write_hf(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def _write_stablehlo(path: Path, checkpoint: Checkpoint) -> None:
+    if checkpoint.config.task == "detect":
+        raise UserError(
+            "a StableHLO function has videos of one size and no boxes, which an action detector "
+            "needs: use native, mcg or safetensors"
+        )
     # Not at the top: it imports the networks of all tasks, which no other format needs.
     from videomae_jax.interop.stablehlo import write_stablehlo
 

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from videomae_jax.data.ava_classes import AVA_CLASSES
 from videomae_jax.errors import UserError
 from videomae_jax.models.tokens import Triple, sincos_positions
 from videomae_jax.models.vit import SIZES, Size
 
 DIALECTS = {"mcg": "MCG-NJU release", "hf": "transformers", "mm": "MMAction2"}
 TASKS = ("detect", "classify")  # of files with a head, which the names do not always tell apart
-AVA_OUTPUTS = 80  # of every released action detector
 
 # A row: our name | layout | their shape | their name in mcg, hf, mm ("" if there is none).
 # The layouts "norm", "linear" and "conv" have a weight and a bias, the others are one tensor.
@@ -569,11 +569,11 @@ def _choose_task(
     elif "head" in present or (dialect != "mcg" and "fc_norm" in present):
         task = given or "classify"
         if not given and dialect == "mcg" and "norm" in present and "fc_norm" not in present:
-            if outputs not in (None, AVA_OUTPUTS):
+            if outputs not in (None, len(AVA_CLASSES)):
                 raise UserError(
                     f"{source} has norm and head, but no fc_norm, and {outputs} outputs, not "
-                    f"the {AVA_OUTPUTS} of AVA: if it is an action detector, convert it to a work "
-                    "directory with --task detect (in Python task='detect')"
+                    f"the {len(AVA_CLASSES)} of AVA: if it is an action detector, convert it to a "
+                    "work directory with --task detect (in Python task='detect')"
                 )
             task = "detect"
         wanted = {"encoder", "head", "norm" if task == "detect" else "fc_norm"}
