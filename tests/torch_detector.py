@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 FILES = Path(__file__).parent / "files"
-MEAN, STD = (0.48146, 0.45469, 0.40385), (0.225, 0.225, 0.225)
+MEAN, STD = np.asarray([122.7717, 115.9465, 102.9801]), 57.375  # of pixels in [0, 255]
 PATCH = (2, 16, 16)
 WIDTH, DEPTH, HEADS, CLASSES = 24, 2, 2, 80
 GRID = (2, 4, 4)  # of the training clips: 4 frames of 64 x 64
@@ -62,7 +62,7 @@ def detect(state, clip, boxes, *, heads, grid, roi=7, aligned=False):
 
 def normalized(video):
     """Return uint8 [F, H, W, C] as float32 [C, F, H, W], with the statistics of the recipe."""
-    x = (np.asarray(video) / 255 - MEAN) / STD
+    x = (np.asarray(video) - MEAN) / STD
     return torch.from_numpy(x.transpose(3, 0, 1, 2).astype(np.float32))
 
 
