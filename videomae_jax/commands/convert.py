@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task",
         choices=TASKS,
-        help="what a file with a head is, where its names do not say it: a detector of other "
-        "classes than the 80 of AVA is like a classifier that does not pool",
+        help="what a file with a head is; needed for an action detector without the 80 outputs of "
+        "AVA, which has the names of a classifier that does not pool its tokens",
     )
     options.add_heads(parser, decoder=True)
     parser.add_argument(
