@@ -299,7 +299,8 @@ def _class_rows(run: Run) -> dict[str, str]:
         return {}
     names = tuple(run.config.data.class_names)
     rows = write_classes(run.workdir, names, model.classes, run.train_videos, run.eval_videos)
-    return {"classes": banner.classes_line(rows)}
+    unit = "videos" if run.train_videos.key_frames is None else "boxes"
+    return {"classes": banner.classes_line(rows, unit=unit)}
 
 
 def _compile_step(
