@@ -19,13 +19,15 @@ MEAN, STD = np.asarray([122.7717, 115.9465, 102.9801]), 57.375  # of pixels in [
 PATCH = (2, 16, 16)
 WIDTH, DEPTH, HEADS, CLASSES = 24, 2, 2, 80
 GRID = (2, 4, 4)  # of the training clips: 4 frames of 64 x 64
-SIZES = {"square": (64, 64), "wide": (80, 112)}  # of the golden clips, height and width
+SIZES = {"square": (64, 64), "wide": (80, 112), "padded": (80, 112)}  # of the clips, height, width
+FILLED = SIZES | {"padded": (72, 100)}  # by the image, from the top left corner
 BOXES = {
     # Whole clip, inside, on no cell's border, beyond the corner, smaller than a cell, a line.
     "square": [[0, 0, 64, 64], [8, 8, 40, 56], [3.3, 20.1, 30.7, 33.9], [50, 40, 64, 64]]
     + [[20, 20, 21, 21], [12, 0, 12, 64]],
     "wide": [[0, 0, 112, 80], [5.5, 1.25, 70.75, 79], [64, 16, 112, 80], [90, 2, 99, 77]]
     + [[0, 0, 3, 3], [110, 78, 112, 80]],
+    "padded": [[0, 0, 100, 72], [60, 30, 100, 72], [97, 69, 100, 72]],
 }
 
 
@@ -60,10 +62,15 @@ def detect(state, clip, boxes, *, heads, grid, roi=7, aligned=False):
     return functional.linear(pooled, state["head.weight"], state["head.bias"])
 
 
-def normalized(video):
-    """Return uint8 [F, H, W, C] as float32 [C, F, H, W], with the statistics of the recipe."""
-    x = (np.asarray(video) - MEAN) / STD
-    return torch.from_numpy(x.transpose(3, 0, 1, 2).astype(np.float32))
+def normalized(video, filled):
+    """Return uint8 [F, H, W, C] as float32 [C, F, H, W], with the statistics of the recipe.
+
+    filled: height and width of the image; pixels outside of it are zero afterwards.
+    """
+    x = np.zeros(video.shape, np.float32)
+    height, width = filled
+    x[:, :height, :width] = (video[:, :height, :width] - MEAN) / STD
+    return torch.from_numpy(x.transpose(3, 0, 1, 2))
 
 
 def roi_align(features, box, size, scale, aligned):
@@ -168,8 +175,10 @@ def main():
         video = np.random.default_rng(0).integers(0, 256, [4, height // 8, width // 8, 3], np.uint8)
         video = video.repeat(8, axis=1).repeat(8, axis=2)
         boxes = np.asarray(BOXES[name], np.float32)
-        logits = detect(state, normalized(video), boxes, heads=HEADS, grid=GRID)
-        arrays |= {f"{name}/video": video, f"{name}/boxes": boxes, f"{name}/logits": logits.numpy()}
+        clip = normalized(video, FILLED[name])
+        logits = detect(state, clip, boxes, heads=HEADS, grid=GRID).numpy()
+        clips = {"video": video, "size": np.int32(FILLED[name]), "boxes": boxes, "logits": logits}
+        arrays |= {f"{name}/{key}": array for key, array in clips.items()}
     np.savez_compressed(FILES / "detect_tiny.npz", **arrays)
 
 

@@ -425,12 +425,12 @@ def test_detection_agrees_with_pytorch(tmp_path, width, heads):
         frames=4,
         image_size=SIDE,
     )
-    for name, (rows, columns) in torch_detector.SIZES.items():
+    for name in ("square", "wide"):
+        rows, columns = torch_detector.SIZES[name]
         video = np.random.default_rng(5).integers(0, 256, [4, rows, columns, 3], np.uint8)
         boxes = np.asarray(torch_detector.BOXES[name], np.float32)
-        theirs = torch_detector.detect(
-            state, torch_detector.normalized(video), boxes, heads=heads, grid=torch_detector.GRID
-        )
+        clip = torch_detector.normalized(video, (rows, columns))
+        theirs = torch_detector.detect(state, clip, boxes, heads=heads, grid=torch_detector.GRID)
         grid = patch_grid((4, rows, columns), PATCH)
         ours = build_network(m.config).apply(
             {"params": m.params}, patchify(jnp.asarray(video[None]), PATCH), grid, boxes[None]
