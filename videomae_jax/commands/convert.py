@@ -96,6 +96,6 @@ def main(args: argparse.Namespace) -> None:
     save_checkpoint(args.target, checkpoint, to=to)
     print(f"wrote {args.target} ({to})")
     for line in left_out_of(checkpoint.config, to):
-        print(f"  note: {line}")
+        print(f"note: {line}")
     if checkpoint.report:
         print(LICENCE)

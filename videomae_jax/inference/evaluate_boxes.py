@@ -4,13 +4,15 @@ import csv
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from videomae_jax.data.annotations import read_detections, read_excluded, with_detections
 from videomae_jax.data.key_frames import KeyFrames
 from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.unreadable import BadVideos
@@ -19,14 +21,22 @@ from videomae_jax.detection_metrics import check_protocol, group_precisions, is_
 from videomae_jax.errors import UserError
 from videomae_jax.inference.engine import data_mesh, jit_batch, place_params, run_batches
 from videomae_jax.inference.evaluate import unreadable_file
-from videomae_jax.inference.network import check_detector, class_names
+from videomae_jax.inference.network import Network, check_detector, class_names
 from videomae_jax.inference.resumable import Parts, fingerprint
 from videomae_jax.models.detector import VideoDetector
 from videomae_jax.progress import Progress
-from videomae_jax.tasks.detect import box_logits, box_sums, eval_sampler, short_side
+from videomae_jax.tasks.build import open_key_frames
+from videomae_jax.tasks.detect import (
+    box_logits,
+    box_sums,
+    eval_sampler,
+    fit_classes,
+    short_side,
+)
 from videomae_jax.tasks.detection_scores import (
     Key,
     box_scores,
+    evaluated_labels,
     frame_keys,
     present_boxes,
     score_boxes,
@@ -85,8 +95,90 @@ class _Found(NamedTuple):
     errors: np.ndarray
 
 
+def evaluate_files(
+    network: Network,
+    params: Params,
+    config: ConfigDict,
+    annotations: str,
+    *,
+    source: str,
+    boxes: str | None = None,
+    min_score: float | None = None,
+    evaluated: str | None = None,
+    excluded: str | None = None,
+    videos: str | None = None,
+    start: str | float | None = None,
+    **options: Any,
+) -> BoxEvaluation | None:
+    """Open the files of an evaluation, and call `evaluate_boxes`, which has the other arguments.
+
+    annotations, boxes, evaluated, excluded: files. boxes: of a person detector, None for the
+    annotated ones. min_score: the least score of a person, None for that of the recipe. evaluated:
+    the classes that count, None for those of the recipe. videos, start: in the place of
+    `config.data.videos` and `config.data.start`. Raises UserError for a bad file, and for boxes
+    of other videos.
+    """
+    check_detector(config, source)
+    if min_score is not None and boxes is None:
+        raise UserError(
+            f"the least score of a person is {min_score:g}, of boxes that a person detector found: "
+            "give these (--boxes)"
+        )
+    truth = open_annotations(config, annotations, videos=videos, start=start)
+    detected, given = None, ""
+    if boxes is not None:
+        detected, given = give_boxes(config, truth, boxes, min_score=min_score)
+    labels = evaluated_labels(
+        truth.class_names or (), config.model.classes, file=evaluated or config.data.evaluated
+    )
+    return evaluate_boxes(
+        network,
+        params,
+        config,
+        truth,
+        source=source,
+        detected=detected,
+        boxes=given,
+        evaluated=labels,
+        excluded=sorted(read_excluded(excluded)) if excluded else (),
+        **options,
+    )
+
+
+def open_annotations(
+    config: ConfigDict, source: str, *, videos: str | None = None, start: str | float | None = None
+) -> Videos:
+    """Open annotations with the settings of a detector and its classes; no key frame is left out.
+
+    videos, start: in the place of `config.data.videos` and `config.data.start`. Raises UserError,
+    see `read_key_frames`.
+    """
+    config = config.copy_and_resolve_references()
+    data = config.data
+    data.excluded = ""  # those of the training
+    data.videos = data.videos if videos is None else videos
+    data.start = data.start if start is None else str(start)
+    found = replace(open_key_frames(config, source), decoder=data.decoder)
+    return fit_classes(found, config.model.classes)
+
+
+def give_boxes(
+    config: ConfigDict, truth: Videos, file: str, *, min_score: float | None = None
+) -> tuple[Videos, str]:
+    """Return the key frames of a file of detected boxes, and what boxes these are, in words.
+
+    min_score: the least score of a person, None for that of the recipe. Raises UserError for boxes
+    of other videos, and if no score is so high.
+    """
+    least = config.boxes.min_score if min_score is None else min_score
+    if not 0 <= least <= 1:
+        raise UserError(f"a least person score of {least:g}: use 0 to 1")
+    videos = with_detections(truth, read_detections(file, truth), min_score=least)
+    return videos, f"boxes of {Path(file).name} with a score of {least:g} or more"
+
+
 def evaluate_boxes(
-    network: VideoDetector,
+    network: Network,
     params: Params,
     config: ConfigDict,
     truth: Videos,
@@ -119,6 +211,7 @@ def evaluate_boxes(
     key frame, if no video can be read, and if the folder holds results of other settings.
     """
     check_detector(config, source)
+    assert isinstance(network, VideoDetector)
     check_protocol(protocol, excluded=bool(excluded))
     shown = truth if detected is None else detected
     batch_size = batch_size or jax.device_count()
@@ -329,7 +422,7 @@ def _summarize(
         evaluated=evaluated,
         excluded=excluded,
     )
-    names = class_names(config)
+    names = truth.class_names or class_names(config)
     classes = [
         ClassScore(
             names[score.label],
@@ -341,15 +434,16 @@ def _summarize(
         for score in precision.classes
     ]
     counted = sum(score.precision is not None for score in classes)
-    ranked = "the action" if protocol == "mmaction2" else "the action x that of the person"
-    weights = ", averaged weights" if averaged else ""
     upper_bound = truth is shown
+    product = protocol != "mmaction2" and not upper_bound
+    ranked = "the action x that of the person" if product else "the action"
+    weights = ", averaged weights" if averaged else ""
     return BoxEvaluation(
         map=precision.value,
         groups=group_precisions(precision.classes) if is_ava(names) else {},
-        protocol=f"frame mAP at IoU 0.5, protocol {protocol}, mean of {counted:,} of {len(names):,} "
-        f"classes, {len(annotated):,} key frames, {boxes or 'annotated boxes'}, ranked by the score "
-        f"of {ranked}, {_clip_text(config)}{weights}",
+        protocol=f"frame mAP at IoU 0.5, protocol {protocol}, mean of {counted:,} of "
+        f"{len(names):,} classes, {len(annotated):,} key frames, {boxes or 'annotated boxes'}, "
+        f"ranked by the score of {ranked}, {_clip_text(config)}{weights}",
         classes=classes,
         loss=float(found.errors.sum(dtype=np.float64) / max(len(probabilities), 1))
         if upper_bound
@@ -358,7 +452,10 @@ def _summarize(
         key_frames=frames,
         scores=box_scores(probabilities, frames.scores, protocol=protocol),
         unreadable=bad.reasons,
-        notes=_notes(truth.key_frames, annotated, frames, bad, protocol=protocol),
+        notes=[
+            *shown.notes,
+            *_notes(truth.key_frames, annotated, frames, bad, protocol=protocol),
+        ],
     )
 
 
@@ -374,11 +471,6 @@ def _notes(
             f"{len(truth) - len(annotated):,} of {len(truth):,} annotated key frames do not count"
         )
     listed, shown = set(frame_keys(annotated)), set(frame_keys(frames))
-    if missed := len(listed - shown):
-        notes.append(
-            f"{missed:,} of {len(listed):,} annotated key frames have no boxes: their people count "
-            "as missed"
-        )
     if more := len(shown - listed):
         wrong = "are wrong" if protocol == "published" else "do not count"
         notes.append(f"{more:,} key frames have boxes and no annotations: their detections {wrong}")
@@ -424,7 +516,7 @@ def write_classes(folder: Path, result: BoxEvaluation) -> None:
     names = [f"{score.name} ({score.annotated:,})" for score in scored]
     bars = axes.barh(names, values)
     axes.bar_label(bars, fmt="%.1f", padding=2)
-    axes.axvline(100 * result.map, color="black", linestyle="--", linewidth=1)
+    axes.axvline(100 * result.map, color="grey", linestyle="--", linewidth=1, zorder=0)
     axes.set(xlim=(0, 108), ylim=(-0.6, len(scored) - 0.4), xlabel="average precision, %")
     bound = f"\n{UPPER_BOUND}" if result.upper_bound else ""
     axes.set_title(f"mAP {100 * result.map:.2f} %; class (annotated boxes){bound}", fontsize=10)

@@ -185,11 +185,15 @@ def _open_weights(
 
 
 def left_out_of(config: ConfigDict, to: str) -> list[str]:
-    """Return what a detector's config says, and a file of the format `to` cannot: one line each.
+    """Return what a config says and a file of the format `to` cannot, one line each.
 
-    A file of weights is read with the values of the reference's own detectors.
+    Such files of detectors are read with the values of the reference's own.
     """
-    if config.task != "detect" or to not in ("mcg", "safetensors"):
+    if to not in ("mcg", "safetensors"):
+        return []
+    if config.task == "classify" and config.model.multi_label:
+        return ["this format does not say that the model knows several labels a video"]
+    if config.task != "detect":
         return []
     reference = load_recipe("detect", "b,ava")
     values = [(f"model.{key}", config.model[key], reference.model[key]) for key in ("mean", "std")]
@@ -398,6 +402,8 @@ def _config(facts: ModelFacts, folder: FolderConfig) -> ConfigDict:
     if facts.task in TASKS:
         config.model.classes = facts.classes
         config.data.class_names = folder.labels
+        if facts.task == "classify":
+            config.model.multi_label = folder.multi_label
     else:
         config.normalized_targets = folder.normalized_targets
     return config.lock()
@@ -434,6 +440,7 @@ def _write_hf(path: Path, checkpoint: Checkpoint) -> None:
         # Other tasks have no such key.
         normalized_targets=config.task != "pretrain" or config.normalized_targets,
         labels=checkpoint.labels,
+        multi_label=config.task == "classify" and config.model.multi_label,
     )
     path.mkdir()
     write_folder_config(
