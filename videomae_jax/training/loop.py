@@ -238,8 +238,8 @@ def _samplers(run: Run) -> tuple[ClipSampler, ClipSampler]:
     if run.config.data.train != "synthetic":
         return train_sampler, eval_sampler
     return (
-        SyntheticSampler(train_sampler.shape, sized=train_sampler.sized),
-        SyntheticSampler(eval_sampler.shape, sized=eval_sampler.sized),
+        SyntheticSampler(train_sampler.spec),
+        SyntheticSampler(eval_sampler.spec),
     )
 
 

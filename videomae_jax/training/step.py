@@ -170,12 +170,10 @@ def abstract_batch(
     def leaf(dtype, *shape):
         return jax.ShapeDtypeStruct((clips, *shape), dtype, sharding=batch_sharding(mesh))
 
-    batch = {"video": leaf(jnp.uint8, *sampler.shape), "id": leaf(jnp.int32)}
-    batch["row"] = leaf(jnp.int32)
+    batch = {name: leaf(dtype, *shape) for name, (shape, dtype) in sampler.spec.items()}
+    batch |= {"id": leaf(jnp.int32), "row": leaf(jnp.int32)}
     if labelled:
         batch["label"] = leaf(jnp.int32)
-    if sampler.sized:
-        batch["size"] = leaf(jnp.int32, 2)
     return batch
 
 
