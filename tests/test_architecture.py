@@ -25,7 +25,7 @@ ROOMS = {
     "pictures": {"errors", "models", "data"},
     "tasks": {"errors", "config", "models", "augment", "data", "devices", "metrics", "pictures"},
 }
-ROOMS["inference"] = {"tasks", "progress", "host"} | ROOMS["tasks"]
+ROOMS["inference"] = {"tasks", "progress", "host", "drawing"} | ROOMS["tasks"]
 ROOMS["training"] = {"inference"} | ROOMS["inference"]
 ROOMS["interop"] = {"training"} | ROOMS["training"]
 ROOMS["api"] = {"interop"} | ROOMS["interop"]

@@ -265,7 +265,7 @@ def _sampler(config: ConfigDict, *, train: bool) -> "KeyFrameSampler":
         short_side=short_side(clip),
         patch=tuple(config.model.patch)[1:],
         channels=len(config.model.mean),
-        most=config.boxes.max,
+        persons=config.boxes.max,
         classes=config.model.classes,
         train=train,
     )
