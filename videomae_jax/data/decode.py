@@ -125,6 +125,22 @@ def read_size(source: str | bytes) -> tuple[int, int]:
     return height, width
 
 
+def read_duration(source: str | bytes) -> float:
+    """Return the seconds that a file states. Raises UnreadableVideo, also if it states none."""
+    with _opened(source) as (container, stream):
+        if container.duration:
+            return container.duration / av.time_base
+        if stream.duration:
+            return float(stream.duration * stream.time_base)
+        raise UnreadableVideo("states no duration")
+
+
+def read_seconds(source: str | bytes) -> np.ndarray:
+    """Return the times of all frames, see `open_frames`. Raises UnreadableVideo."""
+    with _opened(source) as (container, stream):
+        return _known_seconds(stream, _scan(source, container, stream))
+
+
 @dataclass(frozen=True)
 class VideoFacts:
     """Facts about a file: the exact number of frames, frames per second, and what is unusual.
