@@ -118,8 +118,8 @@ def read_detections(source: str | os.PathLike[str], videos: Videos) -> KeyFrames
     return replace(key_frames, seconds=clocks.seconds(key_frames, paths))
 
 
-def read_film_detections(source: str | os.PathLike[str], film: str) -> KeyFrames:
-    """Open the detected boxes of one video file, see `read_detections`.
+def read_film_detections(source: str | os.PathLike[str], film: str) -> tuple[KeyFrames, list[str]]:
+    """Open the detected boxes of one video file, see `read_detections`; and what was decided.
 
     They are found by the name of the file. Raises UserError if there are none of it, and if all
     are beyond its end.
@@ -144,11 +144,13 @@ def read_film_detections(source: str | os.PathLike[str], film: str) -> KeyFrames
         )
     table = _pick_rows(table, known)
     films = [film] * len(table.names)
-    table, _ = _to_fractions(table, films, path)
+    table, unit = _to_fractions(table, films, path)
     key_frames, paths, _ = _group(table, films, [[]] * len(films), 0)
     if table.by_frame:
-        return _time_frames(key_frames, paths, path)[0]
-    return _start_films(key_frames, paths, "auto", path)[0]
+        key_frames, clock = _time_frames(key_frames, paths, path)
+    else:
+        key_frames, clock = _start_films(key_frames, paths, "auto", path)
+    return key_frames, [table.kind, unit, clock]
 
 
 def with_detections(videos: Videos, detections: KeyFrames, *, min_score: float) -> Videos:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from videomae_jax.data.annotations import read_film_detections
 from videomae_jax.data.decode import UnreadableVideo, open_frames
 from videomae_jax.data.key_frames import KeyFrames
 from videomae_jax.data.samplers import KeyFrameSampler
@@ -90,7 +91,7 @@ def detect(
         raise UserError(f"cannot read {path}: its frames have no times, and it states no rate")
     moments, notes = _plan(boxes, path, end=end, every=every, min_score=least)
     for note in notes:
-        print(f"{path}: {note}", file=sys.stderr)
+        print(f"boxes: {note}", file=sys.stderr)
     videos = Videos((path,), None, None, path)
     bad = BadVideos(videos, max_share=1.0)
     mesh = data_mesh(jax.local_devices())
@@ -171,17 +172,18 @@ def _plan(
         return _group(np.column_stack([times, whole]), Path(path).stem), []
     if isinstance(boxes, str | os.PathLike):
         source = os.fspath(boxes)
-        given = _of_video(source, path, end=end)
+        given, decided = read_film_detections(source, path)
+        notes = ["; ".join(decided)]
     else:
-        source = "boxes"
+        source, notes = "boxes", []
         given = _group(_check_rows(boxes), Path(path).stem)
-    notes = []
-    found = _keep(given, given.scores >= min_score)
+    if not len(given.boxes):
+        raise UserError(f"{source} has no boxes of {path}")
+    found = given.keep(given.scores >= min_score)
     if not len(found):
-        best = given.scores.max(initial=0)
         raise UserError(
             f"{source} has no boxes of {path} with a person score of {min_score:g} or more, the "
-            f"highest is {best:.2f}: use a lower --min-score"
+            f"highest is {given.scores.max():.2f}: use a lower --min-score"
         )
     if len(found.boxes) < len(given.boxes):
         low = len(given.boxes) - len(found.boxes)
@@ -230,25 +232,6 @@ def _at_key_times(
         seconds=steps[chosen] * every,
         stamps=moved.stamps - moved.seconds + steps[chosen] * every,
     )
-
-
-def _of_video(source: str, path: str, *, end: float) -> KeyFrames:
-    raise NotImplementedError
-
-
-def _keep(frames: KeyFrames, kept: np.ndarray) -> KeyFrames:
-    """Return the boxes where `kept` is true, without key frames that have none."""
-    rows = np.repeat(np.arange(len(frames)), frames.counts)
-    counts = np.bincount(rows[kept], minlength=len(frames))
-    frames = replace(
-        frames,
-        offsets=np.append(0, np.cumsum(counts)),
-        boxes=frames.boxes[kept],
-        targets=frames.targets[kept],
-        scores=frames.scores[kept],
-        persons=frames.persons[kept],
-    )
-    return frames.pick(np.flatnonzero(counts))
 
 
 def _group(rows: np.ndarray, name: str) -> KeyFrames:

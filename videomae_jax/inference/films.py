@@ -65,7 +65,7 @@ def write_film(
 
 
 def _labels(detections: Sequence[Detection], threshold: float) -> list[list[Label]]:
-    """Return the lines to write at each box: actions by score, then the person's own score."""
+    """Return the lines to write at each box: actions by score; the person's score without any."""
     drawn = []
     for found in detections:
         actions = [
@@ -74,9 +74,7 @@ def _labels(detections: Sequence[Detection], threshold: float) -> list[list[Labe
             if score >= threshold
         ]
         labels = [label for _, label in sorted(actions, key=lambda action: -action[0])]
-        if found.person < 1:
-            labels.append(Label(f"person {found.person:.2f}", GREY))
-        drawn.append(labels)
+        drawn.append(labels or [Label(f"person {found.person:.2f}", GREY)])
     return drawn
 
 
