@@ -84,7 +84,7 @@ def get_config(arguments: str = "b,ava") -> ConfigDict:
                 rate=25.0,  # of frames a second, by which the stride counts
                 height=224,  # of the crop of training; evaluation takes the whole image
                 width=224,
-                short_side=0,  # to which images are resized first; 0 is 8/7 of the crop
+                short_side=0,  # to which images are resized first; 0 is 8/7 of the height
             ),
             roi=dict(
                 size=7,  # cells along each side of a box

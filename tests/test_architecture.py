@@ -18,12 +18,16 @@ ROOMS = {
     "progress": set(),
     "config": {"errors"},
     "metrics": {"errors"},
+    "detection_metrics": {"errors", "metrics"},
     "models": {"errors"},
     "augment": {"errors"},
-    "data": {"errors", "host"},
+    "data": {"errors", "host", "drawing"},
     "devices": {"errors"},
     "pictures": {"errors", "models", "data"},
-    "tasks": {"errors", "config", "models", "augment", "data", "devices", "metrics", "pictures"},
+    "tasks": {
+        *("errors", "config", "models", "augment", "data", "devices"),
+        *("metrics", "detection_metrics", "pictures"),
+    },
 }
 ROOMS["inference"] = {"tasks", "progress", "host", "drawing"} | ROOMS["tasks"]
 ROOMS["training"] = {"inference"} | ROOMS["inference"]

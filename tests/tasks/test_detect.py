@@ -140,7 +140,7 @@ def test_the_sums_are_those_of_the_formula():
 
 
 def steps(config, *, mesh, devices):
-    """Train two steps; returns the losses and the parameters."""
+    """Train two steps; returns the losses, and the parameters after and before."""
     task = detect.build_task(config)
     mesh = make_mesh(mesh, devices)
     losses = []
@@ -150,11 +150,12 @@ def steps(config, *, mesh, devices):
             seed=0, accumulation=config.accumulation,
         )  # fmt: skip
         state = functions.init()
+        before = jax.tree.map(np.array, state.params)
         for seed in range(2):
             batch = jax.device_put(make_batch(seed=seed), batch_sharding(mesh))
             state, metrics = functions.train(state, batch)
             losses.append(float(metrics["loss"]))
-    return losses, jax.tree.map(np.asarray, state.params)
+    return losses, jax.tree.map(np.asarray, state.params), before
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +175,17 @@ def one_device():
 def test_many_devices_and_parts_compute_what_one_does(one_device, axes, parts):
     """Clips have 1 to 5 boxes, so devices and parts have different numbers of them."""
     devices = jax.devices()[: math.prod(axes.values())]
-    losses, params = steps(load(f"--config.accumulation={parts}"), mesh=axes, devices=devices)
+    losses, params, _ = steps(load(f"--config.accumulation={parts}"), mesh=axes, devices=devices)
     np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
     assert_same(params, one_device[1], atol=2e-5)
+
+
+def test_frozen_blocks_stay_and_what_follows_them_learns():
+    one = dict(mesh=dict(data=1, fsdp=1, tensor=1), devices=jax.devices()[:1])
+    _, after, before = steps(load("--config.layer_decay=0"), **one)
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), after, before)
+    assert not any(jax.tree.leaves([changed["encoder"]["embed"], changed["encoder"]["blocks"]]))
+    assert all(jax.tree.leaves([changed["encoder"]["norm"], changed["head"]]))
 
 
 def as_evaluated(batch, *, height=SIDE, width=SIDE):
@@ -240,9 +249,6 @@ def test_the_short_side_follows_the_crop():
         for text in ("frames=16", "height=336", "short_side=300")
     ]
     assert sides == [256, 384, 300]
-    clip = load_config("detect:b,ava", ["--config.clip.short_side=200"]).clip
-    with pytest.raises(UserError, match="short_side 200 is less than the crop of 224 x 224"):
-        detect.short_side(clip)
 
 
 def test_the_loss_of_a_predictor_of_frequencies():

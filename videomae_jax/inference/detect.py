@@ -172,11 +172,11 @@ def _plan(
         return _group(np.column_stack([times, whole]), Path(path).stem), []
     if isinstance(boxes, str | os.PathLike):
         source = os.fspath(boxes)
-        given, decided = read_film_detections(source, path)
-        notes = ["; ".join(decided)]
+        given = read_film_detections(source, path)
     else:
-        source, notes = "boxes", []
+        source = "boxes"
         given = _group(_check_rows(boxes), Path(path).stem)
+    notes = list(given.notes)
     if not len(given.boxes):
         raise UserError(f"{source} has no boxes of {path}")
     found = given.keep(given.scores >= min_score)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from videomae_jax.data.annotations import read_key_frames
@@ -14,7 +13,7 @@ from videomae_jax.data.decoders import open_decoder
 from videomae_jax.data.frame_cache import FrameMemory
 from videomae_jax.data.sources import read_videos
 from videomae_jax.data.synthetic import synthetic_videos
-from videomae_jax.data.videos import Videos, pick_videos, split_videos
+from videomae_jax.data.videos import Videos, split_videos
 from videomae_jax.errors import UserError
 from videomae_jax.models.attention import choose_implementation
 from videomae_jax.models.tokens import Triple, patch_grid
@@ -123,8 +122,8 @@ def make_execution(config: ConfigDict) -> Execution:
 def open_videos(config: ConfigDict) -> tuple[Videos, Videos | None]:
     """Return the training and the held-out videos; None if the config holds none out.
 
-    For detection they have key frames, in training only those with boxes; both have the classes
-    of training. Raises UserError for a missing list or decoder.
+    For detection they have key frames, and both have the classes of training. Raises UserError
+    for a missing list or decoder.
     """
     data = config.data
     if not data.train:
@@ -144,8 +143,6 @@ def open_videos(config: ConfigDict) -> tuple[Videos, Videos | None]:
 
     videos = synthetic_videos() if data.train == "synthetic" else read(data.train)
     held_out = read(data.eval, videos.class_names or ()) if data.eval else None
-    if videos.key_frames is not None:
-        videos = pick_videos(videos, np.flatnonzero(videos.key_frames.counts).tolist())
     if held_out is not None:
         return videos, held_out
     if data.holdout:

@@ -27,6 +27,7 @@ from videomae_jax.tasks.build import (
     patches_text,
     positions_line,
 )
+from videomae_jax.tasks.detection_scores import evaluated_labels, present_boxes, score_boxes
 from videomae_jax.tasks.task import Batch, Params, Task
 
 if TYPE_CHECKING:  # it imports PyAV, which is only needed where videos are read
@@ -59,55 +60,43 @@ def build_model(config: ConfigDict) -> VideoDetector:
 def prepare(
     config: ConfigDict, train: Videos, held_out: Videos | None
 ) -> tuple[ConfigDict, Videos, Videos | None]:
-    """Write the classes of the training boxes into the config, and number all by them.
+    """Write the classes of the training boxes into the config.
 
-    Values that the config already has, `model.classes` and `data.class_names`, stay. Training
-    key frames without boxes are left out. The notes of the training videos say so, name the
-    classes that training never sees, and tell the loss of a predictor of the class frequencies.
-    Raises UserError for more classes than the model has, and if no key frame has a box.
+    `model.classes` stays if the config already has it, and boxes have so many targets then.
+    Training key frames without boxes are left out. The notes of the training videos say so, name
+    the classes that training never sees, and tell the loss of a predictor of the class
+    frequencies. Raises UserError for more classes than the model has, and without boxes.
     """
-    names = tuple(config.data.class_names) or train.class_names or ()
+    names = train.class_names or ()
     classes = config.model.classes or len(names)
     if train.key_frames is not None:  # synthetic videos have none
-        train = number_actions(train, names, classes=classes)
+        train = fit_classes(train, classes)
         if held_out:
-            held_out = number_actions(held_out, names, classes=classes)
+            held_out = fit_classes(held_out, classes)
+        names = train.class_names or ()
         train = _leave_out_empty(train)
         train = replace(train, notes=(*train.notes, *_notes(train, held_out)))
     config = config.copy_and_resolve_references()
     config.model.classes, config.data.class_names = classes, names
+    scored_labels(config)  # a wrong list is said before the training
     return config.lock(), train, held_out
 
 
-def number_actions(videos: Videos, names: tuple[str, ...], *, classes: int) -> Videos:
-    """Return key frames whose actions are numbered by `names`, bool [total, classes] in all.
-
-    Raises UserError for actions that are not among the names, and for more than `classes`.
-    """
+def fit_classes(videos: Videos, classes: int) -> Videos:
+    """Return key frames with targets bool [total, classes]; added classes are named by their id."""
     assert videos.key_frames is not None
-    targets = videos.key_frames.targets
-    own = videos.class_names or ()
-    numbers = list(range(targets.shape[1]))
-    if names and own and own != names:
-        used = [name for name, some in zip(own, targets.any(0), strict=True) if some]
-        unknown = [name for name in used if name not in names]
-        if unknown:
-            raise UserError(
-                f"{videos.name} has {len(unknown)} actions that are not among the {len(names)} of "
-                f"training, first {unknown[0]!r}"
-            )
-        numbers = [own.index(name) if name in own else -1 for name in names]
-    if len(numbers) > classes:
+    targets, names = videos.key_frames.targets, videos.class_names or ()
+    known = targets.shape[1]
+    if known > classes:
         raise UserError(
-            f"{videos.name} has {len(numbers)} classes, model.classes is {classes}: use "
-            f"--config.model.classes={len(numbers)} or more"
+            f"{videos.name} has {known} classes, model.classes is {classes}: use "
+            f"--config.model.classes={known} or more"
         )
-    numbered = np.zeros([len(targets), classes], bool)
-    for column, number in enumerate(numbers):
-        if number >= 0:
-            numbered[:, column] = targets[:, number]
-    key_frames = replace(videos.key_frames, targets=numbered)
-    return replace(videos, key_frames=key_frames, class_names=names or None)
+    targets = np.pad(targets, ((0, 0), (0, classes - known)))
+    names += tuple(map(str, range(known + 1, classes + 1)))
+    return replace(
+        videos, key_frames=replace(videos.key_frames, targets=targets), class_names=names
+    )
 
 
 def _leave_out_empty(videos: Videos) -> Videos:
@@ -189,6 +178,8 @@ def build_task(config: ConfigDict) -> Task:
             stream_key = jax.random.fold_in(key, stream)
             return jax.vmap(lambda row: jax.random.fold_in(stream_key, row))(batch["row"])
 
+        if not config.layer_decay:
+            params = freeze_blocks(params)
         persons = safe_boxes(batch, jnp.asarray([[clip.height, clip.width]]), whole=boxes.whole)
         video, persons = jax.vmap(augment_clip)(row_keys(AUGMENT), batch["video"], persons)
         patches = patchify(video, model.patch)
@@ -198,6 +189,15 @@ def build_task(config: ConfigDict) -> Task:
     def eval_sums(params, batch):
         logits = box_logits(model, params, batch, whole=boxes.whole)
         return box_sums(logits, batch["target"], batch["present"])
+
+    def outputs(params, batch):
+        return jax.nn.sigmoid(box_logits(model, params, batch, whole=boxes.whole))
+
+    def score(videos, ids, values):
+        frames = videos.key_frames.pick(ids)
+        labels = scored_labels(config)
+        probabilities = present_boxes(values, frames.counts)
+        return {"map": score_boxes(frames, frames, probabilities, evaluated=labels).value}
 
     return Task(
         init=init,
@@ -224,22 +224,20 @@ def build_task(config: ConfigDict) -> Task:
             "compute": compute_line(model.run),
             "FLOPs": flops_line(forward_flops, train_flops),
         },
+        outputs=outputs,
+        score=score,
     )
 
 
-def short_side(clip: ConfigDict) -> int:
-    """Return the short side in pixels to which images are resized before the crop.
+def scored_labels(config: ConfigDict) -> list[int]:
+    """Return the labels of the classes that count in the mAP, see `evaluated_labels`."""
+    data = config.data
+    return evaluated_labels(data.class_names, config.model.classes, file=data.evaluated)
 
-    Raises UserError if it is less than a side of the crop.
-    """
-    longest = max(clip.height, clip.width)
-    side = clip.short_side or round(longest * 8 / 7)
-    if side < longest:
-        raise UserError(
-            f"clip.short_side {side} is less than the crop of {clip.height} x {clip.width}: use "
-            f"{longest} or more"
-        )
-    return side
+
+def short_side(clip: ConfigDict) -> int:
+    """Return the short side in pixels to which images are resized before the crop."""
+    return clip.short_side or round(clip.height * 8 / 7)
 
 
 def train_sampler(config: ConfigDict) -> "KeyFrameSampler":
@@ -271,6 +269,16 @@ def _sampler(config: ConfigDict, *, train: bool) -> "KeyFrameSampler":
     )
 
 
+def freeze_blocks(params: Params) -> Params:
+    """Return the parameters of a detector such that the embedding and the blocks get no gradient.
+
+    With a layer decay of 0 they do not change, and this saves the backward pass through them.
+    """
+    encoder = params["encoder"]
+    frozen = {name: jax.lax.stop_gradient(encoder[name]) for name in ("embed", "blocks")}
+    return {**params, "encoder": {**encoder, **frozen}}
+
+
 def safe_boxes(batch: Batch, size: jax.Array, *, whole: bool) -> jax.Array:
     """Return the boxes of a batch, float32 [B, M, 4], and the whole clip for absent ones.
 
@@ -299,7 +307,8 @@ def box_logits(
     video, size = batch["video"], batch["size"]
     boxes = safe_boxes(batch, size, whole=whole)
     boxes = extend_boxes(boxes, size, x=extend[0], y=extend[1])
-    grid = patch_grid(video.shape[1:4], model.patch)
+    _, frames, height, width, _ = video.shape
+    grid = patch_grid((frames, height, width), model.patch)
     patches = patchify(fill_outside(video, size, model.mean), model.patch)
     logits: Any = model.apply({"params": params}, patches, grid, boxes)
     return logits

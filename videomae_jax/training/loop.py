@@ -299,7 +299,8 @@ def _class_rows(run: Run) -> dict[str, str]:
         return {}
     names = tuple(run.config.data.class_names)
     rows = write_classes(run.workdir, names, model.classes, run.train_videos, run.eval_videos)
-    return {"classes": banner.classes_line(rows)}
+    unit = "videos" if run.train_videos.key_frames is None else "boxes"
+    return {"classes": banner.classes_line(rows, unit=unit)}
 
 
 def _compile_step(
@@ -311,8 +312,7 @@ def _compile_step(
 ) -> jax.stages.Compiled:
     """Compile the training step and print the banner, which includes the memory it needs."""
     config, mesh, schedule = run.config, run.mesh, run.schedule
-    labelled = run.train_videos.labels is not None
-    batch = abstract_batch(sampler, run.clips, mesh, labelled=labelled)
+    batch = abstract_batch(sampler, run.clips, mesh, labels=run.train_videos.labels)
     compiled = run.functions.train.lower(state, batch).compile()
     trim_host_memory()
     rows = {
