@@ -88,7 +88,7 @@ def test_the_actions_of_persons_in_boxes(detector, tmp_path, capsys):
     command += ["--detections", tmp_path / "a.csv", "--min-score=.4", "--threshold=0"]
     cli.main(list(map(str, command)))
     said = capsys.readouterr()
-    assert "csv with a header; corners are fractions" in said.err
+    assert "boxes: corners are fractions" in said.err
     assert "boxes at 2 of 3 times used" in said.err
     first, second, last = said.out.splitlines()
     assert first.startswith("    1.00 s  0.100 0.200 0.400 0.900  person 0.95  ")
