@@ -70,8 +70,8 @@ def add_batch_size(parser: argparse.ArgumentParser, *, of: str, default: str) ->
     )
 
 
-def add_annotations(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `read_annotations`."""
+def add_annotations(parser: argparse.ArgumentParser) -> Any:
+    """Add the arguments of `read_annotations`; return their group."""
     group = parser.add_argument_group("annotation files of action detection")
     group.add_argument(
         "--videos",
@@ -93,6 +93,7 @@ def add_annotations(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--excluded", default="", metavar="FILE", help="key frames to leave out: video,second"
     )
+    return group
 
 
 def read_annotations(args: argparse.Namespace, source: Path) -> "Videos":

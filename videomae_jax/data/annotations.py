@@ -15,8 +15,8 @@ from videomae_jax.data.box_files import read_table
 from videomae_jax.data.box_table import Table
 from videomae_jax.data.class_lists import name_classes, read_class_list
 from videomae_jax.data.key_frames import KeyFrames
-from videomae_jax.data.sources import find_videos
-from videomae_jax.data.videos import SUFFIXES, Videos
+from videomae_jax.data.sources import find_videos, nearest_path, read_videos
+from videomae_jax.data.videos import SUFFIXES, ClipReader, Videos, pick_videos
 from videomae_jax.errors import UserError
 
 # Corners above this are pixels: a detector may put a fraction a little outside of the image.
@@ -48,7 +48,8 @@ def read_key_frames(
 ) -> Videos:
     """Open the annotations of a data set: videos with `key_frames`, one for each annotated moment.
 
-    source: a file in one of the formats of `box_files`. videos: the folder of the videos, by
+    source: a file in one of the formats of `box_files`, or a folder of `videomae data pack` of such
+    a file, which has its own videos. videos: the folder of the videos, by
     default that of the file; they are found by their names without the suffix. start: the second
     of the annotations at which the video files begin, "auto" to find it. classes: a class list, or
     the names of ids 1, 2, ...; by default the ids or the names of the file. excluded: a csv of
@@ -57,7 +58,12 @@ def read_key_frames(
     what they would be. Raises UserError for a bad file, unknown classes, boxes that are not of
     these videos, if no video is found, and if all key frames are beyond the end of the videos.
     """
-    path = Path(source).expanduser().absolute()
+    name = os.path.expanduser(os.fspath(source))
+    if "://" in name or os.path.isdir(name):
+        return _open_packed(name, classes, excluded)
+    path = Path(name).absolute()
+    if not path.is_file():
+        raise UserError(f"no such annotation file: {path}{nearest_path(path)}")
     found = Findings()
     table = _leave_out(read_table(path), excluded)
     films = _find_films(table, path, videos)
@@ -76,6 +82,47 @@ def read_key_frames(
         notes=found.notes(),
         key_frames=replace(key_frames, notes=found.notes()),
     )
+
+
+def _open_packed(folder: str, classes: str | tuple[str, ...], excluded: str) -> Videos:
+    """Open packed records of annotations, with the ids of `classes`."""
+    videos = read_videos(folder)
+    frames = videos.key_frames
+    if frames is None:
+        raise UserError(f"{folder} has no boxes: give an annotation file, or records packed of one")
+    if excluded:
+        out = read_excluded(excluded)
+        kept = [m not in out for m in map(_moment, frames.names, frames.stamps.tolist())]
+        videos = pick_videos(videos, np.flatnonzero(kept).tolist())
+        frames = frames.pick(np.flatnonzero(kept))
+    old = videos.class_names or ()
+    new = classes if isinstance(classes, tuple) else ()
+    if isinstance(classes, str) and classes:
+        new = name_classes(read_class_list(classes))
+    if not new or new == old:
+        return videos
+    places = _class_places(new)
+    used = frames.targets.any(axis=0).tolist()
+    unknown = [name for name, there in zip(old, used, strict=True) if there and name not in places]
+    if unknown:
+        raise UserError(f"{folder}: {_unknown_action(unknown[0], new)}")
+    targets = np.zeros((len(frames.targets), len(new)), bool)
+    for number, name in enumerate(old):
+        if name in places:
+            targets[:, places[name]] |= frames.targets[:, number]
+    return replace(videos, class_names=new, key_frames=replace(frames, targets=targets))
+
+
+def _class_places(names: Sequence[str]) -> dict[str, int]:
+    """Return the position of each class by its name, and by its id."""
+    places = {str(number): number - 1 for number in range(1, len(names) + 1)}
+    return places | {name: number for number, name in enumerate(names)}
+
+
+def _unknown_action(action: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(action, names, n=1)
+    meant = f"did you mean {close[0]!r}?" if close else f"their ids are 1 to {len(names)}"
+    return f"action {action!r} is not among the {len(names)} classes; {meant}"
 
 
 def read_excluded(path: str | os.PathLike[str]) -> set[tuple[str, float]]:
@@ -111,7 +158,7 @@ def read_detections(source: str | os.PathLike[str], videos: Videos) -> KeyFrames
         found.faults[f"boxes are of other videos, first {first}"] = int((~known).sum())
     table = _pick_rows(table, known)
     paths = [film for film in films if film is not None]
-    table = _to_fractions(table, paths, path, found)
+    table = _to_fractions(table, paths, path, found, videos.reader)
     key_frames, paths = _group(table, paths, [[]] * len(paths), 0, found)
     if table.by_frame:
         key_frames = _time_frames(key_frames, paths, path)
@@ -308,8 +355,14 @@ def _is_file(name: str) -> bool:
     return name.lower().endswith(tuple(f".{suffix}" for suffix in SUFFIXES))
 
 
-def _to_fractions(table: Table, films: Sequence[str], path: Path, found: Findings) -> Table:
-    """Return the table with corners as fractions in 0 to 1.
+def _to_fractions(
+    table: Table,
+    films: Sequence[str],
+    path: Path,
+    found: Findings,
+    reader: ClipReader | None = None,
+) -> Table:
+    """Return the table with corners as fractions in 0 to 1. reader: of the videos, if not files.
 
     Raises UserError for corners out of order, and if most boxes are outside of the images.
     Detectors find a few empty boxes: these are left out.
@@ -333,7 +386,7 @@ def _to_fractions(table: Table, films: Sequence[str], path: Path, found: Finding
     largest = float(np.nanmax(corners))
     said = "corners are fractions of width and height"
     if largest > FRACTION:
-        sizes = read_sizes(films)
+        sizes = read_sizes(films, reader)
         if not sizes:
             raise UserError(
                 f"{path}: corners are pixels (up to {largest:g}), and no video can be read for its "
@@ -361,11 +414,13 @@ def _to_fractions(table: Table, films: Sequence[str], path: Path, found: Finding
     return replace(table, corners=np.clip(corners, 0, 1))
 
 
-def read_sizes(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Return the height and the width of each video that can be read."""
+def read_sizes(
+    paths: Iterable[str], reader: ClipReader | None = None
+) -> dict[str, tuple[int, int]]:
+    """Return the height and the width of each video that can be read. reader: if not files."""
     from videomae_jax.data.decode import read_size
 
-    return _read_each(read_size, paths)
+    return _read_each(reader.size if reader else read_size, paths)
 
 
 def read_durations(paths: Iterable[str]) -> dict[str, float]:
@@ -410,17 +465,11 @@ def _number_classes(
         names = tuple(sorted(used))
         said = f"no class list: {len(names)} classes, by name in alphabetical order"
         said = said if names else "no actions"
-    places = {str(number): number - 1 for number in range(1, len(names) + 1)}
-    places |= {name: number for number, name in enumerate(names)}
+    places = _class_places(names)
     unknown = sorted(used - places.keys())
     if unknown:
         row = next(r for r, action in enumerate(table.actions) if unknown[0] in split[action])
-        close = difflib.get_close_matches(unknown[0], names, n=1)
-        meant = f"; did you mean {close[0]!r}?" if close else f"; they are 1 to {len(names)}"
-        raise UserError(
-            f"{path} line {table.lines[row]}: action {unknown[0]!r} is not among the {len(names)} "
-            f"classes{meant}"
-        )
+        raise UserError(f"{path} line {table.lines[row]}: {_unknown_action(unknown[0], names)}")
     numbers = {action: [places[part] for part in parts if part] for action, parts in split.items()}
     found.decisions += [table.kind, said]
     return names, [numbers[action] for action in table.actions]

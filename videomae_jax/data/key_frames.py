@@ -1,5 +1,6 @@
 """Key frames of action detection: a moment of a video, with boxes around persons and actions."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,8 @@ class KeyFrames:
     bool [total, K], the actions; a person may do none of the K; K is 0 for detections. scores:
     float32 [total], of the person detector, 1 for annotated boxes. persons: int64 [total], the
     same number for the same person, -1 if unknown. notes: what was decided when the boxes were
-    read, and what was left out, for people.
+    read, and what was left out, for people. around: how many seconds of the video are stored on
+    both sides of each key frame; packed records have no others.
     """
 
     seconds: np.ndarray
@@ -28,6 +30,7 @@ class KeyFrames:
     scores: np.ndarray
     persons: np.ndarray
     notes: tuple[str, ...] = ()
+    around: float = math.inf
 
     def __len__(self) -> int:
         return len(self.names)
