@@ -15,6 +15,8 @@ LEFT_OUT = (
     "mask_token",
     "fc_norm/",
     "head/",
+    "projector/",
+    "predictor/",
 )
 
 
