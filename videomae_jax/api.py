@@ -19,7 +19,8 @@ from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.tokens import patch_grid
 
 if TYPE_CHECKING:
-    from videomae_jax.inference.evaluate import Evaluation
+    from videomae_jax.inference.evaluate import Evaluation, MultiLabelEvaluation
+    from videomae_jax.inference.evaluate_boxes import BoxEvaluation
     from videomae_jax.inference.predict import VideoClasses
 
 # Functions import what only they need: TensorFlow and PyAV are slow to import, and a model that
@@ -29,6 +30,8 @@ __all__ = [
     "UserError",
     "VideoMAE",
     "evaluate",
+    "evaluate_detector",
+    "evaluate_detector",
     "extract",
     "load",
     "predict",
@@ -217,7 +220,11 @@ class Model:
         return self._outputs(self.params, self._check(video), name="features")
 
     def logits(self, video: Any) -> jax.Array:
-        """Return the logits of a fine-tuned model, [B, classes]."""
+        """Return the logits of a fine-tuned model, [B, classes].
+
+        Their softmax are the probabilities of the classes; for a model of several labels a video
+        (`config.model.multi_label`) their sigmoid.
+        """
         if "head" not in self.params:
             raise UserError(
                 f"a model of task {self.config.task!r} has no classes: use features, or load a "
@@ -308,7 +315,7 @@ def evaluate(
     batch_size: int | None = None,
     out: File | None = None,
     stopped: Callable[[], bool] = lambda: False,
-) -> "Evaluation | None":
+) -> "Evaluation | MultiLabelEvaluation | None":
     """Measure a fine-tuned model on labelled videos, as `videomae evaluate` does.
 
     Args:
@@ -316,14 +323,15 @@ def evaluate(
         videos: a list, a folder or packed records, with labels.
         views: "SxC", S clips over time by C crops; None: the views of the recipe.
         batch_size: videos on all devices, None for one on each.
-        out: a folder for the scores, the confusion matrix and the list of unreadable videos.
-            The same call resumes from the scores in it.
+        out: a folder for the scores, the list of unreadable videos and the confusion matrix. The
+            same call resumes from the scores in it.
         stopped: called after every batch; when it returns true, the scores are saved.
 
     Returns:
         top1 and top5 (0 to 1, with 95 % intervals), an accuracy for each class, the confusion
-        matrix and probabilities float32 [n, classes]; see `inference.evaluate.Evaluation`. None
-        if `stopped` returned true.
+        matrix and probabilities float32 [n, classes]; see `inference.evaluate.Evaluation`. For a
+        model of several labels a video: map and hit (0 to 1), an average precision for each class
+        and probabilities, see `MultiLabelEvaluation`. None if `stopped` returned true.
 
     Raises:
         UserError: the model has no classes or not those of the labels, or an argument is out of
@@ -349,6 +357,79 @@ def evaluate(
     )
 
 
+def evaluate_detector(
+    model: Model | File,
+    annotations: File,
+    *,
+    boxes: File | None = None,
+    min_score: float | None = None,
+    protocol: str = "published",
+    evaluated: File | None = None,
+    excluded: File | None = None,
+    videos: File | None = None,
+    start: float | None = None,
+    batch_size: int | None = None,
+    out: File | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> "BoxEvaluation | None":
+    """Measure a detector on annotated key frames, as `videomae evaluate` does.
+
+    Args:
+        model: a detector, or its path.
+        annotations: a file of boxes with actions, see docs/detection.md.
+        boxes: a file of boxes of a person detector. None gives the model the annotated boxes,
+            which is an upper bound.
+        min_score: least score of a person in `boxes`; None: as in the recipe.
+        protocol: how mAP is computed, "published", "official" or "mmaction2", see
+            docs/evaluation.md.
+        evaluated: a list of the classes that count; None: as in the recipe, of AVA the usual 60.
+        excluded: a csv of key frames (video, second) that do not count.
+        videos: the folder of the videos; None: as in the recipe.
+        start: the second of the annotations at which the video files begin; None: as in the
+            recipe.
+        batch_size: key frames on all devices, None for one on each.
+        out: a folder for the scores, the detections, the precision of each class and the list of
+            unreadable videos. The same call resumes from the scores in it.
+        stopped: called after every batch; when it returns true, the scores are saved.
+
+    Returns:
+        map (0 to 1), the average precision of each class and the scores of each box; see
+        `inference.evaluate_boxes.BoxEvaluation`. None if `stopped` returned true.
+
+    Raises:
+        UserError: the model is no detector, a file cannot be read, the boxes are of other
+            videos, or an argument is out of range.
+
+    Example:
+        >>> vm.evaluate_detector("runs/detect", "val.csv", boxes="val_boxes.csv").map
+        0.31
+    """
+    from videomae_jax.inference.evaluate_boxes import evaluate_files
+
+    model = _open_model(model)
+
+    def text(path: File | None) -> str | None:
+        return None if path is None else os.fspath(path)
+
+    return evaluate_files(
+        model._network,
+        model.params,
+        model.config,
+        os.fspath(annotations),
+        source=model._source,
+        boxes=text(boxes),
+        min_score=min_score,
+        protocol=protocol,
+        evaluated=text(evaluated),
+        excluded=text(excluded),
+        videos=text(videos),
+        start=start,
+        batch_size=batch_size,
+        out=text(out),
+        stopped=stopped,
+    )
+
+
 def predict(
     model: Model | File, videos: Videos | File, *, top: int | None = None
 ) -> "list[VideoClasses]":
@@ -357,7 +438,8 @@ def predict(
     Args:
         model: a fine-tuned model, or its path.
         videos: a video, a list or a folder.
-        top: how many classes to return, None for up to 5.
+        top: how many classes to return; None for up to 5, or, of a model of several labels a
+            video, those with a probability above 0.5.
 
     Returns:
         For each video, in order, its most likely classes, (name, probability 0 to 1), and those

@@ -1,4 +1,4 @@
-"""Accuracies with confidence intervals, confusion matrices and nearest neighbours."""
+"""Accuracies with intervals, average precision, confusion matrices and nearest neighbours."""
 
 import functools
 import math
@@ -52,6 +52,61 @@ def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, (labels, probabilities.argmax(axis=-1)), 1)
     return counts
+
+
+def average_precision(
+    scores: np.ndarray, relevant: np.ndarray, *, total: int | None = None
+) -> float:
+    """Return the area under the interpolated precision-recall curve of a ranked list, 0 to 1.
+
+    scores: [n]. relevant: bool [n]. total: number of relevant examples, with those that are not
+    in the list; None: all are in it. The precision at a recall is the highest one at this or a
+    larger recall, and every point of the curve counts (the rule of VOC 2010). Of equal scores,
+    the first is ranked higher. NaN if nothing is relevant, 0 for an empty list. Computed in
+    float64.
+    """
+    total = int(relevant.sum()) if total is None else total
+    if not total:
+        return math.nan
+    hits = np.asarray(relevant, bool)[np.argsort(-np.asarray(scores), kind="stable")]
+    ranks = np.flatnonzero(hits) + 1  # recall only changes at hits
+    precision = np.arange(1, len(ranks) + 1) / ranks
+    return float(np.maximum.accumulate(precision[::-1]).sum() / total)
+
+
+def class_precisions(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the average precision of each class: float64 [classes], NaN if it has no example.
+
+    probabilities: [n, classes]. labels: bool [n, classes]. Each class ranks all examples; those
+    with equal probabilities are taken together. Not interpolated, unlike `average_precision`: the
+    definition of `average_precision_score` in scikit-learn and of the Charades challenge.
+    """
+    return np.array([_precision(*column) for column in zip(probabilities.T, labels.T, strict=True)])
+
+
+def _precision(scores: np.ndarray, relevant: np.ndarray) -> float:
+    if not relevant.any():
+        return math.nan
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.diff(scores[order], append=math.nan))  # of equal scores
+    hits = np.cumsum(relevant[order])[last]
+    gained = np.diff(hits, prepend=0) / hits[-1]
+    return float((gained * hits / (last + 1)).sum())
+
+
+def mean_precision(precisions: np.ndarray) -> float:
+    """Return the mean average precision over the classes that have one, NaN if none has."""
+    found = precisions[~np.isnan(precisions)]
+    return float(found.mean()) if len(found) else math.nan
+
+
+def hit(probabilities: np.ndarray, labels: np.ndarray) -> Proportion:
+    """Return how often the most probable class is one of the labels, bool [n, classes].
+
+    Counts the examples that have a label; there must be one.
+    """
+    right = np.take_along_axis(labels, probabilities.argmax(axis=-1)[:, None], axis=-1)
+    return wilson(int(right.sum()), int(labels.any(axis=-1).sum()))
 
 
 TEMPERATURE = 0.07  # as in Wu et al. (2018)

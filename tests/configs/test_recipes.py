@@ -13,6 +13,7 @@ ARGUMENTS = {
     "pretrain": itertools.product((*SIZES, "g"), DATA, ("v1", "v2", "cross")),
     "finetune": [*itertools.product(SIZES, DATA), ("b", "k400", "e800"), ("b", "ssv2", "e800")],
     "contrast": itertools.product(SIZES, DATA),
+    "detect": itertools.product(SIZES, ("ava", "ava_ft", "custom")),
     "probe": itertools.product(("linear", "attentive"), SIZES, DATA),
 }
 

@@ -3,14 +3,17 @@
 import difflib
 import functools
 import hashlib
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from videomae_jax.data.frame_cache import FrameMemory
+from videomae_jax.data.key_frames import KeyFrames
+from videomae_jax.data.sampling import ByTime, Choose
 from videomae_jax.errors import UserError
 
 SUFFIXES = "mp4 mkv webm avi mov m4v mpg mpeg ts 3gp flv wmv ogv".split()
@@ -19,23 +22,27 @@ SUFFIXES = "mp4 mkv webm avi mov m4v mpg mpeg ts 3gp flv wmv ogv".split()
 class ClipReader(Protocol):
     """Reads videos that are not files of their own, such as those in packed records."""
 
-    def read_clip(
-        self, path: str, choose: Callable[[int], np.ndarray], *, channels: int
-    ) -> np.ndarray:
+    def read_clip(self, path: str, choose: Choose, *, channels: int) -> np.ndarray:
         """Return the frames that `choose` picks, as `decode.read_clip` does."""
 
-    def spans(self, path: str, choose: Callable[[int], np.ndarray]) -> list[tuple[str, int, int]]:
+    def spans(self, path: str, choose: Choose) -> list[tuple[str, int, int]]:
         """Return where the bytes of these frames are: (file, offset, length)."""
+
+    def size(self, path: str) -> tuple[int, int]:
+        """Return the height and the width of the frames. Raises UnreadableVideo."""
 
 
 @dataclass(frozen=True)
 class Videos:
     """Videos in a fixed order; the index of a video is its id.
 
-    paths: absolute, or names that `reader` knows. labels: int32 [len(paths)]. class_names: the
-    names of labels 0, 1, ..., if the source has names. name: the source. memory: a cache of
+    paths: absolute, or names that `reader` knows. labels: int32 [len(paths)], or bool
+    [len(paths), classes] if a video may have several labels or none. class_names: the names of
+    labels 0, 1, ..., if the source has names. name: the source. memory: a cache of
     decoded videos; None decodes each clip anew. decoder: reads files, see
     `decoders.open_decoder`. notes: what the source holds beside these videos, for people.
+    key_frames: of action detection. With it the list has a row for each key frame, paths are those
+    of their videos and repeat, and class_names are the actions.
     """
 
     paths: tuple[str, ...]
@@ -46,6 +53,7 @@ class Videos:
     memory: FrameMemory | None = None
     decoder: str = "pyav"
     notes: tuple[str, ...] = ()
+    key_frames: KeyFrames | None = None
 
     def __post_init__(self) -> None:
         # They go into configs, tables and pictures. Paths may be any bytes.
@@ -60,9 +68,23 @@ class Videos:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read_clip(
-        self, index: int, choose: Callable[[int], np.ndarray], *, channels: int
-    ) -> np.ndarray:
+    @property
+    def multi_label(self) -> bool:
+        """Whether a video may have several labels, or none."""
+        return self.labels is not None and self.labels.ndim == 2
+
+    def labels_at(self, indices: np.ndarray) -> np.ndarray:
+        """Return the labels of videos; where an index is -1, the label -1, or none of several.
+
+        indices: int [b]. Returns int32 [b] or bool [b, classes]. Raises UserError without labels.
+        """
+        labels = required_labels(self)
+        padding = indices < 0
+        if labels.ndim == 2:
+            return labels[indices] & ~padding[:, None]
+        return np.where(padding, -1, labels[indices]).astype(np.int32)
+
+    def read_clip(self, index: int, choose: Choose, *, channels: int) -> np.ndarray:
         """Return the frames of a video that `choose` picks: see `decode.read_clip`."""
         # PyAV is only needed where videos are read.
         from videomae_jax.data.decode import read_clip
@@ -73,10 +95,18 @@ class Videos:
         else:
             read = functools.partial(read_clip, path, channels=channels, decoder=self.decoder)
         if self.memory:
-            return self.memory.read_clip((self.reader, path, channels), read, choose)
+            key = self.reader, path, channels, isinstance(choose, ByTime)
+            return self.memory.read_clip(key, read, choose)
         return read(choose)
 
-    def spans(self, index: int, choose: Callable[[int], np.ndarray]) -> list[tuple[str, int, int]]:
+    def read_size(self, index: int) -> tuple[int, int]:
+        """Return the height and the width of a video. Raises UnreadableVideo."""
+        from videomae_jax.data.decode import read_size
+
+        path = self.paths[index]
+        return self.reader.size(path) if self.reader else read_size(path)
+
+    def spans(self, index: int, choose: Choose) -> list[tuple[str, int, int]]:
         """Return where the bytes of the chosen frames are: (file, offset, length); -1 is all."""
         path = self.paths[index]
         return self.reader.spans(path, choose) if self.reader else [(path, 0, -1)]
@@ -87,27 +117,47 @@ def split_videos(videos: Videos, *, holdout: float, seed: int) -> tuple[Videos, 
 
     `holdout` is the fraction to hold out, between 0 and 1; both parts get at least one video.
     The split depends on the seed and on each path relative to the common folder. So it stays
-    the same when the folder moves, and new videos move few old ones to the other part.
+    the same when the folder moves, and new videos move few old ones to the other part. All key
+    frames of a video are in the same part.
     Raises UserError for a fraction out of range, and for fewer than two videos.
     """
     if not 0 < holdout < 1:
         raise UserError(f"holdout is a fraction between 0 and 1, not {holdout}: use 0.1")
-    if len(videos) < 2:
-        raise UserError(f"{videos.name} has {len(videos)} video: 2 are needed to hold one out")
+    # Each part of the list that must not be divided.
+    units = [[index] for index in range(len(videos))]
+    if videos.key_frames is not None:
+        films: dict[str, list[int]] = {}
+        for index, path in enumerate(videos.paths):
+            films.setdefault(path, []).append(index)
+        units = list(films.values())
+    if len(units) < 2:
+        raise UserError(f"{videos.name} has {len(units)} video: 2 are needed to hold one out")
     folder = os.path.commonpath([os.path.dirname(path) for path in videos.paths])
 
-    def draw(index: int) -> bytes:
-        name = os.path.relpath(videos.paths[index], folder)
+    def draw(unit: list[int]) -> bytes:
+        name = os.path.relpath(videos.paths[unit[0]], folder)
         return hashlib.sha256(f"{seed} {name}".encode(errors="surrogateescape")).digest()
 
-    size = min(max(1, round(holdout * len(videos))), len(videos) - 1)
-    ranked = sorted(range(len(videos)), key=draw)
-    return pick_videos(videos, sorted(ranked[size:])), pick_videos(videos, sorted(ranked[:size]))
+    size = min(max(1, round(holdout * len(units))), len(units) - 1)
+    ranked = sorted(units, key=draw)
+    parts = [sorted(itertools.chain(*part)) for part in (ranked[size:], ranked[:size])]
+    train, held_out = (pick_videos(videos, part) for part in parts)
+    return train, held_out
 
 
 def thin_videos(videos: Videos, *, most: int) -> Videos:
     """Return at most `most` of the videos, evenly spaced over the list."""
     return pick_videos(videos, list(range(0, len(videos), -(-len(videos) // most))))
+
+
+def required_labels(videos: Videos) -> np.ndarray:
+    """Return the labels of videos. Raises UserError if they have none."""
+    if videos.labels is None:
+        raise UserError(
+            f"{videos.name} has no labels: give `path label` lines or a folder with a sub-folder "
+            "per class" + "".join(f"; {note}" for note in videos.notes)
+        )
+    return videos.labels
 
 
 def number_labels(videos: Videos, class_names: tuple[str, ...]) -> Videos:
@@ -116,11 +166,7 @@ def number_labels(videos: Videos, class_names: tuple[str, ...]) -> Videos:
     Labels without names are not changed. Raises UserError for videos without labels, and for
     classes that are not among the names.
     """
-    if videos.labels is None:
-        raise UserError(
-            f"{videos.name} has no labels: give `path label` lines or a folder with a sub-folder "
-            "per class" + "".join(f"; {note}" for note in videos.notes)
-        )
+    labels = required_labels(videos)
     if videos.class_names is None or videos.class_names == class_names:
         return replace(videos, class_names=class_names or None)
     if not class_names:
@@ -135,7 +181,65 @@ def number_labels(videos: Videos, class_names: tuple[str, ...]) -> Videos:
             f"{_did_you_mean(unknown[0], class_names)}"
         )
     numbers = np.array([class_names.index(name) for name in videos.class_names], np.int32)
-    return replace(videos, labels=numbers[videos.labels], class_names=class_names)
+    if labels.ndim == 1:
+        return replace(videos, labels=numbers[labels], class_names=class_names)
+    renumbered = np.zeros((len(videos), len(class_names)), bool)
+    renumbered[:, numbers] = labels
+    return replace(videos, labels=renumbered, class_names=class_names)
+
+
+def used_labels(videos: Videos) -> np.ndarray:
+    """Return the labels that at least one video has, in increasing order: int [m].
+
+    Raises UserError for videos without labels.
+    """
+    labels = required_labels(videos)
+    return np.unique(labels) if labels.ndim == 1 else np.flatnonzero(labels.any(axis=0))
+
+
+def count_labels(videos: Videos, classes: int) -> np.ndarray:
+    """Return the number of videos of each class: int64 [classes]. They must have labels."""
+    labels = required_labels(videos)
+    if labels.ndim == 1:
+        return np.bincount(labels, minlength=classes)
+    return np.pad(labels.sum(axis=0), (0, classes - labels.shape[1]))
+
+
+def list_labels(videos: Videos) -> list[list[int]]:
+    """Return the labels of each video, in increasing order. They must have labels."""
+    labels = required_labels(videos)
+    if labels.ndim == 1:
+        return [[label] for label in labels.tolist()]
+    return [np.flatnonzero(row).tolist() for row in labels]
+
+
+def to_several_labels(videos: Videos, classes: int) -> Videos:
+    """Return videos with labels bool [n, classes]; their labels must be below `classes`."""
+    labels = required_labels(videos)
+    several = np.zeros((len(videos), classes), bool)
+    if labels.ndim == 1:
+        several[np.arange(len(videos)), labels] = True
+    else:
+        used = labels[:, :classes]  # only unused labels are left out
+        several[:, : used.shape[1]] = used
+    return replace(videos, labels=several)
+
+
+def to_one_label(videos: Videos, *, reason: str) -> Videos:
+    """Return videos with labels int32 [n].
+
+    Raises UserError, which ends in `reason`, if a video has several labels or none.
+    """
+    labels = required_labels(videos)
+    if labels.ndim == 1:
+        return videos
+    others = labels.sum(axis=1) != 1
+    if others.any():
+        raise UserError(
+            f"{others.sum()} of {len(videos)} videos of {videos.name} have several labels or "
+            f"none, first {videos.paths[others.argmax()]}: {reason}"
+        )
+    return replace(videos, labels=labels.argmax(axis=1).astype(np.int32))
 
 
 def label_folders(folders: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
@@ -169,4 +273,5 @@ def pick_videos(videos: Videos, indices: list[int]) -> Videos:
         videos,
         paths=tuple(videos.paths[index] for index in indices),
         labels=None if videos.labels is None else videos.labels[indices],
+        key_frames=None if videos.key_frames is None else videos.key_frames.pick(indices),
     )

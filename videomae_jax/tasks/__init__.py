@@ -1,6 +1,6 @@
 """The tasks, by the value of `config.task`."""
 
-from videomae_jax.tasks import classify, contrast, pretrain, probe
+from videomae_jax.tasks import classify, contrast, detect, pretrain, probe
 from videomae_jax.tasks.task import TaskModule
 
 TASKS: dict[str, TaskModule] = {
@@ -8,5 +8,6 @@ TASKS: dict[str, TaskModule] = {
     "classify": classify,
     "contrast": contrast,
     "probe": probe,
+    "detect": detect,
     "encoder": pretrain,  # a converted checkpoint without a decoder
 }

@@ -173,23 +173,29 @@ def _gradients(
 
 
 def abstract_batch(
-    sampler: "ClipSampler", clips: int, mesh: Mesh, *, labelled: bool
+    sampler: "ClipSampler", clips: int, mesh: Mesh, *, labels: np.ndarray | None
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes and shardings of the training batches of `data.pipeline.clip_batches`.
 
-    clips: of one step, over all devices. labelled: whether the videos have labels.
+    clips: of one step, over all devices. labels: those of `Videos`, of any number of videos.
     """
 
     def leaf(dtype, *shape):
         return jax.ShapeDtypeStruct((clips, *shape), dtype, sharding=batch_sharding(mesh))
 
-    batch = {"video": leaf(jnp.uint8, *sampler.shape), "id": leaf(jnp.int32)}
-    batch["row"] = leaf(jnp.int32)
-    if labelled:
-        batch["label"] = leaf(jnp.int32)
-    if sampler.sized:
-        batch["size"] = leaf(jnp.int32, 2)
+    batch = {name: leaf(dtype, *shape) for name, (shape, dtype) in sampler.spec.items()}
+    batch |= {"id": leaf(jnp.int32), "row": leaf(jnp.int32)}
+    if labels is not None:
+        batch["label"] = leaf(labels.dtype, *labels.shape[1:])
     return batch
+
+
+class Rows(NamedTuple):
+    """The values of each clip of an evaluation batch, for metrics that no sum gives."""
+
+    ids: jax.Array  # int32 [B]
+    valid: jax.Array  # bool [B]
+    values: jax.Array  # [B, ...], see `Task.outputs`
 
 
 class Steps(NamedTuple):
@@ -197,7 +203,7 @@ class Steps(NamedTuple):
 
     init: jax.stages.Wrapped  # () -> TrainState
     train: jax.stages.Wrapped  # (TrainState, Batch) -> (TrainState, metrics)
-    evaluate: jax.stages.Wrapped  # (Params, Batch) -> Sums
+    evaluate: jax.stages.Wrapped  # (Params, Batch) -> (Sums, Rows | None)
     abstract_state: TrainState  # ShapeDtypeStructs with shardings
 
 
@@ -214,7 +220,8 @@ def jit_steps(
     """Return the functions of a run, jitted with their shardings.
 
     ema_decay: see `optim.average_decay`. `train` donates its state. `evaluate` returns scalar sums
-    over the clips whose batch["valid"] is True.
+    over the clips whose batch["valid"] is True and, if the task has `outputs`, the rows of all
+    clips, replicated on every process.
     """
 
     def init():
@@ -235,7 +242,10 @@ def jit_steps(
     def evaluate(params, batch):
         sums = task.eval_sums(params, batch)
         # Not a product: the value of an invalid clip may be NaN.
-        return {k: jnp.where(batch["valid"], v, 0).sum() for k, v in sums.items()}
+        sums = {k: jnp.where(batch["valid"], v, 0).sum() for k, v in sums.items()}
+        if task.outputs is None:
+            return sums, None
+        return sums, Rows(batch["id"], batch["valid"], task.outputs(params, batch))
 
     shapes = jax.eval_shape(init)
     sharding = state_sharding(shapes, mesh)

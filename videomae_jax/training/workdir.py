@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from videomae_jax.data.unreadable import BadVideos
-from videomae_jax.data.videos import Videos
+from videomae_jax.data.videos import Videos, count_labels
 from videomae_jax.errors import UserError
 from videomae_jax.training.curve import plot_curve
 
@@ -31,7 +30,7 @@ FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.E
 
 
 class ClassRow(NamedTuple):
-    """One class of a classifier, with its numbers of training and held-out videos."""
+    """One class, with its numbers of training and held-out videos, or boxes of a detector."""
 
     label: int
     name: str
@@ -76,7 +75,8 @@ def check_same_model(changes: dict, *, workdir: str) -> None:
     if "task" in changes:  # the other changes follow from it
         changes = {"task": changes["task"]}
     fixed = (
-        *("model.encoder", "model.decoder", "model.patch", "model.classes", "data.class_names"),
+        *("model.encoder", "model.decoder", "model.patch"),
+        *("model.classes", "model.multi_label", "data.class_names"),
         *("model.head", "rates"),  # of probes
     )
     for key, (old, new) in changes.items():
@@ -141,8 +141,9 @@ def write_classes(
     """
 
     def count(videos: Videos | None) -> list[int]:
-        labels = np.zeros(0, int) if videos is None else np.asarray(videos.labels)
-        return np.bincount(labels, minlength=classes).tolist()
+        if videos is not None and videos.key_frames is not None:
+            return videos.key_frames.targets.sum(0).tolist()
+        return [0] * classes if videos is None else count_labels(videos, classes).tolist()
 
     names = names or tuple(map(str, range(classes)))
     columns = zip(range(classes), names, count(train), count(held_out), strict=True)
