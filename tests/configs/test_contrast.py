@@ -3,6 +3,7 @@
 import pytest
 
 from videomae_jax.config import flatten, load_config
+from videomae_jax.errors import UserError
 from videomae_jax.tasks.contrast import build_task
 from videomae_jax.training.optim import make_schedule
 
@@ -50,3 +51,17 @@ def test_the_operations_of_a_video():
     """Two clips forward and backward, and two more forward for the keys: 8 forward passes."""
     task = build_task(load("b,ssv2"))
     assert 2 * task.train_flops == pytest.approx(8 * 2 * 180e9, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("chunks=0", "chunks 0: use 1 or more"),
+        ("temperature=0", "temperature 0.0: use 0.001 or more"),
+        ("augment.blur=(2.0,0.1)", "augment.blur 2.0: use 0 to 1"),
+        ("model.head.dim=0", "model.head.dim 0: use 1 or more"),
+    ],
+)
+def test_illegal_numbers(override, words):
+    with pytest.raises(UserError, match=words):
+        load("b,k400", f"--config.{override}")
