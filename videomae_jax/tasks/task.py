@@ -29,7 +29,9 @@ class Task(NamedTuple):
     """
 
     init: Callable[[jax.Array], Params]  # key -> float32 parameters
-    train_sums: Callable[[Params, Batch, jax.Array], Sums]  # with the key of the step -> scalars
+    # (params, batch, key of the step) -> scalars; with `average_decay` also average=, the moving
+    # average of the parameters.
+    train_sums: Callable[..., Sums]
     eval_sums: Callable[[Params, Batch], Sums]  # -> one value per clip, [B]; random only by id
     # Scalar sums of jax or NumPy -> metrics, "loss" first.
     summarize: Callable[[Mapping[str, Any]], dict[str, jax.Array]]
@@ -44,6 +46,9 @@ class Task(NamedTuple):
     wrap_optimizer: (
         Callable[[optax.GradientTransformation], optax.GradientTransformation] | None
     ) = None
+    # Steps of the run -> the schedule of the decay of the moving average; None for the constant
+    # `config.ema_decay`.
+    average_decay: Callable[[int], optax.Schedule] | None = None
     # What `score` needs of each clip, [B, ...]; None: all metrics are made of sums. It begins like
     # `eval_sums`, and as they are compiled together XLA computes what they share once.
     outputs: Callable[[Params, Batch], jax.Array] | None = None
