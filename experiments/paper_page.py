@@ -13,9 +13,9 @@ from videomae_jax.diagnostics.paper_tables import TABLES
 ROOT = Path(__file__).parent.parent
 HEADER = """# The paper as commands
 
-Every number of the tables of VideoMAE ([2203.12602](https://arxiv.org/abs/2203.12602), version 3), the commands that
-compute it here, and what they cost. `videomae paper` prints the same. **Nothing of it was run here at this size**; the
-line under each title says what was run instead.
+Every number of the tables of VideoMAE ([2203.12602](https://arxiv.org/abs/2203.12602), version 3),
+the commands that compute it here, and what they cost. `videomae paper` prints the same. **Nothing
+of it was run here at this size**; the line under each title says what was run instead.
 
 ```
 videomae paper                    # the tables
@@ -27,25 +27,30 @@ videomae paper masks tube-75-ssv2 # the commands of a row, in order
 
 How to read the rows:
 
-- *Published*: read in a text copy of the paper, and, for VideoMAE's rows of the main tables, in the README of its
-  repository too, where they are the same. Only the size of Kinetics-700 is from memory.
-- *Recipe*: where its numbers were read. *Released scripts* are those of the authors; where they differ from the
-  *paper's appendix* (batch of pre-training, epochs of ViT-L, magnitude of RandAugment, flips in pre-training), the
-  recipe has those of the scripts. *Unverified* rows need a choice that nobody has published. Ablations are the script
-  for 800 epochs with the change that the paper names.
-- *EFLOP*: 1e18 operations of all trainings and the evaluation of a row, in closed form (`models/flops.py`), from the
-  config of each command, its clips and epochs; a multiply-add counts as two. Starts from image models are not counted.
-- *H100-hours*: these divided by {peak:.0f} TFLOP/s and by the fraction of this peak that was measured on one H200, whose
-  peak is the same ([performance.md](performance.md#on-a-gpu)): pre-training 0.25 for ViT-S, 0.35 B, 0.41 L, 0.42 H;
-  everything else {mfu:g}, that of ViT-B fine-tuning, the only one measured. Several GPUs and real videos will be slower.
-- *Videos*: how many times a video is opened and decoded, in millions. A video gives all its clips of a step, or all
-  its test views, from one decode.
+- *Published*: read in a text copy of the paper, and, for VideoMAE's rows of the main tables, in
+  the README of its repository too, where they are the same. Only the size of Kinetics-700 is from
+  memory.
+- *Recipe*: where its numbers were read. *Released scripts* are those of the authors; where they
+  differ from the *paper's appendix* (batch of pre-training, epochs of ViT-L, magnitude of
+  RandAugment, flips in pre-training), the recipe has those of the scripts. *Unverified* rows need
+  a choice that nobody has published. Ablations are the script for 800 epochs with the change that
+  the paper names.
+- *EFLOP*: 1e18 operations of all trainings and the evaluation of a row, in closed form
+  (`models/flops.py`), from the config of each command, its clips and epochs; a multiply-add counts
+  as two. Starts from image models are not counted.
+- *H100-hours*: these divided by {peak:.0f} TFLOP/s and by the fraction of this peak that was
+  measured on one H200, whose peak is the same ([performance.md](performance.md#on-a-gpu)):
+  pre-training 0.25 for ViT-S, 0.35 B, 0.41 L, 0.42 H; everything else {mfu:g}, that of ViT-B
+  fine-tuning, the only one measured. Several GPUs and real videos will be slower.
+- *Videos*: how many times a video is opened and decoded, in millions. A video gives all its clips
+  of a step, or all its test views, from one decode.
 
 Data sets have the sizes that the paper gives: {sizes}.
 
-In commands, $DATA has a folder for each data set, $WEIGHTS image models of others, $WORK is for lists and work
-directories, and $VIDEO is any video. Runs that several rows share are trained once. `videomae data pack` makes reading
-three times as fast ([data.md](data.md#pack-videos)): then train on the packed records instead of the list.
+In commands, $DATA has a folder for each data set, $WEIGHTS image models of others, $WORK is for
+lists and work directories, and $VIDEO is any video. Runs that several rows share are trained once.
+`videomae data pack` makes reading faster ([data.md](data.md#pack-videos)): then train on the
+packed records instead of the list.
 """
 
 

@@ -33,9 +33,8 @@ def shape_key(run: paper.Run) -> tuple:
 
 
 DISTINCT = list({shape_key(run): run for run in RUNS.values()}.values())
-# Of each recipe one of the smallest size; the others are slow together.
-FAST = {run.config.partition(":")[0]: run for run in DISTINCT if ":s," in run.config}
-FAST |= {run.config.partition(":")[0]: run for run in DISTINCT if run.config[0] in "pc"}
+# One of each recipe; all of them take minutes.
+FAST = {run.config.partition(":")[0]: run for run in DISTINCT}
 
 
 def test_names_are_unique():
@@ -119,16 +118,23 @@ def test_the_step_of_every_run_has_shapes(run):
     build_step(run)
 
 
-def test_the_published_sizes_are_those_of_the_models():
+def test_the_published_costs_of_a_view_are_those_of_the_closed_form():
+    compared = 0
     for row in ROWS.values():
-        (run, *_) = row.runs or (None,)
-        # Detection is evaluated on more than the view of which the paper gives the cost.
-        if run and "GFLOPs" in row.published and run.data != "ava":
-            multiplies = paper.view_flops(run) / 2e9
-            assert multiplies == pytest.approx(row.published["GFLOPs"], rel=2e-3)
-            params = jax.eval_shape(paper.run_task(run).init, jax.random.key(0))
-            millions = sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6
-            assert millions == pytest.approx(row.published["M parameters"], rel=1e-2)
+        # AVA is evaluated on more than the view of which the paper gives the cost.
+        if row.runs and "GFLOPs" in row.published and row.runs[0].data != "ava":
+            multiplies = paper.view_flops(row.runs[0]) / 2e9
+            assert multiplies == pytest.approx(row.published["GFLOPs"], rel=1e-3, abs=0.5)
+            compared += 1
+    assert compared == 12
+
+
+@pytest.mark.parametrize("size", "sblh")
+def test_the_published_parameters_are_those_of_the_models(size):
+    row = ROWS[f"k400 {size}"]
+    params = jax.eval_shape(paper.run_task(row.runs[0]).init, jax.random.key(0))
+    millions = sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6
+    assert millions == pytest.approx(row.published["M parameters"], rel=1e-2)
 
 
 def test_costs_add_up():
