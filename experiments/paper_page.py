@@ -43,7 +43,7 @@ How to read the rows:
   pre-training 0.25 for ViT-S, 0.35 B, 0.41 L, 0.42 H; everything else {mfu:g}, that of ViT-B
   fine-tuning, the only one measured. Several GPUs and real videos will be slower.
 - *Videos*: how many times a video is opened and decoded, in millions. A video gives all its clips
-  of a step, or all its test views, from one decode.
+  of a step, or all its test views, from one decode. Evaluations during training are not counted.
 
 Data sets have the sizes that the paper gives: {sizes}.
 
@@ -101,9 +101,14 @@ def row_line(row: paper.Row) -> str:
     if not row.runs:
         return "| " + " | ".join([*cells, "", "", "", row.note]) + " |"
     cost = paper.row_cost(row)
-    cells += [f"{cost.flops / 1e18:.3g}", f"{cost.hours:.3g}", f"{cost.decoded / 1e6:.3g}"]
+    cells += map(digits, (cost.flops / 1e18, cost.hours, cost.decoded / 1e6))
     recipe = "; ".join(filter(None, [paper.source_of(row), row.note]))
     return "| " + " | ".join([*cells, recipe]) + " |"
+
+
+def digits(number: float) -> str:
+    """Write three digits of a number, whole from a hundred on."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def published(row: paper.Row) -> str:

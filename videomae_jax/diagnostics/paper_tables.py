@@ -170,23 +170,6 @@ TABLES = {
         "Something-Something V2",
         "Table 6",
         (
-            *others(
-                "top-1 top-5",
-                """TEINet, ResNet50 x2: 66.5 -
-                TANet, ResNet50 x2: 66.0 90.1
-                TDN, ResNet101 x2: 69.6 92.2
-                SlowFast, ResNet101: 63.1 87.6
-                MViTv1-B: 67.7 90.9
-                TimeSformer, ViT-B: 59.5 -
-                TimeSformer, ViT-L: 62.4 -
-                ViViT FE, ViT-L: 65.9 89.9
-                Motionformer, ViT-B: 66.5 90.1
-                Motionformer, ViT-L: 68.1 91.2
-                Video Swin, Swin-B: 69.6 92.7
-                VIMPAC, ViT-L: 68.1 -
-                BEVT, Swin-B: 70.6 -
-                MaskFeat 312, MViT-L: 75.0 95.0""",
-            ),
             main_row(
                 "b-from-k400",
                 "b",
@@ -230,12 +213,47 @@ TABLES = {
                 "1x3",
                 gflops=1436,
             ),
+            *others(
+                "top-1 top-5",
+                """TEINet, ResNet50 x2: 66.5 -
+                TANet, ResNet50 x2: 66.0 90.1
+                TDN, ResNet101 x2: 69.6 92.2
+                SlowFast, ResNet101: 63.1 87.6
+                MViTv1-B: 67.7 90.9
+                TimeSformer, ViT-B: 59.5 -
+                TimeSformer, ViT-L: 62.4 -
+                ViViT FE, ViT-L: 65.9 89.9
+                Motionformer, ViT-B: 66.5 90.1
+                Motionformer, ViT-L: 68.1 91.2
+                Video Swin, Swin-B: 69.6 92.7
+                VIMPAC, ViT-L: 68.1 -
+                BEVT, Swin-B: 70.6 -
+                MaskFeat 312, MViT-L: 75.0 95.0""",
+            ),
         ),
     ),
     "k400": Table(
         "Kinetics-400",
         "Table 7",
         (
+            main_row("s", "s", 79.0, 93.8, K400["s"], "5x3"),
+            main_row("b", "b", 81.5, 95.1, K400["b"], "5x3"),
+            main_row("l", "l", 85.2, 96.8, K400["l"], "5x3"),
+            main_row("h", "h", 86.6, 97.1, K400["h"], "5x3"),
+            *(
+                main_row(
+                    f"{size}-32-frames-320",
+                    size,
+                    top1,
+                    top5,
+                    finetune(
+                        size, "k400", K400_LONG[size], *LARGE, label="-32f-320", source=LARGER
+                    ),
+                    "4x3",
+                    gflops=gflops,
+                )
+                for size, top1, top5, gflops in (("l", 86.1, 97.3, 3958), ("h", 87.4, 97.6, 7397))
+            ),
             *others(
                 "top-1 top-5",
                 """NL I3D, ResNet101: 77.3 93.3
@@ -255,39 +273,12 @@ TABLES = {
                 MViTv1-B: 80.2 94.4
                 MaskFeat, MViT-L: 84.3 96.3""",
             ),
-            main_row("s", "s", 79.0, 93.8, K400["s"], "5x3"),
-            main_row("b", "b", 81.5, 95.1, K400["b"], "5x3"),
-            main_row("l", "l", 85.2, 96.8, K400["l"], "5x3"),
-            main_row("h", "h", 86.6, 97.1, K400["h"], "5x3"),
-            *(
-                main_row(
-                    f"{size}-32-frames-320",
-                    size,
-                    top1,
-                    top5,
-                    finetune(
-                        size, "k400", K400_LONG[size], *LARGE, label="-32f-320", source=LARGER
-                    ),
-                    "4x3",
-                    gflops=gflops,
-                )
-                for size, top1, top5, gflops in (("l", 86.1, 97.3, 3958), ("h", 87.4, 97.6, 7397))
-            ),
         ),
     ),
     "ava": Table(
         "AVA v2.2",
         "Table 5",
         (
-            *others(
-                "mAP GFLOPs",
-                """SlowFast-R101, supervised, K400 labels: 23.8 138
-                CVRL, SlowOnly-R50: 16.3 42
-                rhoBYOL, SlowOnly-R50: 23.4 42
-                rhoMoCo, SlowOnly-R50: 20.3 42
-                MaskFeat 312, MViT-L, K400 labels: 37.5 2828
-                MaskFeat 312, MViT-L, K600 labels: 38.8 2828""",
-            ),
             *(
                 one
                 for size, plain, labels in (
@@ -316,6 +307,15 @@ TABLES = {
                         ),
                     ),
                 )
+            ),
+            *others(
+                "mAP GFLOPs",
+                """SlowFast-R101, supervised, K400 labels: 23.8 138
+                CVRL, SlowOnly-R50: 16.3 42
+                rhoBYOL, SlowOnly-R50: 23.4 42
+                rhoMoCo, SlowOnly-R50: 20.3 42
+                MaskFeat 312, MViT-L, K400 labels: 37.5 2828
+                MaskFeat 312, MViT-L, K600 labels: 38.8 2828""",
             ),
         ),
     ),
