@@ -17,12 +17,16 @@ ROOMS = {
     "progress": set(),
     "config": {"errors"},
     "metrics": {"errors"},
+    "detection_metrics": {"errors", "metrics"},
     "models": {"errors"},
     "augment": {"errors"},
     "data": {"errors", "host"},
     "devices": {"errors"},
     "pictures": {"errors", "models"},
-    "tasks": {"errors", "config", "models", "augment", "data", "devices", "metrics", "pictures"},
+    "tasks": {
+        *("errors", "config", "models", "augment", "data", "devices"),
+        *("metrics", "detection_metrics", "pictures"),
+    },
 }
 ROOMS["inference"] = {"tasks", "progress", "host"} | ROOMS["tasks"]
 ROOMS["training"] = {"inference"} | ROOMS["inference"]

@@ -27,6 +27,43 @@ def test_ranks_break_ties_in_class_order():
     assert metrics.confusion(probabilities, labels).tolist() == [[0, 0, 0], [1, 0, 0], [1, 0, 1]]
 
 
+def area(scores, relevant, total):
+    """Integrate the curve point by point, as the definition does."""
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    points = [(0.0, 0.0)]  # recall, precision
+    for rank in range(1, len(order) + 1):
+        hits = sum(relevant[i] for i in order[:rank])
+        points.append((hits / total, hits / rank))
+    return sum(
+        (points[i][0] - points[i - 1][0]) * max(precision for _, precision in points[i:])
+        for i in range(1, len(points))
+    )
+
+
+def test_average_precision_is_the_area_under_the_interpolated_curve():
+    hits = [True, False, True, False, True]
+    scores = [0.9, 0.8, 0.7, 0.6, 0.5]
+    assert metrics.average_precision(np.array(scores), np.array(hits), total=5) == pytest.approx(
+        (1 + 2 / 3 + 3 / 5) / 5, abs=1e-15
+    )
+    rng = np.random.default_rng(0)
+    for total in range(12, 40):
+        scores = rng.integers(0, 9, 30) / 8  # with ties
+        relevant = rng.random(30) < 0.4
+        relevant &= relevant.cumsum() <= 12
+        found = metrics.average_precision(scores, relevant, total=total)
+        assert found == pytest.approx(area(scores, relevant, total), abs=1e-14)
+        # Only the order of the scores matters, and what is ranked below the last hit does not.
+        assert found == metrics.average_precision(np.exp(scores) - 3, relevant, total=total)
+        longer = np.append(scores, -1.0), np.append(relevant, False)
+        assert found == metrics.average_precision(*longer, total=total)
+
+
+def test_average_precision_without_relevant_examples_or_without_a_list():
+    assert math.isnan(metrics.average_precision(np.ones(3), np.zeros(3, bool)))
+    assert metrics.average_precision(np.zeros(0), np.zeros(0, bool), total=2) == 0
+
+
 def reference(bank, labels, queries, *, k, temperature):
     """Vote for one query and one neighbour at a time, in float64."""
 

@@ -1,4 +1,4 @@
-"""Accuracies with confidence intervals, confusion matrices and nearest neighbours."""
+"""Accuracies with intervals, average precision, confusion matrices and nearest neighbours."""
 
 import functools
 import math
@@ -52,6 +52,26 @@ def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, (labels, probabilities.argmax(axis=-1)), 1)
     return counts
+
+
+def average_precision(
+    scores: np.ndarray, relevant: np.ndarray, *, total: int | None = None
+) -> float:
+    """Return the area under the interpolated precision-recall curve of a ranked list, 0 to 1.
+
+    scores: [n]. relevant: bool [n]. total: number of relevant examples, with those that are not
+    in the list; None: all are in it. The precision at a recall is the highest one at this or a
+    larger recall, and every point of the curve counts (the rule of VOC 2010). Of equal scores,
+    the first is ranked higher. NaN if nothing is relevant, 0 for an empty list. Computed in
+    float64.
+    """
+    total = int(relevant.sum()) if total is None else total
+    if not total:
+        return math.nan
+    hits = np.asarray(relevant, bool)[np.argsort(-np.asarray(scores), kind="stable")]
+    ranks = np.flatnonzero(hits) + 1  # recall only changes at hits
+    precision = np.arange(1, len(ranks) + 1) / ranks
+    return float(np.maximum.accumulate(precision[::-1]).sum() / total)
 
 
 TEMPERATURE = 0.07  # as in Wu et al. (2018)

@@ -9,12 +9,12 @@ makes one while opening them, from the lengths stored before the records.
 import functools
 import os
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from videomae_jax.data.record_index import COLUMNS, INDEX, RECORD_TYPES, read_index, unpack_texts
+from videomae_jax.data.sampling import Choose, make_choice
 from videomae_jax.data.storage import exists, join, read_bytes
 
 # Its start-up messages are about devices that it is not to use.
@@ -54,9 +54,7 @@ class Records:
         """The index of each path. Of equal paths the last: their records are the same."""
         return {path: index for index, path in enumerate(self.paths)}
 
-    def read_clip(
-        self, path: str, choose: Callable[[int], np.ndarray], *, channels: int
-    ) -> np.ndarray:
+    def read_clip(self, path: str, choose: Choose, *, channels: int) -> np.ndarray:
         """Return the chosen frames, uint8 [F, H, W, channels], as `decode.read_clip` does."""
         if self.kind != "video":
             return decode_pictures(self.read_pictures(path, choose), channels=channels)
@@ -74,19 +72,19 @@ class Records:
             read(self._values(part)[0], functools.partial(_pick, wanted), out=clip, rows=rows)
         return clip
 
-    def read_pictures(self, path: str, choose: Callable[[int], np.ndarray]) -> list[bytes]:
+    def read_pictures(self, path: str, choose: Choose) -> list[bytes]:
         """Return the image files of the chosen frames. Raises UnreadableVideo."""
         video = self._find(path)
         if "frames" not in self.columns:
             pictures = self._values(self.first[video])
             if not pictures:
                 raise UnreadableVideo("no frames")
-            return [pictures[index] for index in np.asarray(choose(len(pictures))).tolist()]
+            return [pictures[i] for i in make_choice(choose, len(pictures), no_times).tolist()]
         _, record, frame = self._choose(video, choose)
         parts = {part: self._values(part) for part in np.unique(record).tolist()}
         return [parts[r][f] for r, f in zip(record.tolist(), frame.tolist(), strict=True)]
 
-    def spans(self, path: str, choose: Callable[[int], np.ndarray]) -> list[tuple[str, int, int]]:
+    def spans(self, path: str, choose: Choose) -> list[tuple[str, int, int]]:
         """Return the records of the chosen frames: (file, offset, length)."""
         video = self._find(path)
         records = np.arange(*self.first[[video, video + 1]])
@@ -107,13 +105,11 @@ class Records:
             raise UnreadableVideo(self.reasons[path])
         return video
 
-    def _choose(
-        self, video: int, choose: Callable[[int], np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _choose(self, video: int, choose: Choose) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the chosen frames, and for each its record and its index in that record."""
         first, last = self.first[[video, video + 1]]
         ends = np.cumsum(self.columns["frames"][first:last])
-        indices = np.asarray(choose(int(ends[-1])))
+        indices = make_choice(choose, int(ends[-1]), no_times)
         part = np.searchsorted(ends, indices, side="right")
         return indices, first + part, indices - np.where(part, ends[part - 1], 0)
 
@@ -137,6 +133,11 @@ class Records:
         except Exception as error:  # protobuf's, which has several names
             raise UnreadableVideo(f"{where}: not a tf.train.Example") from error
         return list(example.features.feature[self.key].bytes_list.value)
+
+
+def no_times() -> np.ndarray:
+    """Raise UnreadableVideo: frames in records have no times."""
+    raise UnreadableVideo("packed without the times of its frames: pack the annotation file")
 
 
 def _pick(wanted: np.ndarray, count: int) -> np.ndarray:

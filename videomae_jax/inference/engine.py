@@ -96,13 +96,23 @@ def jit_predict(
 ) -> jax.stages.Wrapped:
     """Return a jitted function (parameters, batch) -> (ids, whether readable, predictions).
 
-    predict: (parameters, video uint8 [B, ...]) -> a tree of arrays [B, ...]. params: the
-    parameters, in the layout of `state_sharding`, or their shapes. The results are replicated
-    on every process.
+    predict: (parameters, video uint8 [B, ...]) -> a tree of arrays [B, ...]. See `jit_batch`.
+    """
+    return jit_batch(lambda params, batch: predict(params, batch["video"]), params, mesh)
+
+
+def jit_batch(
+    predict: Callable[[Params, Batch], Any], params: Params, mesh: Mesh
+) -> jax.stages.Wrapped:
+    """Return a jitted function (parameters, batch) -> (ids, whether readable, predictions).
+
+    predict: (parameters, the arrays of the sampler's `spec`) -> a tree of arrays [B, ...].
+    params: the parameters, in the layout of `state_sharding`, or their shapes. The results are
+    replicated on every process.
     """
 
     def step(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, Any]:
-        return batch["id"], batch["valid"], predict(params, batch["video"])
+        return batch["id"], batch["valid"], predict(params, batch)
 
     return jax.jit(
         step,
@@ -123,7 +133,7 @@ def run_batches(
     bad: BadVideos,
     start_batch: int = 0,
 ) -> Generator[Predictions, None, None]:
-    """Run a step of `jit_predict` once over every video, with all its views together.
+    """Run a step of `jit_batch` once over every video, with all its views together.
 
     sampler: returns one clip or all views of a video, uint8 `sampler.shape`. batch_size: videos
     on all devices. threads: decoders, None for one per core. bad: records the unreadable videos,
@@ -147,7 +157,7 @@ def run_batches(
         for batch in prefetcher:
             # Videos are known by their ids: paths may repeat, and batches may be partial.
             ids, valid, values = jax.device_get(
-                step(params, {key: batch[key] for key in ("video", "id", "valid")})
+                step(params, {key: batch[key] for key in (*sampler.spec, "id", "valid")})
             )
             values = jax.tree.map(lambda value: value[valid], values)  # noqa: B023
             yield Predictions(ids[valid].astype(np.int64), values)

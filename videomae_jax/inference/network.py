@@ -38,6 +38,15 @@ def check_classifier(config: ConfigDict, source: str) -> None:
         raise UserError(f"{source} was trained to {config.task}, it has no classes: fine-tune it")
 
 
+def check_detector(config: ConfigDict, source: str) -> None:
+    """Raise UserError if a model takes no boxes; `source` is its name in the message."""
+    if config.task != "detect":
+        raise UserError(
+            f"{source} was trained to {config.task}, it takes no boxes: give a detector, see "
+            "docs/detection.md"
+        )
+
+
 def class_names(config: ConfigDict) -> tuple[str, ...]:
     """Return the class names of a classifier, "0", "1", ... if it has none."""
     return tuple(config.data.class_names) or tuple(map(str, range(config.model.classes)))

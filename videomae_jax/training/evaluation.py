@@ -1,7 +1,8 @@
 """Score the held-out videos of a run."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -12,12 +13,12 @@ from ml_collections import ConfigDict
 from videomae_jax.data.pipeline import eval_batches
 from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.unreadable import BadVideos
-from videomae_jax.data.videos import Videos
+from videomae_jax.data.videos import Videos, pick_videos
 from videomae_jax.devices.prefetch import DevicePrefetcher
 from videomae_jax.devices.sharding import batch_sharding, batch_share
 from videomae_jax.errors import UserError
-from videomae_jax.tasks.task import Params, Task
-from videomae_jax.training.step import Steps, TrainState
+from videomae_jax.tasks.task import Batch, Params, Task
+from videomae_jax.training.step import Rows, Steps, TrainState
 
 # Metrics, how many videos could be read, and images uint8 [height, width, 3] by name.
 Scores = tuple[dict[str, float], str, dict[str, np.ndarray]]
@@ -53,44 +54,67 @@ def evaluate(
     """
     weights = named_weights(state)
     bad = BadVideos(videos, max_share=1.0)
-    share, shares = batch_share(mesh)
-    batches = eval_batches(
-        videos,
-        sampler=sampler,
-        batch_size=config.batch_size * config.repeats,
-        seed=config.seed,
-        bad=bad,
-        process_index=share,
-        process_count=shares,
-        threads=config.data.threads or None,
-    )
     totals: dict[str, dict[str, np.float64]] = {}
+    rows: dict[str, list[Rows]] = {name: [] for name in weights}
     pictures: dict[str, np.ndarray] | None = None
-    with DevicePrefetcher(batches, sharding=batch_sharding(mesh)) as feed:
-        for batch in feed:
+    with closing(_batches(config, videos, sampler, mesh=mesh, bad=bad)) as batches:
+        for batch, numbers in batches:
             if stopped():
                 return None
             if pictures is None:
                 pictures = task.pictures(state.params, batch)
             for name, params in weights.items():
-                sums = {k: np.float64(v) for k, v in functions.evaluate(params, batch).items()}
+                sums, found = functions.evaluate(params, batch)
+                sums = {k: np.float64(v) for k, v in sums.items()}
                 totals[name] = jax.tree.map(np.add, totals[name], sums) if name in totals else sums
+                if found is not None:
+                    found = jax.device_get(found)
+                    rows[name].append(found._replace(ids=numbers[found.ids]))
     if pictures is None or not totals[""]["count"]:
         raise UserError(f"held-out data: {bad}")
     unread = int(multihost_utils.process_allgather(np.int32(len(bad))).sum())
     note = str(bad) if unread == len(bad) else f"{unread} of {len(videos)} videos unreadable"
     note = note if unread else f"{len(videos):,} videos"
-    scores = {
-        name + key: float(value)
-        for name, sums in totals.items()
-        for key, value in task.summarize(sums).items()
-    }
+    scores: dict[str, float] = {}
+    for name, sums in totals.items():
+        metrics: dict[str, Any] = dict(task.summarize(sums))
+        if task.score:
+            metrics |= task.score(videos, *_join(rows[name]))
+        scores |= {name + key: float(value) for key, value in metrics.items()}
     for evaluator in evaluators:
-        found = evaluator(weights, stopped=stopped)
-        if found is None:
+        more = evaluator(weights, stopped=stopped)
+        if more is None:
             return None
-        scores |= found
+        scores |= more
     return scores, note, pictures
+
+
+def _batches(
+    config: ConfigDict, videos: Videos, sampler: ClipSampler, *, mesh: Mesh, bad: BadVideos
+) -> Generator[tuple[Batch, np.ndarray], None, None]:
+    """Yield every video once, in global arrays, with the number of each id in the list."""
+    share, shares = batch_share(mesh)
+    for indices, of_one_shape in sampler.groups(videos):
+        batches = eval_batches(
+            pick_videos(videos, indices),
+            sampler=of_one_shape,
+            batch_size=config.batch_size * config.repeats,
+            seed=config.seed,
+            bad=bad,
+            process_index=share,
+            process_count=shares,
+            threads=config.data.threads or None,
+        )
+        with DevicePrefetcher(batches, sharding=batch_sharding(mesh)) as feed:
+            for batch in feed:
+                yield batch, np.array(indices)
+
+
+def _join(rows: list[Rows]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids, ascending, and the values of the clips that could be read."""
+    ids, valid, values = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+    order = np.flatnonzero(valid)[np.argsort(ids[valid], kind="stable")]
+    return ids[order].astype(np.int64), values[order]
 
 
 def named_weights(state: TrainState) -> dict[str, Params]:

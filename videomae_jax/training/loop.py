@@ -238,8 +238,8 @@ def _samplers(run: Run) -> tuple[ClipSampler, ClipSampler]:
     if run.config.data.train != "synthetic":
         return train_sampler, eval_sampler
     return (
-        SyntheticSampler(train_sampler.shape, sized=train_sampler.sized),
-        SyntheticSampler(eval_sampler.shape, sized=eval_sampler.sized),
+        SyntheticSampler(train_sampler.spec),
+        SyntheticSampler(eval_sampler.spec),
     )
 
 
@@ -299,7 +299,8 @@ def _class_rows(run: Run) -> dict[str, str]:
         return {}
     names = tuple(run.config.data.class_names)
     rows = write_classes(run.workdir, names, model.classes, run.train_videos, run.eval_videos)
-    return {"classes": banner.classes_line(rows)}
+    unit = "videos" if run.train_videos.key_frames is None else "boxes"
+    return {"classes": banner.classes_line(rows, unit=unit)}
 
 
 def _compile_step(

@@ -102,8 +102,8 @@ def make_optimizer(config: ConfigDict, task: Task) -> optax.GradientTransformati
     """
     if task.wrap_optimizer:
         return task.wrap_optimizer(adamw(config))
-    if not 0 < config.layer_decay <= 1:
-        raise UserError(f"layer_decay is {config.layer_decay:g}: use above 0 to 1 (none)")
+    if not 0 <= config.layer_decay <= 1:
+        raise UserError(f"layer_decay is {config.layer_decay:g}: use 0 (frozen blocks) to 1 (none)")
     if config.layer_decay == 1:
         return adamw(config)
     return optax.chain(adamw(config), scale_by_layer(config.layer_decay))
@@ -113,6 +113,7 @@ def layer_decay_scales(depth: int, decay: float) -> np.ndarray:
     """Return decay^(depth + 1 - id) for each layer id, float64 [depth + 2].
 
     Id 0 is the patch embedding, i + 1 is block i, and depth + 1 is the layers after the blocks.
+    A decay of 0 trains only these.
     """
     return decay ** np.arange(depth + 1, -1, -1, dtype=np.float64)
 

@@ -170,13 +170,19 @@ def abstract_batch(
     def leaf(dtype, *shape):
         return jax.ShapeDtypeStruct((clips, *shape), dtype, sharding=batch_sharding(mesh))
 
-    batch = {"video": leaf(jnp.uint8, *sampler.shape), "id": leaf(jnp.int32)}
-    batch["row"] = leaf(jnp.int32)
+    batch = {name: leaf(dtype, *shape) for name, (shape, dtype) in sampler.spec.items()}
+    batch |= {"id": leaf(jnp.int32), "row": leaf(jnp.int32)}
     if labelled:
         batch["label"] = leaf(jnp.int32)
-    if sampler.sized:
-        batch["size"] = leaf(jnp.int32, 2)
     return batch
+
+
+class Rows(NamedTuple):
+    """The values of each clip of an evaluation batch, for metrics that no sum gives."""
+
+    ids: jax.Array  # int32 [B]
+    valid: jax.Array  # bool [B]
+    values: jax.Array  # [B, ...], see `Task.outputs`
 
 
 class Steps(NamedTuple):
@@ -184,7 +190,7 @@ class Steps(NamedTuple):
 
     init: jax.stages.Wrapped  # () -> TrainState
     train: jax.stages.Wrapped  # (TrainState, Batch) -> (TrainState, metrics)
-    evaluate: jax.stages.Wrapped  # (Params, Batch) -> Sums
+    evaluate: jax.stages.Wrapped  # (Params, Batch) -> (Sums, Rows | None)
     abstract_state: TrainState  # ShapeDtypeStructs with shardings
 
 
@@ -201,7 +207,8 @@ def jit_steps(
     """Return the functions of a run, jitted with their shardings.
 
     ema_decay: weight of the old moving average in each step; 0 keeps no average. `train` donates
-    its state. `evaluate` returns scalar sums over the clips whose batch["valid"] is True.
+    its state. `evaluate` returns scalar sums over the clips whose batch["valid"] is True and, if
+    the task has `outputs`, the rows of all clips, replicated on every process.
     """
 
     def init():
@@ -222,7 +229,10 @@ def jit_steps(
     def evaluate(params, batch):
         sums = task.eval_sums(params, batch)
         # Not a product: the value of an invalid clip may be NaN.
-        return {k: jnp.where(batch["valid"], v, 0).sum() for k, v in sums.items()}
+        sums = {k: jnp.where(batch["valid"], v, 0).sum() for k, v in sums.items()}
+        if task.outputs is None:
+            return sums, None
+        return sums, Rows(batch["id"], batch["valid"], task.outputs(params, batch))
 
     shapes = jax.eval_shape(init)
     sharding = state_sharding(shapes, mesh)

@@ -31,7 +31,7 @@ FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.E
 
 
 class ClassRow(NamedTuple):
-    """One class of a classifier, with its numbers of training and held-out videos."""
+    """One class, with its numbers of training and held-out videos, or boxes of a detector."""
 
     label: int
     name: str
@@ -141,6 +141,8 @@ def write_classes(
     """
 
     def count(videos: Videos | None) -> list[int]:
+        if videos is not None and videos.key_frames is not None:
+            return videos.key_frames.targets.sum(0).tolist()
         labels = np.zeros(0, int) if videos is None else np.asarray(videos.labels)
         return np.bincount(labels, minlength=classes).tolist()
 

@@ -1,0 +1,140 @@
+"""Evaluation during training: every held-out video once, whatever the devices and the batches."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videomae_jax.config import load_config
+from videomae_jax.data.samplers import DenseSampler
+from videomae_jax.data.sources import read_videos
+from videomae_jax.devices.sharding import make_mesh
+from videomae_jax.tasks import classify
+from videomae_jax.tasks.task import Task
+from videomae_jax.training.evaluation import evaluate
+from videomae_jax.training.optim import Schedule, adamw, warmup_cosine
+from videomae_jax.training.step import jit_steps
+
+READABLE = [0, 1, 2, 3, 4, 5, 8, 9]  # of `unreadable_list`
+SAMPLER = DenseSampler(frames=2, stride=2, height=16, width=16, channels=3, train=False)
+WIDE = dataclasses.replace(SAMPLER, width=32)
+
+
+class TwoShapes:
+    """Makes a wide clip of every third video."""
+
+    def groups(self, videos):
+        wide = list(range(0, len(videos), 3))
+        return [(sorted(set(range(len(videos))) - set(wide)), SAMPLER), (wide, WIDE)]
+
+
+def brightness_task(scored):
+    """Return a task whose output is the mean pixel of a clip plus its only parameter."""
+
+    def outputs(params, batch):
+        return batch["video"].mean((1, 2, 3)) + params["head"]["bias"]
+
+    def score(videos, ids, values):
+        scored.append((ids, values))
+        return {"map": float(values.mean())}
+
+    return Task(
+        init=lambda key: {"head": {"bias": jnp.zeros(3)}},
+        train_sums=lambda params, batch, key: {},
+        eval_sums=lambda params, batch: {
+            "error": outputs(params, batch).mean(-1),
+            "count": jnp.ones(len(batch["video"])),
+        },
+        summarize=lambda sums: {"loss": sums["error"] / sums["count"]},
+        pictures=lambda params, batch: {},
+        samplers=lambda: (SAMPLER, SAMPLER),
+        check_clips=lambda clips: None,
+        train_flops=0.0,
+        summary={},
+        outputs=outputs,
+        score=score,
+    )
+
+
+def run(videos, *, devices, batch_size, sampler=SAMPLER, stopped=lambda: False):
+    """Evaluate; return the metrics, what `score` was given, and the note on unreadable videos."""
+    overrides = [f"--config.batch_size={batch_size}", "--config.repeats=1"]
+    config = load_config("finetune:tiny,custom", overrides)
+    scored = []
+    task = brightness_task(scored)
+    mesh = make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:devices])
+    schedule = warmup_cosine(Schedule(100, 2, 10, 1e-3, 1e-5))
+    with jax.set_mesh(mesh):
+        functions = jit_steps(
+            task, adamw(config), schedule, mesh, seed=0, accumulation=1, ema_decay=0.5
+        )
+        state = functions.init()
+        average = jax.tree.map(lambda x: x + 100, state.ema)
+        found = evaluate(
+            config,
+            task,
+            functions,
+            state._replace(ema=average),
+            videos=videos,
+            sampler=sampler,
+            mesh=mesh,
+            evaluators=[],
+            stopped=stopped,
+        )
+    return found, scored
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 3), (8, 8)])
+def test_a_score_sees_every_readable_video_once_and_in_order(unreadable_list, devices, batch_size):
+    videos = read_videos(unreadable_list)
+    (metrics, note, _), scored = run(videos, devices=devices, batch_size=batch_size)
+    clips = [SAMPLER(videos, index, np.random.default_rng(0)) for index in READABLE]
+    expected = np.stack([clip.mean((0, 1, 2)) for clip in clips])
+    assert len(scored) == 2  # of the weights, and of their average
+    for (ids, values), added in zip(scored, (0, 100), strict=True):
+        assert ids.tolist() == READABLE
+        np.testing.assert_allclose(values, expected + added, rtol=1e-5)
+    assert metrics["map"] == pytest.approx(metrics["loss"], rel=1e-6)
+    assert metrics["ema_map"] == pytest.approx(metrics["map"] + 100, rel=1e-6)
+    assert "2 of 10 videos unreadable" in note
+
+
+def test_clips_of_several_shapes_are_scored_together(unreadable_list):
+    videos = read_videos(unreadable_list)
+    _, scored = run(videos, devices=1, batch_size=3, sampler=TwoShapes())
+    ids, values = scored[0]
+    assert ids.tolist() == READABLE
+    samplers = [SAMPLER if index % 3 else WIDE for index in READABLE]
+    clips = [make(videos, i, None) for make, i in zip(samplers, READABLE, strict=True)]
+    expected = np.stack([clip.mean((0, 1, 2)) for clip in clips])
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+def test_a_stop_in_the_middle_gives_no_score(unreadable_list):
+    calls = iter([False, False, True])
+    found, scored = run(
+        read_videos(unreadable_list), devices=1, batch_size=3, stopped=lambda: next(calls)
+    )
+    assert found is None and not scored
+
+
+def test_outputs_cost_no_second_forward_pass():
+    """XLA finds what they share with the sums."""
+    overrides = ["--config.model.classes=3", "--config.model.encoder.depth=1"]
+    overrides += [f"--config.clip.{side}=32" for side in ("height", "width")]
+    config = load_config("finetune:tiny,custom", overrides)
+    task, model = classify.build_task(config), classify.build_model(config)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    video = jax.ShapeDtypeStruct((2, config.clip.frames, 32, 32, 3), jnp.uint8)
+    batch = {"video": video, "label": jax.ShapeDtypeStruct((2,), jnp.int32)}
+
+    def both(params, batch):
+        views = batch["video"][:, None]
+        return task.eval_sums(params, batch), classify.view_probabilities(model, params, views)
+
+    def cost(function):
+        return jax.jit(function).lower(params, batch).compile().cost_analysis()["flops"]
+
+    assert cost(both) < 1.01 * cost(task.eval_sums)

@@ -1,0 +1,491 @@
+"""Annotations and person boxes of action detection -> key frames of videos."""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from videomae_jax.data.box_files import Table, read_table
+from videomae_jax.data.class_lists import name_classes, read_class_list
+from videomae_jax.data.key_frames import KeyFrames
+from videomae_jax.data.sources import find_videos
+from videomae_jax.data.videos import SUFFIXES, Videos
+from videomae_jax.errors import UserError
+
+# Corners above this are pixels: a detector may put a fraction a little outside of the image.
+FRACTION = 1.5
+# The second at which copies of AVA's movies are often cut.
+CUT = 900.0
+# Videos of a list that are opened to find the second at which they begin.
+OPENED = 64
+# How far a key frame may be behind the end of its video, in seconds: durations are rounded.
+SLACK = 0.5
+# Videos read at once: the time is that of the disk.
+READERS = 8
+
+_SEGMENT = re.compile(r"(.+)_(\d{6})_(\d{6})")  # of AVA-Kinetics: id, first and last second
+Value = TypeVar("Value")
+
+
+def read_key_frames(
+    source: str | os.PathLike[str],
+    *,
+    videos: str = "",
+    start: str | float = "auto",
+    classes: str | tuple[str, ...] = "",
+    excluded: str = "",
+) -> Videos:
+    """Open the annotations of a data set: videos with `key_frames`, one for each annotated moment.
+
+    source: a file in one of the formats of `box_files`. videos: the folder of the videos, by
+    default that of the file; they are found by their names without the suffix. start: the second
+    of the annotations at which the video files begin, "auto" to find it. classes: a class list, or
+    the names of ids 1, 2, ...; by default the ids or the names of the file. excluded: a csv of
+    `video,second` rows, the key frames to leave out.
+    What was decided is in `notes`. Videos that are missing are unreadable later; their paths are
+    what they would be. Raises UserError for a bad file, unknown classes, boxes that are not of
+    these videos, if no video is found, and if all key frames are beyond the end of the videos.
+    """
+    path = Path(source).expanduser().absolute()
+    table = _leave_out(read_table(path), excluded)
+    notes = [table.kind]
+    films = _find_films(table, path, videos)
+    table, unit = _to_fractions(table, films, path)
+    notes.append(unit)
+    class_names, numbers, said = _number_classes(table, classes, path)
+    notes.append(said)
+    key_frames, paths, repeated = _group(table, films, numbers, len(class_names))
+    if repeated:
+        notes.append(f"{repeated:,} rows are there twice")
+    if table.by_frame:
+        key_frames, said = _time_frames(key_frames, paths, path)
+    else:
+        key_frames, said = _start_films(key_frames, paths, start, path)
+    notes.append(said)
+    missing = sorted(film for film in set(paths) if not os.path.exists(film))
+    if missing:
+        notes.append(
+            f"{len(missing):,} of {len(set(paths)):,} videos are missing, first {missing[0]}"
+        )
+    return Videos(
+        paths=tuple(paths),
+        labels=None,
+        class_names=class_names,
+        name=str(path),
+        notes=tuple(notes),
+        key_frames=key_frames,
+    )
+
+
+def read_excluded(path: str | os.PathLike[str]) -> set[tuple[str, float]]:
+    """Return the (video, second) of key frames that are left out. Raises UserError."""
+    table = read_table(Path(path).expanduser())
+    return {_moment(*pair) for pair in zip(table.names, table.moments.tolist(), strict=True)}
+
+
+def read_detections(source: str | os.PathLike[str], videos: Videos) -> KeyFrames:
+    """Open the boxes of a person detector, in one of the formats of `box_files`.
+
+    videos: key frames of the same data set, for the size and the times of the videos: corners in
+    pixels become fractions. Boxes of other videos are left out. `seconds` are those of the files;
+    targets are bool [total, 0]. Raises UserError if no box is of these videos.
+    """
+    path = Path(source).expanduser().absolute()
+    table = read_table(path)
+    clocks = _Clocks(videos)
+    films = [clocks.find(*pair) for pair in zip(table.names, table.moments.tolist(), strict=True)]
+    known = np.array([film is not None for film in films], bool)
+    if not known.any():
+        close = difflib.get_close_matches(table.names[0], clocks.names, n=1)
+        near = f"; the nearest name is {close[0]!r}" if close else ""
+        raise UserError(
+            f"{path}: none of its {len(set(table.names)):,} videos is in {videos.name}, first "
+            f"{table.names[0]!r}{near}"
+        )
+    table = _pick_rows(table, known)
+    paths = [film for film in films if film is not None]
+    table, _ = _to_fractions(table, paths, path)
+    key_frames, paths, _ = _group(table, paths, [[]] * len(paths), 0)
+    if table.by_frame:
+        return _time_frames(key_frames, paths, path)[0]
+    return replace(key_frames, seconds=clocks.seconds(key_frames, paths))
+
+
+def with_detections(videos: Videos, detections: KeyFrames, *, min_score: float) -> Videos:
+    """Return videos with detected boxes of at least `min_score` in the place of annotated ones.
+
+    It has a key frame for each moment with such boxes, annotated or not; the targets are False.
+    The last of the notes says how many boxes there are, and how many annotated key frames have
+    none. Raises UserError if no score is so high.
+    """
+    assert videos.key_frames is not None
+    high = detections.scores >= min_score
+    if not high.any():
+        best = f"the highest is {detections.scores.max():.3g}" if len(high) else "there are none"
+        raise UserError(f"no box has a score of {min_score:g} or more, {best}: use --min-score")
+    counts = np.add.reduceat(np.append(high, False), detections.offsets[:-1]) * (
+        detections.counts > 0
+    )
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    kept = replace(
+        detections,
+        offsets=offsets,
+        boxes=detections.boxes[high],
+        targets=np.zeros((int(high.sum()), videos.key_frames.targets.shape[1]), bool),
+        scores=detections.scores[high],
+        persons=detections.persons[high],
+    ).pick(np.flatnonzero(counts))
+    clocks = _Clocks(videos)
+    paths = [clocks.find(*pair) for pair in zip(kept.names, kept.stamps.tolist(), strict=True)]
+    annotated = set(map(_moment, videos.key_frames.names, videos.key_frames.stamps.tolist()))
+    empty = len(annotated - set(map(_moment, kept.names, kept.stamps.tolist())))
+    note = (
+        f"{len(kept.boxes):,} of {len(high):,} detected boxes have a score of {min_score:g} or "
+        f"more, in {len(kept):,} key frames; {empty:,} of {len(annotated):,} annotated ones have "
+        "none"
+    )
+    return replace(
+        videos,
+        paths=tuple(path for path in paths if path is not None),
+        notes=(*videos.notes, note),
+        key_frames=kept,
+    )
+
+
+class _Clocks:
+    """Finds the video of a moment among key frames, and the second in its file."""
+
+    def __init__(self, videos: Videos):
+        assert videos.key_frames is not None
+        self.names: dict[str, set[str]] = {}
+        self._exact: dict[tuple[str, float], str] = {}
+        self._starts: dict[str, float] = {}
+        frames = videos.key_frames
+        starts = (frames.stamps - frames.seconds).tolist()
+        for path, name, stamp, start in zip(
+            videos.paths, frames.names, frames.stamps.tolist(), starts, strict=True
+        ):
+            self._exact[_moment(name, stamp)] = path
+            self.names.setdefault(name, set()).add(path)
+            self._starts.setdefault(path, start)
+
+    def find(self, name: str, stamp: float) -> str | None:
+        """Return the path of the video of a moment; None if it is not among them."""
+        paths = self.names.get(name, set())
+        exact = self._exact.get(_moment(name, stamp))
+        return exact or (next(iter(paths)) if len(paths) == 1 else None)
+
+    def seconds(self, key_frames: KeyFrames, paths: Sequence[str]) -> np.ndarray:
+        """Return the seconds in the files, float64 [n]."""
+        return key_frames.stamps - np.array([self._starts[path] for path in paths])
+
+
+def _moment(name: str, stamp: float) -> tuple[str, float]:
+    """Return what two files write for the same moment: seconds are rounded to milliseconds."""
+    return name, round(stamp, 3)
+
+
+def _leave_out(table: Table, excluded: str) -> Table:
+    if not excluded:
+        return table
+    out = read_excluded(excluded)
+    moments = zip(table.names, table.moments.tolist(), strict=True)
+    kept = np.array([_moment(*moment) not in out for moment in moments], bool)
+    if kept.all():
+        raise UserError(f"{excluded} excludes no key frame of these annotations: is it of them?")
+    return _pick_rows(table, kept)
+
+
+def _pick_rows(table: Table, kept: np.ndarray) -> Table:
+    rows = np.flatnonzero(kept).tolist()
+    return replace(
+        table,
+        lines=table.lines[rows],
+        names=[table.names[row] for row in rows],
+        moments=table.moments[rows],
+        corners=table.corners[rows],
+        actions=[table.actions[row] for row in rows],
+        persons=table.persons[rows],
+        scores=None if table.scores is None else table.scores[rows],
+    )
+
+
+def _find_films(table: Table, path: Path, folder: str) -> list[str]:
+    """Return the path of the video of each row. Raises UserError if none is found."""
+    root = Path(folder).expanduser().absolute() if folder else path.parent
+    if not root.is_dir():
+        raise UserError(f"no such folder of videos: {root}")
+    stems: dict[str, list[str]] = {}
+    segments: dict[str, list[tuple[float, float, str]]] = {}
+    for file in find_videos(root):
+        stem = Path(file).stem
+        stems.setdefault(stem, []).append(file)
+        if match := _SEGMENT.fullmatch(stem):
+            segments.setdefault(match[1], []).append((float(match[2]), float(match[3]), file))
+    found: dict[tuple[str, float], str] = {}
+
+    def find(name: str, moment: float) -> str:
+        if name in segments and name not in stems:
+            for first, last, file in segments[name]:
+                if first <= moment <= last:
+                    return str(root / file)
+        files = stems.get(Path(name).stem if _is_file(name) else name, [])
+        if len(files) > 1:
+            # `train.csv` beside `train/` and `val/`; or a path.
+            inside = [file for file in files if file.startswith((name, f"{path.stem}{os.sep}"))]
+            files = inside if len(inside) == 1 else files
+        if len(files) > 1:
+            raise UserError(
+                f"{name} is there {len(files)} times below {root}: {files[0]}, {files[1]}; name a "
+                "folder that has one of each as config.data.videos (--videos)"
+            )
+        return str(root / (files[0] if files else name if _is_file(name) else f"{name}.mp4"))
+
+    for name, moment in zip(table.names, table.moments.tolist(), strict=True):
+        key = (name, moment) if name in segments else (name, 0.0)
+        if key not in found:
+            found[key] = find(name, moment)
+    if not any(map(os.path.exists, found.values())):
+        name = table.names[0]
+        close = difflib.get_close_matches(name, [*stems, *segments], n=1)
+        near = f"; the nearest name is {close[0]!r}" if close else ""
+        raise UserError(
+            f"{path}: none of its {len(set(table.names)):,} videos is in {root}, first {name!r}"
+            f"{near}; give their folder as config.data.videos (--videos)"
+        )
+    keys = zip(table.names, table.moments.tolist(), strict=True)
+    return [found[(name, moment) if name in segments else (name, 0.0)] for name, moment in keys]
+
+
+def _is_file(name: str) -> bool:
+    return name.lower().endswith(tuple(f".{suffix}" for suffix in SUFFIXES))
+
+
+def _to_fractions(table: Table, films: Sequence[str], path: Path) -> tuple[Table, str]:
+    """Return the table with corners as fractions in 0 to 1, and what was done.
+
+    Raises UserError for corners out of order, and if most boxes are outside of the images.
+    """
+    corners = table.corners.copy()
+    boxed = ~np.isnan(corners[:, 0])
+    if not boxed.any():
+        return table, "no boxes"
+    wrong = boxed & ~((corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3]))
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        cells = ", ".join(f"{value:g}" for value in corners[row])
+        raise UserError(
+            f"{path} line {table.lines[row]}: corners {cells} are out of order, as are those of "
+            f"{int(wrong.sum()):,} of {int(boxed.sum()):,} boxes: x1 < x2 and y1 < y2 are needed, "
+            "not x, y, width, height"
+        )
+    largest = float(np.nanmax(corners))
+    said = "corners are fractions of width and height"
+    if largest > FRACTION:
+        sizes = read_sizes(films)
+        if not sizes:
+            raise UserError(
+                f"{path}: corners are pixels (up to {largest:g}), and no video can be read for its "
+                "size; give fractions of width and height"
+            )
+        common = next(iter(sizes.values()))
+        whole = np.array([sizes.get(film, common) for film in films], float)
+        corners /= whole[:, [1, 0, 1, 0]]
+        said = f"corners are pixels (up to {largest:g})"
+    outside = boxed & ((corners < -0.01) | (corners > 1.01)).any(axis=1)
+    gone = boxed & ((corners[:, :2] >= 1).any(axis=1) | (corners[:, 2:] <= 0).any(axis=1))
+    if gone.sum() * 2 > boxed.sum():
+        row = int(np.flatnonzero(gone)[0])
+        raise UserError(
+            f"{path}: {int(gone.sum()):,} of {int(boxed.sum()):,} boxes are outside of the image, "
+            f"first line {table.lines[row]}; {said}: are they of videos of another size?"
+        )
+    if outside.any():
+        said += f"; {int(outside.sum()):,} boxes reach beyond the image, and are cut at its border"
+    if gone.any():
+        said += f"; {int(gone.sum()):,} boxes are outside of it, and are left out"
+        corners[gone] = np.nan
+    return replace(table, corners=np.clip(corners, 0, 1)), said
+
+
+def read_sizes(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Return the height and the width of each video that can be read."""
+    from videomae_jax.data.decode import read_size
+
+    return _read_each(read_size, paths)
+
+
+def read_durations(paths: Iterable[str]) -> dict[str, float]:
+    """Return the seconds of each video that can be read, as its container states them."""
+    from videomae_jax.data.decode import read_duration
+
+    return _read_each(read_duration, paths)
+
+
+def _read_each(read: Callable[[str], Value], paths: Iterable[str]) -> dict[str, Value]:
+    """Return what `read` returns for each path, without the videos that cannot be read."""
+    from videomae_jax.data.decode import UnreadableVideo
+
+    def attempt(path: str) -> Value | None:
+        try:
+            return read(path)
+        except UnreadableVideo:
+            return None
+
+    distinct = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor(READERS) as pool:
+        found = zip(distinct, pool.map(attempt, distinct), strict=True)
+        return {path: value for path, value in found if value is not None}
+
+
+def _number_classes(
+    table: Table, classes: str | tuple[str, ...], path: Path
+) -> tuple[tuple[str, ...], list[list[int]], str]:
+    """Return class names, the classes of each row counted from 0, and where they come from."""
+    split = {action: [part.strip() for part in action.split("|")] for action in set(table.actions)}
+    used = {part for parts in split.values() for part in parts if part}
+    if isinstance(classes, str) and classes:
+        names = name_classes(read_class_list(classes))
+        said = f"{len(names)} classes of {classes}"
+    elif classes:
+        names = tuple(classes)
+        said = f"{len(names)} classes of training"
+    elif used and all(part.isdecimal() for part in used):
+        names = tuple(map(str, range(1, max(map(int, used)) + 1)))
+        said = f"no class list: classes are ids 1 to {len(names)}"
+    else:
+        names = tuple(sorted(used))
+        said = f"no class list: {len(names)} classes, by name in alphabetical order"
+    places = {str(number): number - 1 for number in range(1, len(names) + 1)}
+    places |= {name: number for number, name in enumerate(names)}
+    unknown = sorted(used - places.keys())
+    if unknown:
+        row = next(r for r, action in enumerate(table.actions) if unknown[0] in split[action])
+        close = difflib.get_close_matches(unknown[0], names, n=1)
+        meant = f"; did you mean {close[0]!r}?" if close else f"; they are 1 to {len(names)}"
+        raise UserError(
+            f"{path} line {table.lines[row]}: action {unknown[0]!r} is not among the {len(names)} "
+            f"classes{meant}"
+        )
+    numbers = {action: [places[part] for part in parts if part] for action, parts in split.items()}
+    return names, [numbers[action] for action in table.actions], said
+
+
+def _group(
+    table: Table, films: Sequence[str], numbers: Sequence[Sequence[int]], classes: int
+) -> tuple[KeyFrames, list[str], int]:
+    """Join the rows of a box, and the boxes of a moment, in the order of appearance.
+
+    films, numbers: the path and the classes of each row. Returns key frames whose `seconds` are
+    still those of the file, the path of each, and how many rows add nothing.
+    """
+    moments: dict[tuple[str, float], int] = {}
+    boxes: list[dict[tuple[float, ...], int]] = []  # of each moment: corners -> the first row
+    labels: list[set[int]] = [set() for _ in table.names]  # of the first row of each box
+    paths: list[str] = []
+    repeated = 0
+    corners = list(map(tuple, table.corners.tolist()))
+    missing = np.isnan(table.corners[:, 0]).tolist()
+    for row, (name, stamp) in enumerate(zip(table.names, table.moments.tolist(), strict=True)):
+        place = moments.setdefault(_moment(name, stamp), len(moments))
+        if place == len(boxes):
+            boxes.append({})
+            paths.append(films[row])
+        if missing[row]:
+            continue
+        first = boxes[place].setdefault(corners[row], row)
+        repeated += first != row and set(numbers[row]) <= labels[first]
+        labels[first].update(numbers[row])
+    rows = np.array([row for of in boxes for row in of.values()], np.int64)
+    targets = np.zeros((len(rows), classes), bool)
+    for box, row in enumerate(rows.tolist()):
+        targets[box, list(labels[row])] = True
+    stamps = np.array([stamp for _, stamp in moments], float)
+    key_frames = KeyFrames(
+        seconds=stamps,
+        names=tuple(name for name, _ in moments),
+        stamps=stamps,
+        offsets=np.concatenate([[0], np.cumsum([len(of) for of in boxes], dtype=np.int64)]),
+        boxes=table.corners[rows].astype(np.float32),
+        targets=targets,
+        scores=np.ones(len(rows), np.float32)
+        if table.scores is None
+        else table.scores[rows].astype(np.float32),
+        persons=table.persons[rows],
+    )
+    return key_frames, paths, repeated
+
+
+def _time_frames(key_frames: KeyFrames, paths: Sequence[str], path: Path) -> tuple[KeyFrames, str]:
+    """Replace the numbers of frames by their seconds, which are also the stamps then."""
+    from videomae_jax.data.decode import read_seconds
+
+    times = _read_each(read_seconds, paths)
+    if not times:
+        raise UserError(f"{path}: no video can be read for the times of its frames")
+    seconds = np.empty(len(key_frames))
+    for index, (film, frame) in enumerate(zip(paths, key_frames.stamps.tolist(), strict=True)):
+        known = times.get(film)
+        if known is not None and not 0 <= frame < len(known) - 1:
+            raise UserError(
+                f"{path}: frame {frame:g} of {film}, which has {len(known) - 1:,}; use 0 to "
+                f"{len(known) - 2}"
+            )
+        seconds[index] = 0.0 if known is None else known[int(frame)]
+    return replace(key_frames, seconds=seconds, stamps=seconds), "frames count from 0"
+
+
+def _start_films(
+    key_frames: KeyFrames, paths: Sequence[str], start: str | float, path: Path
+) -> tuple[KeyFrames, str]:
+    """Subtract the second at which the video files begin.
+
+    Raises UserError if all key frames are then beyond the end of the videos that are opened.
+    """
+    stamps = key_frames.stamps
+    segments = [_SEGMENT.fullmatch(Path(film).stem) for film in paths]
+    cut = np.array(
+        [
+            float(m[2]) if m and m[1] == n else 0.0
+            for m, n in zip(segments, key_frames.names, strict=True)
+        ]
+    )
+    said = "seconds count from the beginning of the files"
+    if cut.any():
+        said = "seconds count from the first second in the names of the files"
+    elif start != "auto":
+        try:
+            cut = np.full(len(stamps), float(start))
+        except ValueError:
+            raise UserError(f"data.start {start!r}: use auto or a number, such as 900") from None
+        said = f"files begin at second {cut[0]:g} (data.start)"
+    distinct = [film for film in dict.fromkeys(paths) if os.path.exists(film)]
+    durations = read_durations(distinct[:: -(-len(distinct) // OPENED)])
+    ends = np.array([durations.get(film, np.nan) for film in paths]) + SLACK
+    known = ~np.isnan(ends)
+    seconds = stamps - cut
+    fits = (seconds >= -1e-6) & (seconds <= ends)
+    if not known.any() or fits[known].any():
+        late = int((known & ~fits).sum())
+        if late:
+            said += f"; {late:,} of {int(known.sum()):,} key frames looked at are beyond the end"
+        return replace(key_frames, seconds=seconds), said
+    moved = stamps - CUT
+    if start == "auto" and not cut.any() and ((moved >= 0) & (moved <= ends))[known].all():
+        said = (
+            f"files begin at second {CUT:g}: all {int(known.sum()):,} key frames looked at are "
+            f"beyond the end, and fit after {CUT:g} is subtracted"
+        )
+        return replace(key_frames, seconds=moved), said
+    row = int(np.flatnonzero(known)[0])
+    raise UserError(
+        f"{path}: all key frames are outside of their videos, first second {stamps[row]:g} of "
+        f"{paths[row]}, which has {ends[row] - SLACK:.1f} s; give the second at which the files "
+        f"begin as config.data.start (--start), such as {stamps[known].min() // 1:g}"
+    )
