@@ -22,7 +22,7 @@ from videomae_jax.devices.sharding import check_batch, make_mesh
 from videomae_jax.diagnostics.collectives import Collective, read_collectives
 from videomae_jax.tasks.build import open_videos
 from videomae_jax.tasks.task import Task, TaskModule
-from videomae_jax.training.optim import make_optimizer, make_schedule, warmup_cosine
+from videomae_jax.training.optim import average_decay, make_optimizer, make_schedule, warmup_cosine
 from videomae_jax.training.step import abstract_batch, jit_steps
 
 # Assumed for all devices; one H200 reached 0.25 with ViT-S, 0.35 B, 0.41 L, 0.42 H
@@ -147,14 +147,15 @@ def _lower(
     config: ConfigDict, task: Task, mesh: Mesh, *, clips: int, examples: int
 ) -> jax.stages.Lowered:
     """Lower the training step for the platform of the mesh."""
+    schedule = make_schedule(config, examples=examples)
     steps = jit_steps(
         task,
         make_optimizer(config, task),
-        warmup_cosine(make_schedule(config, examples=examples)),
+        warmup_cosine(schedule),
         mesh,
         seed=config.seed,
         accumulation=config.accumulation,
-        ema_decay=config.ema_decay,
+        ema_decay=average_decay(config, task, steps=schedule.steps),
     )
     batch = abstract_batch(task.samplers()[0], clips, mesh, labelled=True)
     traced = steps.train.trace(steps.abstract_state, batch)
@@ -197,11 +198,13 @@ def savings(config: ConfigDict, devices: int) -> Iterator[list[dict[str, int | s
     smaller, while recomputing costs up to a third of the FLOPs; with sharded parameters, every
     micro-batch gathers them again, so recomputing comes first.
     """
-    parts = [config.accumulation]
+    # What divides a step: a loss that compares all of its videos has chunks instead.
+    divide = "chunks" if "chunks" in config else "accumulation"
+    parts = [config[divide]]
     while config.batch_size * config.repeats % (devices * parts[-1] * 2) == 0:
         parts.append(parts[-1] * 2)
     remats = list(RECOMPUTED)[list(RECOMPUTED).index(config.run.remat) :]
-    now = {"accumulation": parts[0], "run.remat": remats[0], "mesh.fsdp": config.mesh.fsdp}
+    now = {divide: parts[0], "run.remat": remats[0], "mesh.fsdp": config.mesh.fsdp}
     splits = [config.mesh.fsdp]  # -1: all the devices that are left
     while splits[-1] > 0 and devices % (splits[-1] * 2) == 0:
         splits.append(splits[-1] * 2)
