@@ -94,6 +94,8 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 std=(0.229, 0.224, 0.225),
                 position_grid=(),  # grid to interpolate positions from; () recomputes them
                 classes=0,  # 0 takes the number from the training data
+                # Sigmoid loss and mAP; a training list with several labels a video sets it.
+                multi_label=False,
             ),
             clip=dict(
                 frames=16,

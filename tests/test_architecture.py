@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "videomae_jax"
 ROOMS = {
     "errors": set(),
     "host": set(),
+    "drawing": set(),
     "progress": set(),
     "config": {"errors"},
     "metrics": {"errors"},
@@ -22,7 +23,7 @@ ROOMS = {
     "augment": {"errors"},
     "data": {"errors", "host"},
     "devices": {"errors"},
-    "pictures": {"errors", "models"},
+    "pictures": {"errors", "models", "data"},
     "tasks": {
         *("errors", "config", "models", "augment", "data", "devices"),
         *("metrics", "detection_metrics", "pictures"),
@@ -46,7 +47,7 @@ ONLY_IN = {
     "clu": {"training/monitor.py"},
     "orbax": {"training/checkpoint.py"},
     "flax": {"models"},
-    "av": {"data/decode.py", "data/encode.py", "pictures.py"},
+    "av": {"data/decode.py", "data/encode.py"},
     "decord": {"data/decoders.py"},
     "torchcodec": {"data/decoders.py"},
     "pyarrow": {"inference/tables.py"},

@@ -42,11 +42,12 @@ def write_video(
     options: dict | None = None,
     container_options: dict | None = None,
     shift: int = 0,
+    pictures=None,
 ) -> str:
     """Write `count` numbered frames, and return the path.
 
     `times` are presentation times in 1/30 s, one for each frame; `shift` moves the
-    background, so that two videos differ.
+    background, so that two videos differ. `pictures`: uint8 [count, H, W, 3], instead of numbers.
     """
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=30, options=options or {})
@@ -55,13 +56,35 @@ def write_video(
         stream.codec_context.gop_size = gop
         stream.codec_context.max_b_frames = b_frames
         for index in range(count):
-            picture = numbered(index, width=width, height=height, shift=shift)
+            if pictures is None:
+                picture = numbered(index, width=width, height=height, shift=shift)
+            else:
+                picture = pictures[index]
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts = index if times is None else int(times[index])
             frame.time_base = Fraction(1, 30)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return str(path)
+
+
+def write_attributes(folder: Path, count: int) -> str:
+    """Write videos of a square that may be red and may move, and their list; return its path.
+
+    Of four videos, one is of no class, one "red", one "moving" and one both.
+    """
+    lines = []
+    for index in range(count):
+        red, moving = index % 2, index // 2 % 2
+        pictures = np.full((16, 32, 32, 3), 90, np.uint8)
+        for frame, picture in enumerate(pictures):
+            left = 4 + (5 * index + 8 * moving * frame) % 20
+            picture[8:24, left : left + 8] = (230, 20, 20) if red else (20, 20, 230)
+        write_video(folder / f"{index}.mp4", count=16, width=32, height=32, pictures=pictures)
+        labels = ["red"] * red + ["moving"] * moving
+        lines.append(f"{index}.mp4,{'|'.join(labels) or '|'}")
+    (folder / "list.csv").write_text("\n".join(lines))
+    return str(folder / "list.csv")
 
 
 def write_sound(path) -> str:

@@ -19,7 +19,7 @@ from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.tokens import patch_grid
 
 if TYPE_CHECKING:
-    from videomae_jax.inference.evaluate import Evaluation
+    from videomae_jax.inference.evaluate import Evaluation, MultiLabelEvaluation
     from videomae_jax.inference.predict import VideoClasses
 
 # Functions import what only they need: TensorFlow and PyAV are slow to import, and a model that
@@ -217,7 +217,11 @@ class Model:
         return self._outputs(self.params, self._check(video), name="features")
 
     def logits(self, video: Any) -> jax.Array:
-        """Return the logits of a fine-tuned model, [B, classes]."""
+        """Return the logits of a fine-tuned model, [B, classes].
+
+        Their softmax are the probabilities of the classes; for a model of several labels a video
+        (`config.model.multi_label`) their sigmoid.
+        """
         if "head" not in self.params:
             raise UserError(
                 f"a model of task {self.config.task!r} has no classes: use features, or load a "
@@ -308,7 +312,7 @@ def evaluate(
     batch_size: int | None = None,
     out: File | None = None,
     stopped: Callable[[], bool] = lambda: False,
-) -> "Evaluation | None":
+) -> "Evaluation | MultiLabelEvaluation | None":
     """Measure a fine-tuned model on labelled videos, as `videomae evaluate` does.
 
     Args:
@@ -316,14 +320,15 @@ def evaluate(
         videos: a list, a folder or packed records, with labels.
         views: "SxC", S clips over time by C crops; None: the views of the recipe.
         batch_size: videos on all devices, None for one on each.
-        out: a folder for the scores, the confusion matrix and the list of unreadable videos.
-            The same call resumes from the scores in it.
+        out: a folder for the scores, the list of unreadable videos and the confusion matrix. The
+            same call resumes from the scores in it.
         stopped: called after every batch; when it returns true, the scores are saved.
 
     Returns:
         top1 and top5 (0 to 1, with 95 % intervals), an accuracy for each class, the confusion
-        matrix and probabilities float32 [n, classes]; see `inference.evaluate.Evaluation`. None
-        if `stopped` returned true.
+        matrix and probabilities float32 [n, classes]; see `inference.evaluate.Evaluation`. For a
+        model of several labels a video: map and hit (0 to 1), an average precision for each class
+        and probabilities, see `MultiLabelEvaluation`. None if `stopped` returned true.
 
     Raises:
         UserError: the model has no classes or not those of the labels, or an argument is out of
@@ -357,7 +362,8 @@ def predict(
     Args:
         model: a fine-tuned model, or its path.
         videos: a video, a list or a folder.
-        top: how many classes to return, None for up to 5.
+        top: how many classes to return; None for up to 5, or, of a model of several labels a
+            video, those with a probability above 0.5.
 
     Returns:
         For each video, in order, its most likely classes, (name, probability 0 to 1), and those

@@ -74,6 +74,41 @@ def average_precision(
     return float(np.maximum.accumulate(precision[::-1]).sum() / total)
 
 
+def class_precisions(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the average precision of each class: float64 [classes], NaN if it has no example.
+
+    probabilities: [n, classes]. labels: bool [n, classes]. Each class ranks all examples; those
+    with equal probabilities are taken together. Not interpolated, unlike `average_precision`: the
+    definition of `average_precision_score` in scikit-learn and of the Charades challenge.
+    """
+    return np.array([_precision(*column) for column in zip(probabilities.T, labels.T, strict=True)])
+
+
+def _precision(scores: np.ndarray, relevant: np.ndarray) -> float:
+    if not relevant.any():
+        return math.nan
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.diff(scores[order], append=math.nan))  # of equal scores
+    hits = np.cumsum(relevant[order])[last]
+    gained = np.diff(hits, prepend=0) / hits[-1]
+    return float((gained * hits / (last + 1)).sum())
+
+
+def mean_precision(precisions: np.ndarray) -> float:
+    """Return the mean average precision over the classes that have one, NaN if none has."""
+    found = precisions[~np.isnan(precisions)]
+    return float(found.mean()) if len(found) else math.nan
+
+
+def hit(probabilities: np.ndarray, labels: np.ndarray) -> Proportion:
+    """Return how often the most probable class is one of the labels, bool [n, classes].
+
+    Counts the examples that have a label; there must be one.
+    """
+    right = np.take_along_axis(labels, probabilities.argmax(axis=-1)[:, None], axis=-1)
+    return wilson(int(right.sum()), int(labels.any(axis=-1).sum()))
+
+
 TEMPERATURE = 0.07  # as in Wu et al. (2018)
 CHUNK = 256  # queries that are compared with the whole bank at once
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -377,3 +378,31 @@ def test_the_command_packs_and_trains_elsewhere(videos, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["data", "pack", str(moved), str(out)])
     assert "is packed already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_videos_of_several_labels_are_packed_and_read_by_others(tmp_path, named):
+    for name in "xyz":
+        write_video(tmp_path / f"{name}.mp4", count=12)
+    labels = ("a|b", "b", "|") if named else ("0|2", "2", "|")
+    lines = [f"{name}.mp4,{label}" for name, label in zip("xyz", labels, strict=True)]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    videos = read_videos(tmp_path / "list.csv")
+    write(videos, tmp_path / "packed")
+    again = read_videos(tmp_path / "packed")
+    assert again.labels.dtype == bool and again.class_names == videos.class_names
+    np.testing.assert_array_equal(again.labels, videos.labels)
+    builder = tfds.builder_from_directory(tmp_path / "packed")
+    found = {
+        int(example["video_id"]): example["label"].tolist()
+        for example in builder.as_dataset(split="train").as_numpy_iterator()
+    }
+    assert found == ({0: [0, 1], 1: [1], 2: []} if named else {0: [0, 2], 1: [2], 2: []})
+
+
+def test_an_index_of_before_there_were_several_labels_is_read(packed, tmp_path):
+    shutil.copytree(packed["jpeg"].name, tmp_path / "old")
+    index = json.loads((tmp_path / "old/index.json").read_text())
+    del index["multi_label"]
+    (tmp_path / "old/index.json").write_text(json.dumps(index))
+    assert read_videos(tmp_path / "old").labels.tolist() == packed["jpeg"].labels.tolist()

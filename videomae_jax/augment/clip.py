@@ -286,8 +286,9 @@ def cut_box(key: jax.Array, fraction: jax.Array, *, height: int, width: int) -> 
 
 
 def smooth_targets(labels: jax.Array, *, classes: int, smoothing: float) -> jax.Array:
-    """Return targets float32 [B, classes] of labels int32 [B].
+    """Return targets float32 [B, classes] of labels int32 [B] or bool [B, classes].
 
-    smoothing is spread over all classes; the label gets 1 - smoothing in addition.
+    smoothing is spread over all classes; each label gets 1 - smoothing in addition.
     """
-    return (1 - smoothing) * jax.nn.one_hot(labels, classes) + smoothing / classes
+    chosen = jax.nn.one_hot(labels, classes) if labels.ndim == 1 else labels.astype(jnp.float32)
+    return (1 - smoothing) * chosen + smoothing / classes

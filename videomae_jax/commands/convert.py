@@ -81,5 +81,8 @@ def main(args: argparse.Namespace) -> None:
         print(checkpoint.report)
     save_checkpoint(args.target, checkpoint, to=to)
     print(f"wrote {args.target} ({to})")
+    config = checkpoint.config
+    if to in ("mcg", "safetensors") and config.task == "classify" and config.model.multi_label:
+        print("note: this format does not say that the model knows several labels a video")
     if checkpoint.report:
         print(LICENCE)

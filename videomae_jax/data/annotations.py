@@ -11,7 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from videomae_jax.data.box_files import Table, read_table
+from videomae_jax.data.box_files import read_table
+from videomae_jax.data.box_table import Table
 from videomae_jax.data.class_lists import name_classes, read_class_list
 from videomae_jax.data.key_frames import KeyFrames
 from videomae_jax.data.sources import find_videos
@@ -97,7 +98,7 @@ def read_detections(source: str | os.PathLike[str], videos: Videos) -> KeyFrames
     targets are bool [total, 0]. Raises UserError if no box is of these videos.
     """
     path = Path(source).expanduser().absolute()
-    table = read_table(path)
+    table = read_table(path, images=Path(videos.name))
     clocks = _Clocks(videos)
     films = [clocks.find(*pair) for pair in zip(table.names, table.moments.tolist(), strict=True)]
     known = np.array([film is not None for film in films], bool)
@@ -117,6 +118,39 @@ def read_detections(source: str | os.PathLike[str], videos: Videos) -> KeyFrames
     return replace(key_frames, seconds=clocks.seconds(key_frames, paths))
 
 
+def read_film_detections(source: str | os.PathLike[str], film: str) -> KeyFrames:
+    """Open the detected boxes of one video file, see `read_detections`.
+
+    They are found by the name of the file. Raises UserError if there are none of it, and if all
+    are beyond its end.
+    """
+    path = Path(source).expanduser().absolute()
+    table = read_table(path)
+    segment = _SEGMENT.fullmatch(Path(film).stem)
+
+    def is_of_film(name: str, moment: float) -> bool:
+        if segment and name == segment[1]:
+            return float(segment[2]) <= moment <= float(segment[3])
+        return name == Path(film).stem or Path(name).name == Path(film).name
+
+    rows = zip(table.names, table.moments.tolist(), strict=True)
+    known = np.array([is_of_film(*row) for row in rows], bool)
+    if not known.any():
+        names = list(dict.fromkeys(table.names))
+        close = difflib.get_close_matches(Path(film).stem, names, n=1) or names[:1]
+        raise UserError(
+            f"{path} has boxes of {len(names):,} videos, none is named {Path(film).stem!r}"
+            + "".join(f"; the nearest name is {name!r}" for name in close)
+        )
+    table = _pick_rows(table, known)
+    films = [film] * len(table.names)
+    table, _ = _to_fractions(table, films, path)
+    key_frames, paths, _ = _group(table, films, [[]] * len(films), 0)
+    if table.by_frame:
+        return _time_frames(key_frames, paths, path)[0]
+    return _start_films(key_frames, paths, "auto", path)[0]
+
+
 def with_detections(videos: Videos, detections: KeyFrames, *, min_score: float) -> Videos:
     """Return videos with detected boxes of at least `min_score` in the place of annotated ones.
 
@@ -129,18 +163,10 @@ def with_detections(videos: Videos, detections: KeyFrames, *, min_score: float) 
     if not high.any():
         best = f"the highest is {detections.scores.max():.3g}" if len(high) else "there are none"
         raise UserError(f"no box has a score of {min_score:g} or more, {best}: use --min-score")
-    counts = np.add.reduceat(np.append(high, False), detections.offsets[:-1]) * (
-        detections.counts > 0
-    )
-    offsets = np.concatenate([[0], np.cumsum(counts)])
+    kept = detections.keep(high)
     kept = replace(
-        detections,
-        offsets=offsets,
-        boxes=detections.boxes[high],
-        targets=np.zeros((int(high.sum()), videos.key_frames.targets.shape[1]), bool),
-        scores=detections.scores[high],
-        persons=detections.persons[high],
-    ).pick(np.flatnonzero(counts))
+        kept, targets=np.zeros((len(kept.boxes), videos.key_frames.targets.shape[1]), bool)
+    )
     clocks = _Clocks(videos)
     paths = [clocks.find(*pair) for pair in zip(kept.names, kept.stamps.tolist(), strict=True)]
     annotated = set(map(_moment, videos.key_frames.names, videos.key_frames.stamps.tolist()))

@@ -1,228 +1,32 @@
-"""Annotation and box files of action detection -> one table of rows, whatever the format.
+"""Annotation and box files of action detection: the format is decided by the content."""
 
-A row is a box with one action at a moment of a video. The format is decided by the content:
-
-- csv without a header, as AVA writes it: video, second, x1, y1, x2, y2, action, person. With a
-  number with a decimal point in the place of the person it is the score of a person detector, as
-  SlowFast writes it. AVA-Kinetics has no person. Rows of two columns are key frames without boxes.
-- csv with a header that names these columns, in any order.
-"""
-
-import csv
-import difflib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from videomae_jax.data.manifest import split_lines
+from videomae_jax.data.box_csv import is_box_csv, read_csv
+from videomae_jax.data.box_json import read_json
+from videomae_jax.data.box_pickle import read_pickle
+from videomae_jax.data.box_table import Table
 from videomae_jax.errors import UserError
 
-CORNERS = ("x1", "y1", "x2", "y2")
-# Columns of a csv with a header, and other names of them.
-COLUMNS = {
-    "video": ("video_id",),
-    "timestamp": ("second",),
-    "frame": (),
-    **dict.fromkeys(CORNERS, ()),
-    "action": ("action_id", "label"),
-    "person": ("person_id",),
-    "score": (),
-}
-# Rows that are looked at to tell an annotation file from a list of videos.
-SAMPLED = 1000
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """The rows of an annotation or box file.
-
-    kind: the format, for people. lines: int64 [n], where each row is, from 1. names: ids or paths
-    of the videos. moments: float64 [n], seconds, or the numbers of frames if `by_frame`. corners:
-    float64 [n, 4], x1, y1, x2, y2, NaN for a key frame without a box. actions: names or ids, ""
-    is none. persons: int64 [n], -1 is unknown. scores: float64 [n] of a person detector, None if
-    the file has none.
-    """
-
-    kind: str
-    lines: np.ndarray
-    names: list[str]
-    moments: np.ndarray
-    corners: np.ndarray
-    actions: list[str]
-    persons: np.ndarray
-    scores: np.ndarray | None
-    by_frame: bool = False
+JSON, PICKLE = (".json",), (".pkl", ".pickle")
 
 
 def is_box_file(path: Path) -> bool:
     """Return whether a file holds boxes; otherwise it may be a list of videos."""
-    rows = list(zip(range(SAMPLED), _rows(_read_text(path)), strict=False))
-    if not rows:
-        return False
-    names = {name.strip().lower() for name in rows[0][1][1]}
-    return set(CORNERS) <= names or any(_has_corners(row) for _, (_, row) in rows)
+    return path.suffix.lower() in (*JSON, *PICKLE) or is_box_csv(path)
 
 
-def read_table(path: Path) -> Table:
-    """Read a file of boxes. Raises UserError for a file in no known format, and for bad rows."""
-    rows = list(_rows(_read_text(path)))
-    if not rows:
-        raise UserError(f"{path} is empty: an annotation file has one box a line")
-    if _has_corners(rows[0][1]) or len(rows[0][1]) == 2:
-        return _read_plain(path, rows)
-    return _read_named(path, rows)
+def read_table(path: Path, *, images: Path | None = None) -> Table:
+    """Read the boxes of a file: csv, see `box_csv`; json, see `box_json`; or mmaction2's pickle.
 
-
-def _read_text(path: Path) -> str:
+    images: the annotations that have the moments of the image ids of a list of detections. Raises
+    UserError for a file in none of these formats, and for bad rows.
+    """
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file in UTF-8") from None
+        if path.suffix.lower() in JSON:
+            return read_json(path, images=images)
+        if path.suffix.lower() in PICKLE:
+            return read_pickle(path)
+        return read_csv(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line, cells) of every line that is not blank."""
-    lines = split_lines(text)
-    reader = csv.reader(lines, skipinitialspace=True)
-    for row in reader:
-        if any(cell.strip() for cell in row):
-            yield reader.line_num, row
-
-
-def _has_corners(row: Sequence[str]) -> bool:
-    return len(row) in (6, 7, 8) and all(map(_is_number, row[1:6]))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _read_plain(path: Path, rows: list[tuple[int, list[str]]]) -> Table:
-    """Read a csv without a header, with 8, 7, 6 or 2 columns."""
-    widths = {len(row) for _, row in rows}
-    for line, row in rows:
-        if len(row) not in (2, 6, 7, 8):
-            raise UserError(
-                f"{path} line {line} has {len(row)} columns, not 8 (video, second, x1, y1, x2, "
-                f"y2, action, person or score), 7 (without the last) or 2: {','.join(row)}"
-            )
-    width = max(widths)
-    padded = [row + [""] * (width - len(row)) for _, row in rows]
-    columns = [[cell.strip() for cell in column] for column in zip(*padded, strict=True)]
-    actions = columns[6] if width > 6 else [""] * len(rows)
-    last: list[str] = columns[7] if width == 8 else []
-    # Ids have no decimal point. A file of 7 columns has either actions or scores.
-    if width == 7 and any("." in cell for cell in actions):
-        actions, last = [""] * len(rows), actions
-    scored = any("." in cell for cell in last)
-    where = [line for line, _ in rows]
-    return Table(
-        kind="csv of predicted boxes" if scored else f"AVA csv of {width} columns",
-        lines=np.array(where),
-        names=columns[0],
-        moments=_floats(columns[1], where, path, "second"),
-        corners=_corners(columns[2:6] if width > 2 else [[""] * len(rows)] * 4, where, path),
-        actions=actions,
-        persons=_persons([] if scored else last, where, path),
-        scores=_floats(last, where, path, "score", empty=1.0) if scored else None,
-    )
-
-
-def _read_named(path: Path, rows: list[tuple[int, list[str]]]) -> Table:
-    """Read a csv with a header."""
-    names = {other: name for name, others in COLUMNS.items() for other in (name, *others)}
-    head = [cell.strip().lower() for cell in rows[0][1]]
-    places: dict[str, int] = {}
-    for place, cell in enumerate(head):
-        if cell not in names:
-            close = difflib.get_close_matches(cell, names, n=1)
-            meant = f"; did you mean {close[0]!r}?" if close else ""
-            raise UserError(
-                f"{path} line {rows[0][0]}: column {cell!r} is not known{meant} Columns are "
-                f"{', '.join(COLUMNS)}"
-            )
-        places[names[cell]] = place
-    moment = "frame" if "frame" in places else "timestamp"
-    missing = [name for name in ("video", moment, *CORNERS) if name not in places]
-    if missing:
-        raise UserError(f"{path} line {rows[0][0]} has no column {missing[0]!r}: {','.join(head)}")
-    rows = rows[1:]
-    for line, row in rows:
-        if len(row) != len(head):
-            raise UserError(
-                f"{path} line {line} has {len(row)} columns, the header {len(head)}: "
-                f"{','.join(row)}; put names with commas in quotes"
-            )
-    where = [line for line, _ in rows]
-
-    def column(name: str) -> list[str]:
-        place = places.get(name)
-        return [] if place is None else [row[place].strip() for _, row in rows]
-
-    scores = column("score")
-    return Table(
-        kind="csv with a header",
-        lines=np.array(where, np.int64),
-        names=column("video"),
-        moments=_floats(column(moment), where, path, moment),
-        corners=_corners([column(name) for name in CORNERS], where, path),
-        actions=column("action") or [""] * len(rows),
-        persons=_persons(column("person"), where, path),
-        scores=_floats(scores, where, path, "score", empty=1.0) if scores else None,
-        by_frame=moment == "frame",
-    )
-
-
-def _floats(
-    cells: list[str],
-    lines: list[int],
-    path: Path,
-    name: str,
-    *,
-    empty: float | None = None,
-) -> np.ndarray:
-    """Return numbers, float64 [n]. empty: the value of empty cells; None does not allow them."""
-    values = np.empty(len(cells))
-    for row, cell in enumerate(cells):
-        try:
-            values[row] = float(cell) if cell or empty is None else empty
-        except ValueError:
-            raise UserError(f"{path} line {lines[row]}: {name} {cell!r} is not a number") from None
-    bad = np.flatnonzero(~np.isfinite(values)).tolist()
-    if bad and empty is None:
-        raise UserError(f"{path} line {lines[bad[0]]}: {name} {cells[bad[0]]!r} is not a number")
-    return values
-
-
-def _corners(columns: list[list[str]], lines: list[int], path: Path) -> np.ndarray:
-    """Return corners float64 [n, 4], NaN in all four if all of them are empty."""
-    values = [
-        _floats(cells, lines, path, name, empty=np.nan)
-        for name, cells in zip(CORNERS, columns, strict=True)
-    ]
-    corners = np.stack(values, axis=1)
-    partly = np.flatnonzero(np.isnan(corners).any(axis=1) & ~np.isnan(corners).all(axis=1))
-    if len(partly):
-        raise UserError(f"{path} line {lines[partly[0]]} has some corners, not x1, y1, x2 and y2")
-    return corners
-
-
-def _persons(cells: list[str], lines: list[int], path: Path) -> np.ndarray:
-    """Return the ids of persons, int64 [n]; names are numbered in order of appearance."""
-    if not cells:
-        return np.full(len(lines), -1)
-    numbers: dict[str, int] = {}
-    whole = all(cell.lstrip("-").isdecimal() for cell in cells if cell)
-    values = []
-    for cell in cells:
-        number = int(cell) if cell and whole else numbers.setdefault(cell, len(numbers))
-        values.append(number if cell else -1)
-    return np.array(values, np.int64)

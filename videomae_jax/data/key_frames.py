@@ -1,7 +1,7 @@
 """Key frames of action detection: a moment of a video, with boxes around persons and actions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,6 +43,20 @@ class KeyFrames:
     def of(self, index: int) -> slice:
         """Return where the boxes of one key frame are."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+    def keep(self, kept: np.ndarray) -> "KeyFrames":
+        """Return the boxes where `kept` is true, without the key frames that then have none."""
+        rows = np.repeat(np.arange(len(self)), self.counts)
+        counts = np.bincount(rows[kept], minlength=len(self))
+        left = replace(
+            self,
+            offsets=np.concatenate([[0], np.cumsum(counts)]),
+            boxes=self.boxes[kept],
+            targets=self.targets[kept],
+            scores=self.scores[kept],
+            persons=self.persons[kept],
+        )
+        return left.pick(np.flatnonzero(counts))
 
     def pick(self, indices: Sequence[int] | np.ndarray) -> "KeyFrames":
         """Return the key frames at some indices, in that order."""

@@ -1,4 +1,4 @@
-"""Lists of videos as text files: one `path` or `path label` per line."""
+"""Lists of videos as text files: one `path`, `path label` or `path label|label` per line."""
 
 import codecs
 import os
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videomae_jax.data.videos import SUFFIXES, Videos, find_labels
+from videomae_jax.data.videos import SUFFIXES, Videos, find_labels, list_labels
 from videomae_jax.errors import UserError
 
 # How many files of a list are checked before all of it is accepted: a network disk takes
@@ -28,6 +28,10 @@ _SUFFIXED = re.compile(
 _OTHER = re.compile(r"(?P<path>.*?)(?P<gap>\t|\s*,\s*|\s+)(?P<label>[^,\t ]*)")
 # pandas writes whole numbers as 2.0 if one of the column is missing.
 _NUMBER = re.compile(r"-?\d+(?:\.0*)?")
+# Between the labels of a video that has several.
+BAR = "|"
+# Labels of such a list are the columns of a matrix: a large one is a mistake.
+MOST_LABELS = 65_536
 # What is left of bytes that are not text.
 _NOT_TEXT = re.compile("[\0\udc80-\udcff]")
 
@@ -68,8 +72,8 @@ def write_manifest(videos: Videos, path: str | os.PathLike[str], *, numbers: boo
     """Write a manifest that `read_manifest` reads back: `"path","class"` lines.
 
     Paths below the folder of the manifest become relative. Labels are numbers if `numbers` is
-    set, if there are no names, or if one of the names reads as a number. Raises UserError for a
-    path that a line cannot hold.
+    set, if there are no names, or if one of the names reads as a number or has a `|`. Raises
+    UserError for a path that a line cannot hold.
     """
     path = Path(path).expanduser().absolute()
     labels = _format_labels(videos, numbers=numbers)
@@ -97,9 +101,12 @@ def _format_labels(videos: Videos, *, numbers: bool) -> list[str] | None:
     if videos.labels is None:
         return None
     names = videos.class_names or ()
-    if numbers or not names or any(map(_NUMBER.fullmatch, names)):
-        return [str(label) for label in videos.labels.tolist()]
-    return [_quote(names[label]) for label in videos.labels.tolist()]
+    rows = list_labels(videos)
+    # A bar at the end of each row says that a list is of several labels where no row has two.
+    end = BAR if videos.multi_label and max(map(len, rows)) < 2 else ""
+    if numbers or not names or any(_NUMBER.fullmatch(name) or BAR in name for name in names):
+        return [BAR.join(map(str, row)) + end or BAR for row in rows]
+    return [_quote(BAR.join(names[label] for label in row) + end or BAR) for row in rows]
 
 
 def _quote(text: str) -> str:
@@ -170,13 +177,15 @@ def _read_row(line: str, *, number: int, manifest: Path) -> Row:
     if gap:
         gap = gap.strip(" ") or " "
     quote = label[0] if len(label) > 1 and label[0] == label[-1] and label[0] in "\"'" else ""
+    if quote:
+        label = label[1:-1].replace(2 * quote, quote)
+    label = re.sub(r"\s*\|\s*", BAR, label)
     if gap and not quote and gap in label:
         columns = 1 + len(label.split(gap) if gap != " " else label.split())
         raise UserError(
-            f"{manifest} line {number} has {columns} columns, not `path` or `path label`: {line}"
+            f"{manifest} line {number} has {columns} columns, not `path` or `path label`, where "
+            f"several labels are `a|b`: {line}"
         )
-    if quote:
-        label = label[1:-1].replace(2 * quote, quote)
     path = match["path"]
     around = match.groupdict().get("quote")
     # A name may begin or end with a space of any kind; then it is in quotes.
@@ -195,7 +204,7 @@ def _is_header(first: Row, second: Row) -> bool:
         return "." in os.path.basename(path) or os.sep in path
 
     def is_number(label: str | None) -> bool:
-        return label is not None and _NUMBER.fullmatch(label) is not None
+        return label is not None and all(map(_NUMBER.fullmatch, label.split(BAR)))
 
     if is_file(first.path) or is_number(first.label):
         return False
@@ -205,16 +214,37 @@ def _is_header(first: Row, second: Row) -> bool:
 def _read_labels(
     rows: list[Row], manifest: Path
 ) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
-    """Return (labels, class names): names are numbered in alphabetical order."""
-    labels = [row.label for row in rows if row.label is not None]
-    if not labels:
+    """Return (labels, class names): names are numbered in alphabetical order.
+
+    Where any row has a bar, labels are bool [rows, classes]; a row without a label then is a video
+    of no class.
+    """
+    given = [row for row in rows if row.label is not None]
+    if not given:
         return None, None
-    if len(labels) < len(rows):
-        first = next(row.line for row in rows if row.label is None)
-        raise UserError(
-            f"{manifest}: {len(rows) - len(labels)} of {len(rows)} rows have no label, first line "
-            f"{first}; label all of them or none"
-        )
+    if not any(BAR in (row.label or "") for row in given):
+        if len(given) < len(rows):
+            first = next(row.line for row in rows if row.label is None)
+            raise UserError(
+                f"{manifest}: {len(rows) - len(given)} of {len(rows)} rows have no label, first "
+                f"line {first}; label all of them or none (a `|` alone is a video of no class)"
+            )
+        return _number_labels(given, manifest, most=2**31)
+    parts = [[part for part in (row.label or "").split(BAR) if part] for row in rows]
+    single = [
+        row._replace(label=label) for row, part in zip(rows, parts, strict=True) for label in part
+    ]
+    numbers, names = _number_labels(single, manifest, most=MOST_LABELS)
+    labels = np.zeros((len(rows), len(names or ()) or numbers.max(initial=-1) + 1), bool)
+    labels[np.repeat(np.arange(len(rows)), list(map(len, parts))), numbers] = True
+    return labels, names
+
+
+def _number_labels(
+    rows: list[Row], manifest: Path, *, most: int
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Return (labels int32 [rows], class names) of rows with one label each, below `most`."""
+    labels = [row.label or "" for row in rows]
     numeric = [_NUMBER.fullmatch(label) is not None for label in labels]
     if any(numeric) and not all(numeric):
         number, word = rows[numeric.index(True)], rows[numeric.index(False)]
@@ -224,11 +254,14 @@ def _read_labels(
         )
     if not any(numeric):
         names = sorted(set(labels))
-        return find_labels(labels, names), tuple(names)
+        return find_labels(labels, names), tuple(names) or None
     numbers = [int(label.partition(".")[0]) for label in labels]
     for row, value in zip(rows, numbers, strict=True):
-        if not 0 <= value < 2**31:
-            raise UserError(f"{manifest} line {row.line}: label {row.label}; labels count from 0")
+        if not 0 <= value < most:
+            upper = f", of several a video up to {most - 1:,}" if most == MOST_LABELS else ""
+            raise UserError(
+                f"{manifest} line {row.line}: label {row.label}; labels count from 0{upper}"
+            )
     return np.array(numbers, np.int32), None
 
 

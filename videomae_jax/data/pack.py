@@ -240,10 +240,11 @@ def _size(frames: np.ndarray) -> tuple[int, int]:
     return frames.shape[1], frames.shape[2]
 
 
-def example_features(settings: dict, class_names: tuple[str, ...]):
+def example_features(settings: dict, class_names: tuple[str, ...], *, multi_label: bool):
     """Return the schema of a record, a `tfds.features.FeaturesDict`.
 
-    tensorflow-datasets decodes the frames of JPEG records; video files stay bytes.
+    multi_label: whether "label" is a list of labels. tensorflow-datasets decodes the frames of
+    JPEG records; video files stay bytes.
     """
     import tensorflow_datasets as tfds
 
@@ -252,11 +253,13 @@ def example_features(settings: dict, class_names: tuple[str, ...]):
         contents = {"frames": tfds.features.Video(shape=shape, encoding_format="jpeg")}
     else:
         contents = {"video": tfds.features.Scalar(np.object_)}
-    label = tfds.features.ClassLabel(names=class_names) if class_names else None
+    label = tfds.features.Scalar(np.int64)  # -1 without labels
+    if class_names:
+        label = tfds.features.ClassLabel(names=class_names)
     return tfds.features.FeaturesDict(
         contents
         | {
-            "label": label or tfds.features.Scalar(np.int64),  # -1 without labels
+            "label": tfds.features.Sequence(label) if multi_label else label,
             "path": tfds.features.Text(),
             "video_id": tfds.features.Scalar(np.int64),  # its index in the source
             "first_frame": tfds.features.Scalar(np.int64),  # of the record, in the video
@@ -276,28 +279,33 @@ def _write_shard(
     report: Callable[[int], None],
 ) -> None:
     """Write one file of records, then its part of the index."""
-    features = example_features(settings._asdict(), videos.class_names or ())
+    features = example_features(
+        settings._asdict(), videos.class_names or (), multi_label=videos.multi_label
+    )
     names = _names(videos)
+    labels = np.full(len(videos), -1, np.int32) if videos.labels is None else videos.labels
     name = _shard_name(shard, plan["shards"])
     tf.io.gfile.makedirs(join(folder, PARTS))
     unfinished = join(folder, f"{PARTS}/{name}.unfinished")
-    rows: list[tuple[int, int, int, int]] = []  # in the order of VIDEO_TYPES
+    rows: list[tuple[int, int, int]] = []  # parts, height and width
     frames: list[int] = []
     reasons: list[str] = []
     # PyAV, Pillow and x264 release the interpreter's lock while they compute.
     with tf.io.TFRecordWriter(unfinished) as file, ThreadPoolExecutor(threads) as pool:
         work = pool.map(lambda i: encode_video(videos.paths[i], settings=settings), indices)
         for index, video in zip(indices, work, strict=True):
-            label = -1 if videos.labels is None else int(videos.labels[index])
+            row = labels[index]
+            label = np.flatnonzero(row).tolist() if videos.multi_label else int(row)
             for example in _examples(video, index=index, label=label, name=names[index]):
                 file.write(features.serialize_example(features.encode_example(example)))
-            rows.append((label, len(video.records), video.height, video.width))
+            rows.append((len(video.records), video.height, video.width))
             frames += video.frames
             reasons.append(video.reason)
             report(len(rows))
     columns, digest, size = _read_back(unfinished)
-    for (key, dtype), column in zip(VIDEO_TYPES.items(), zip(*rows, strict=True), strict=True):
-        columns[key] = np.array(column, dtype)
+    columns["label"] = labels[indices]
+    for key, column in zip(("parts", "height", "width"), zip(*rows, strict=True), strict=True):
+        columns[key] = np.array(column, VIDEO_TYPES[key])
     columns["frames"] = np.array(frames, np.int32)
     columns["shard"] = np.full(len(frames), shard, np.int32)
     columns["reason"] = pack_texts(reasons)
@@ -307,7 +315,9 @@ def _write_shard(
     _write(_part_name(folder, shard), write_columns(columns))
 
 
-def _examples(video: PackedVideo, *, index: int, label: int, name: str) -> Iterator[dict]:
+def _examples(
+    video: PackedVideo, *, index: int, label: int | list[int], name: str
+) -> Iterator[dict]:
     """Yield the records of a video, see `example_features`."""
     first = 0
     for contents, count in zip(video.records, video.frames, strict=True):
@@ -377,6 +387,7 @@ def _write_index(videos: Videos, folder: str, *, settings: Settings, parts: list
         "version": VERSION,
         "settings": settings._asdict(),
         "labelled": videos.labels is not None,
+        "multi_label": videos.multi_label,
         "class_names": list(videos.class_names or ()),
         "videos": len(videos),
         "unreadable": int((columns["parts"] == 0).sum()),
@@ -405,7 +416,9 @@ def _write_description(folder: str, index: dict) -> None:
             builder=tfds.core.DatasetIdentity(
                 name=DATASET, version=tfds.core.Version("1.0.0"), data_dir=local, module_name=""
             ),
-            features=example_features(index["settings"], tuple(index["class_names"])),
+            features=example_features(
+                index["settings"], tuple(index["class_names"]), multi_label=index["multi_label"]
+            ),
         )
         info.set_file_format("tfrecord")
         split = tfds.core.SplitInfo(

@@ -67,8 +67,8 @@ def clip_batches(
     Each epoch is a permutation of the videos; a batch may span two epochs. `batch_size` counts
     the clips of all processes; this one gets its b = batch_size / process_count rows: the arrays
     of `sampler.spec`, id int32 [b], row int32 [b], the row in the batch of all processes, and
-    label int32 [b] if there are labels. `repeats` clips of each video follow each other: they
-    share one decode, but each is drawn independently.
+    label int32 [b] or bool [b, classes] if there are labels, see `Videos`. `repeats` clips of each
+    video follow each other: they share one decode, but each is drawn independently.
     An unreadable video is recorded in `bad` and replaced by another one, drawn from (seed, p)
     where p is the position of the first of its clips; id and label are those of the video read.
     `threads` read clips in parallel, None means one per core; `prefetch` batches are kept ready.
@@ -131,9 +131,9 @@ def eval_batches(
 
     The keys are those of `clip_batches` without row, and valid, bool [b]. An unreadable video is
     not replaced: its clip is zeros, valid is False, and it is recorded in `bad`; any number of
-    them is accepted. The rows that fill up the last batch are zeros with id -1, label -1 and
-    valid False. All processes get the same number of batches; those before `start_step` are left
-    out.
+    them is accepted. The rows that fill up the last batch are zeros with id -1, label -1 (or no
+    labels) and valid False. All processes get the same number of batches; those before
+    `start_step` are left out.
     """
     rows = _rows(batch_size, process_count)
     count = len(videos)
@@ -207,7 +207,7 @@ class _Loader:
         *clips, index, valid = leaves
         batch = dict(zip(self.sampler.spec, clips, strict=True)) | {"id": index.astype(np.int32)}
         if self.videos.labels is not None:
-            batch["label"] = np.where(index < 0, -1, self.videos.labels[index]).astype(np.int32)
+            batch["label"] = self.videos.labels_at(index)
         return batch, valid
 
     def _load_clips(self, position: tf.Tensor, index: tf.Tensor) -> list[tf.Tensor]:

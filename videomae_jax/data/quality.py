@@ -9,7 +9,7 @@ import numpy as np
 
 from videomae_jax.data.html import bars, charts, page, sheet, table
 from videomae_jax.data.survey import Survey
-from videomae_jax.data.videos import Videos
+from videomae_jax.data.videos import Videos, list_labels, used_labels
 
 NOT_SQUARE = 0.02  # of the aspect of a pixel, for a remark; encoders round sizes to even ones
 ENDS_EARLY = 1.0  # missing seconds from which on a video gets a remark
@@ -36,7 +36,7 @@ def left_out(
             bad[index] = "too short", f"{frames}, fewer than {min_frames}"
         elif first is not None:
             reason = f"of {videos.paths[first]}"
-            if videos.labels is not None and videos.labels[index] != videos.labels[first]:
+            if videos.labels is not None and np.any(videos.labels[index] != videos.labels[first]):
                 reason += ", which has another label"
             bad[index] = "copy", reason
     return bad
@@ -98,9 +98,9 @@ def summarize(
     seconds = [fact.frames / fact.rate for fact in facts if fact.rate]
     classes = {}
     if videos.labels is not None and clean.labels is not None:
-        highest = max(int(videos.labels.max()) + 1, len(videos.class_names or ()))
+        highest = max(int(used_labels(videos).max(initial=-1)) + 1, len(videos.class_names or ()))
         names = videos.class_names or tuple(map(str, range(highest)))
-        counts = Counter(clean.labels.tolist())
+        counts = Counter(label for labels in list_labels(clean) for label in labels)
         classes = {name: counts[label] for label, name in enumerate(names)}
     return {
         "videos": len(videos),
@@ -142,11 +142,13 @@ def report(
         lead += f" {len(classes)} classes of {low:,} to {high:,} videos, median {middle:,}."
 
     pictures = []
+    names = list(summary["classes"])
+    labels = [] if videos.labels is None else list_labels(videos)
     for index, survey in enumerate(surveys):
         if survey.picture and survey.facts:
             lines = [Path(survey.path).name]
-            if videos.labels is not None:
-                lines.append(list(summary["classes"])[videos.labels[index]])
+            if labels:
+                lines.append(", ".join(names[label] for label in labels[index]) or "no class")
             lines.append(f"{survey.width}x{survey.height}, {survey.facts.frames} frames")
             pictures.append((survey.picture, "\n".join(lines)))
     found = [*summary["left out"].items(), *summary["remarks"].items()]

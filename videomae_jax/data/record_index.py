@@ -19,7 +19,8 @@ VERSION = 1
 INDEX, COLUMNS = "index.json", "index.npz"
 # The names of the data set and its split for tensorflow-datasets.
 DATASET, SPLIT = "videos", "train"
-# Columns with a row for each video or each record, in the order of the source.
+# Columns with a row for each video or each record, in the order of the source. Of videos with
+# several labels, "label" is bool [videos, classes].
 VIDEO_TYPES = {"label": np.int32, "parts": np.int32, "height": np.int32, "width": np.int32}
 RECORD_TYPES = {
     "shard": np.int32,
@@ -69,7 +70,8 @@ def read_index(folder: str) -> tuple[dict, dict[str, np.ndarray]]:
     if hashlib.sha256(data).hexdigest() != index["columns_sha256"]:
         raise UserError(f"{join(folder, COLUMNS)} is damaged: pack again into the same folder")
     columns = read_columns(data)
-    types = VIDEO_TYPES | RECORD_TYPES | dict.fromkeys(TEXTS, np.uint8)
+    label = np.bool_ if index.get("multi_label") else np.int32  # an old index lacks the key
+    types = VIDEO_TYPES | {"label": label} | RECORD_TYPES | dict.fromkeys(TEXTS, np.uint8)
     if {key: column.dtype for key, column in columns.items()} != types:
         raise UserError(f"{join(folder, COLUMNS)} has other columns than {', '.join(types)}")
     return index, columns

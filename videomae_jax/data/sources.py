@@ -18,7 +18,8 @@ def read_videos(source: str | os.PathLike[str]) -> Videos:
     A manifest has one `path` or `path label` per line, separated by a space, a comma, a semicolon
     or a tab, with or without a header; blank lines and lines that begin with # are skipped.
     Paths are relative to the folder of the manifest. Labels are integers, or names that are
-    numbered in alphabetical order.
+    numbered in alphabetical order. If any row has several labels, separated by `|`, the labels
+    of all are bool [videos, classes], and a row without a label, or with `|` alone, has none.
     In a folder, every file with a video suffix is read, at any depth, in alphabetical order. If
     all of them are directly in two or more sub-folders, those are the classes; folders named by
     numbers are their own labels. Hidden and system names are skipped. For records see

@@ -36,8 +36,9 @@ class ClipReader(Protocol):
 class Videos:
     """Videos in a fixed order; the index of a video is its id.
 
-    paths: absolute, or names that `reader` knows. labels: int32 [len(paths)]. class_names: the
-    names of labels 0, 1, ..., if the source has names. name: the source. memory: a cache of
+    paths: absolute, or names that `reader` knows. labels: int32 [len(paths)], or bool
+    [len(paths), classes] if a video may have several labels or none. class_names: the names of
+    labels 0, 1, ..., if the source has names. name: the source. memory: a cache of
     decoded videos; None decodes each clip anew. decoder: reads files, see
     `decoders.open_decoder`. notes: what the source holds beside these videos, for people.
     key_frames: of action detection. With it the list has a row for each key frame, paths are those
@@ -66,6 +67,22 @@ class Videos:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a video may have several labels, or none."""
+        return self.labels is not None and self.labels.ndim == 2
+
+    def labels_at(self, indices: np.ndarray) -> np.ndarray:
+        """Return the labels of videos; where an index is -1, the label -1, or none of several.
+
+        indices: int [b]. Returns int32 [b] or bool [b, classes]. Raises UserError without labels.
+        """
+        labels = required_labels(self)
+        padding = indices < 0
+        if labels.ndim == 2:
+            return labels[indices] & ~padding[:, None]
+        return np.where(padding, -1, labels[indices]).astype(np.int32)
 
     def read_clip(self, index: int, choose: Choose, *, channels: int) -> np.ndarray:
         """Return the frames of a video that `choose` picks: see `decode.read_clip`."""
@@ -133,17 +150,23 @@ def thin_videos(videos: Videos, *, most: int) -> Videos:
     return pick_videos(videos, list(range(0, len(videos), -(-len(videos) // most))))
 
 
+def required_labels(videos: Videos) -> np.ndarray:
+    """Return the labels of videos. Raises UserError if they have none."""
+    if videos.labels is None:
+        raise UserError(
+            f"{videos.name} has no labels: give `path label` lines or a folder with a sub-folder "
+            "per class" + "".join(f"; {note}" for note in videos.notes)
+        )
+    return videos.labels
+
+
 def number_labels(videos: Videos, class_names: tuple[str, ...]) -> Videos:
     """Renumber the labels of videos with named classes to their indices in `class_names`.
 
     Labels without names are not changed. Raises UserError for videos without labels, and for
     classes that are not among the names.
     """
-    if videos.labels is None:
-        raise UserError(
-            f"{videos.name} has no labels: give `path label` lines or a folder with a sub-folder "
-            "per class" + "".join(f"; {note}" for note in videos.notes)
-        )
+    labels = required_labels(videos)
     if videos.class_names is None or videos.class_names == class_names:
         return replace(videos, class_names=class_names or None)
     if not class_names:
@@ -158,7 +181,65 @@ def number_labels(videos: Videos, class_names: tuple[str, ...]) -> Videos:
             f"{_did_you_mean(unknown[0], class_names)}"
         )
     numbers = np.array([class_names.index(name) for name in videos.class_names], np.int32)
-    return replace(videos, labels=numbers[videos.labels], class_names=class_names)
+    if labels.ndim == 1:
+        return replace(videos, labels=numbers[labels], class_names=class_names)
+    renumbered = np.zeros((len(videos), len(class_names)), bool)
+    renumbered[:, numbers] = labels
+    return replace(videos, labels=renumbered, class_names=class_names)
+
+
+def used_labels(videos: Videos) -> np.ndarray:
+    """Return the labels that at least one video has, in increasing order: int [m].
+
+    Raises UserError for videos without labels.
+    """
+    labels = required_labels(videos)
+    return np.unique(labels) if labels.ndim == 1 else np.flatnonzero(labels.any(axis=0))
+
+
+def count_labels(videos: Videos, classes: int) -> np.ndarray:
+    """Return the number of videos of each class: int64 [classes]. They must have labels."""
+    labels = required_labels(videos)
+    if labels.ndim == 1:
+        return np.bincount(labels, minlength=classes)
+    return np.pad(labels.sum(axis=0), (0, classes - labels.shape[1]))
+
+
+def list_labels(videos: Videos) -> list[list[int]]:
+    """Return the labels of each video, in increasing order. They must have labels."""
+    labels = required_labels(videos)
+    if labels.ndim == 1:
+        return [[label] for label in labels.tolist()]
+    return [np.flatnonzero(row).tolist() for row in labels]
+
+
+def to_several_labels(videos: Videos, classes: int) -> Videos:
+    """Return videos with labels bool [n, classes]; their labels must be below `classes`."""
+    labels = required_labels(videos)
+    several = np.zeros((len(videos), classes), bool)
+    if labels.ndim == 1:
+        several[np.arange(len(videos)), labels] = True
+    else:
+        used = labels[:, :classes]  # only unused labels are left out
+        several[:, : used.shape[1]] = used
+    return replace(videos, labels=several)
+
+
+def to_one_label(videos: Videos, *, reason: str) -> Videos:
+    """Return videos with labels int32 [n].
+
+    Raises UserError, which ends in `reason`, if a video has several labels or none.
+    """
+    labels = required_labels(videos)
+    if labels.ndim == 1:
+        return videos
+    others = labels.sum(axis=1) != 1
+    if others.any():
+        raise UserError(
+            f"{others.sum()} of {len(videos)} videos of {videos.name} have several labels or "
+            f"none, first {videos.paths[others.argmax()]}: {reason}"
+        )
+    return replace(videos, labels=labels.argmax(axis=1).astype(np.int32))
 
 
 def label_folders(folders: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...] | None]:

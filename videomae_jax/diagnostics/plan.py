@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -157,7 +158,9 @@ def _lower(
         accumulation=config.accumulation,
         ema_decay=average_decay(config, task, steps=schedule.steps),
     )
-    batch = abstract_batch(task.samplers()[0], clips, mesh, labelled=True)
+    several = "multi_label" in config.model and config.model.multi_label
+    labels = np.zeros((1, config.model.classes), bool) if several else np.zeros(1, np.int32)
+    batch = abstract_batch(task.samplers()[0], clips, mesh, labels=labels)
     traced = steps.train.trace(steps.abstract_state, batch)
     return traced.lower(lowering_platforms=(_platform(mesh.devices.flat[0]),))
 

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier on labelled videos, each in several views."""
+"""Score a classifier on labelled videos, each in several views: accuracy, or mAP."""
 
 import csv
 import functools
@@ -15,7 +15,14 @@ from videomae_jax import metrics
 from videomae_jax.config import parse_views
 from videomae_jax.data.samplers import ViewSampler, distinct_views
 from videomae_jax.data.unreadable import BadVideos
-from videomae_jax.data.videos import Videos, number_labels
+from videomae_jax.data.videos import (
+    Videos,
+    number_labels,
+    required_labels,
+    to_one_label,
+    to_several_labels,
+    used_labels,
+)
 from videomae_jax.errors import UserError
 from videomae_jax.inference.engine import (
     Predictions,
@@ -40,8 +47,16 @@ class ClassScore(NamedTuple):
     top1: float | None
 
 
+class ClassPrecision(NamedTuple):
+    """The average precision of one class, 0 to 1; None if none of the videos has this label."""
+
+    name: str
+    videos: int  # that have the label
+    precision: float | None
+
+
 class Evaluation(NamedTuple):
-    """The result of `evaluate`.
+    """The result of `evaluate` for a model of one label a video.
 
     top1, top5: accuracies with 95 % intervals. protocol: how they were measured, in words.
     classes: one score for each class. confusion: int64 [classes, classes], the number of videos
@@ -61,6 +76,24 @@ class Evaluation(NamedTuple):
     notes: list[str]
 
 
+class MultiLabelEvaluation(NamedTuple):
+    """The result of `evaluate` for a model of several labels a video.
+
+    map: the mean of the average precisions of the classes that have a video, 0 to 1. hit: how
+    often the most probable class is one of the labels, of the videos that have any, with a 95 %
+    interval. classes: one score for each class. The other fields are those of `Evaluation`.
+    """
+
+    map: float
+    hit: Proportion
+    protocol: str
+    classes: list[ClassPrecision]
+    ids: np.ndarray
+    probabilities: np.ndarray
+    unreadable: dict[str, str]
+    notes: list[str]
+
+
 def evaluate(
     network: Network,
     params: Params,
@@ -74,30 +107,23 @@ def evaluate(
     averaged: bool = False,
     stopped: Callable[[], bool] = lambda: False,
     report: Callable[[str], None] = print,
-) -> Evaluation | None:
+) -> Evaluation | MultiLabelEvaluation | None:
     """Classify every video once and compare the predictions with the labels.
 
     source: the name of the model in messages. views: "SxC", S clips over time by C crops; None:
     the views of the recipe, reduced to those that differ in these videos. batch_size: videos on
-    all devices, None for one on each. out: a folder for the scores, the confusion matrix and
-    the list of unreadable videos; the same call resumes from the scores in it. averaged:
-    whether `params` are the moving average, for the protocol. stopped: called after every
-    batch; when it returns true, the scores are saved and the result is None. report: called
-    with lines for the user.
-    Raises UserError if the model has no classes or not those of the labels, if no video can be
-    read, for impossible views or batch sizes, and if the scores in `out` were computed with
-    other settings.
+    all devices, None for one on each. out: a folder for the scores, the list of unreadable videos
+    and, of a model of one label a video, the confusion matrix; the same call resumes from the
+    scores in it. averaged: whether `params` are the moving average, for the protocol. stopped:
+    called after every batch; when it returns true, the scores are saved and the result is None.
+    report: called with lines for the user.
+    Raises UserError if the model has no classes, for labels that `label_videos` refuses, if no
+    video can be read, for impossible views or batch sizes, and if the scores in `out` were
+    computed with other settings.
     """
     check_classifier(config, source)
     assert isinstance(network, VideoClassifier)
-    videos = number_labels(videos, tuple(config.data.class_names))
-    assert videos.labels is not None
-    highest = int(videos.labels.max())
-    if highest >= config.model.classes:
-        raise UserError(
-            f"{videos.name} has label {highest}, the model knows {config.model.classes} classes: "
-            f"use labels 0 to {config.model.classes - 1}"
-        )
+    videos = label_videos(videos, config)
     segments, crops = choose_views(views, config, videos, report=report)
     sampler = view_sampler(config, segments=segments, crops=crops)
     batch_size = batch_size or jax.device_count()
@@ -132,17 +158,38 @@ def evaluate(
         return None
     if not len(found.ids):
         raise UserError(f"nothing to measure: {bad}")
-    weights = ", averaged weights" if averaged else ""
-    protocol = (
-        f"{segments}x{crops} views, {_clip_text(config.clip)}, softmax mean{weights}, "
-        f"{len(found.ids):,} of {len(videos):,} videos"
-    )
-    evaluation = _summarize(
-        found, videos.labels[found.ids], class_names(config), protocol, sampler=sampler, bad=bad
-    )
+    read = f"{len(found.ids):,} of {len(videos):,} videos"
+    protocol = f"{segments}x{crops} views, {_protocol(config, averaged=averaged)}, {read}"
+    labels, names = required_labels(videos)[found.ids], class_names(config)
+    notes = [*([str(bad)] if len(bad) else []), *length_notes(sampler)]
+    if config.model.multi_label:
+        return _summarize_multi_label(found, labels, names, protocol, bad=bad, notes=notes)
+    evaluation = _summarize(found, labels, names, protocol, bad=bad, notes=notes)
     if folder:
-        write_confusion(folder, evaluation.confusion, class_names(config))
+        write_confusion(folder, evaluation.confusion, names)
     return evaluation
+
+
+def label_videos(videos: Videos, config: ConfigDict) -> Videos:
+    """Return videos with the labels of a model: its numbers, one of a video or several.
+
+    Raises UserError for videos without labels, for other classes than those of the model, and for
+    several labels where the model knows one.
+    """
+    classes = config.model.classes
+    videos = number_labels(videos, tuple(config.data.class_names))
+    used = used_labels(videos)
+    highest = int(used.max(initial=-1))
+    if highest >= classes:
+        raise UserError(
+            f"{videos.name} has label {highest}, the model knows {classes} classes: use labels 0 "
+            f"to {classes - 1}"
+        )
+    if not len(used):
+        raise UserError(f"no video of {videos.name} has a label: there is nothing to score")
+    if config.model.multi_label:
+        return to_several_labels(videos, classes)
+    return to_one_label(videos, reason="the model was trained on one label a video")
 
 
 def choose_views(
@@ -240,7 +287,7 @@ def _score(
         count = sum(len(part.ids) for part in found)
         report(f"{scores.folder}: {count:,} videos were scored before")
     batches = predict_batches(
-        functools.partial(view_probabilities, network),
+        functools.partial(view_probabilities, network, multi_label=config.model.multi_label),
         params,
         videos,
         sampler=sampler,
@@ -283,8 +330,8 @@ def _summarize(
     names: tuple[str, ...],
     protocol: str,
     *,
-    sampler: ViewSampler,
     bad: BadVideos,
+    notes: list[str],
 ) -> Evaluation:
     counts = metrics.confusion(found.values, labels)
     classes = [
@@ -300,11 +347,45 @@ def _summarize(
         ids=found.ids,
         probabilities=found.values,
         unreadable=bad.reasons,
-        notes=[*([str(bad)] if len(bad) else []), *length_notes(sampler)],
+        notes=notes,
     )
 
 
-def _clip_text(clip: ConfigDict) -> str:
+def _summarize_multi_label(
+    found: Predictions,
+    labels: np.ndarray,
+    names: tuple[str, ...],
+    protocol: str,
+    *,
+    bad: BadVideos,
+    notes: list[str],
+) -> MultiLabelEvaluation:
+    if not labels.any():
+        raise UserError(f"nothing to measure, the readable videos have no labels: {bad}")
+    precisions = metrics.class_precisions(found.values, labels)
+    counts = labels.sum(axis=0).tolist()
+    scored = sum(map(bool, counts))
+    classes = [
+        ClassPrecision(name, count, precision if count else None)
+        for name, count, precision in zip(names, counts, precisions.tolist(), strict=True)
+    ]
+    return MultiLabelEvaluation(
+        map=metrics.mean_precision(precisions),
+        hit=metrics.hit(found.values, labels),
+        protocol=f"{protocol}, AP not interpolated, mean of {scored:,} of {len(names):,} classes",
+        classes=classes,
+        ids=found.ids,
+        probabilities=found.values,
+        unreadable=bad.reasons,
+        notes=notes,
+    )
+
+
+def _protocol(config: ConfigDict, *, averaged: bool) -> str:
+    """Return the clips and how their predictions are averaged, in words."""
+    clip = config.clip
     frames = f"{clip.frames}x{clip.stride}" if clip.sampling == "dense" else f"{clip.frames} sparse"
     side = f"{clip.height}" if clip.height == clip.width else f"{clip.height}x{clip.width}"
-    return f"{frames} frames, {side} px"
+    mean = "sigmoid mean" if config.model.multi_label else "softmax mean"
+    weights = ", averaged weights" if averaged else ""
+    return f"{frames} frames, {side} px, {mean}{weights}"

@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from videomae_jax.data.annotations import read_detections, with_detections
 from videomae_jax.data.key_frames import KeyFrames
 from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.unreadable import BadVideos
@@ -19,11 +21,18 @@ from videomae_jax.detection_metrics import check_protocol, group_precisions, is_
 from videomae_jax.errors import UserError
 from videomae_jax.inference.engine import data_mesh, jit_batch, place_params, run_batches
 from videomae_jax.inference.evaluate import unreadable_file
-from videomae_jax.inference.network import check_detector, class_names
+from videomae_jax.inference.network import Network, check_detector, class_names
 from videomae_jax.inference.resumable import Parts, fingerprint
 from videomae_jax.models.detector import VideoDetector
 from videomae_jax.progress import Progress
-from videomae_jax.tasks.detect import box_logits, box_sums, eval_sampler, short_side
+from videomae_jax.tasks.build import open_key_frames
+from videomae_jax.tasks.detect import (
+    box_logits,
+    box_sums,
+    eval_sampler,
+    fit_classes,
+    short_side,
+)
 from videomae_jax.tasks.detection_scores import (
     Key,
     box_scores,
@@ -85,8 +94,40 @@ class _Found(NamedTuple):
     errors: np.ndarray
 
 
+def open_annotations(
+    config: ConfigDict, source: str, *, videos: str | None = None, start: str | float | None = None
+) -> Videos:
+    """Open annotations with the settings of a detector and its classes; no key frame is left out.
+
+    videos, start: in the place of `config.data.videos` and `config.data.start`. Raises UserError,
+    see `read_key_frames`.
+    """
+    config = config.copy_and_resolve_references()
+    data = config.data
+    data.excluded = ""  # those of the training
+    data.videos = data.videos if videos is None else videos
+    data.start = data.start if start is None else str(start)
+    found = replace(open_key_frames(config, source), decoder=data.decoder)
+    return fit_classes(found, config.model.classes)
+
+
+def give_boxes(
+    config: ConfigDict, truth: Videos, file: str, *, min_score: float | None = None
+) -> tuple[Videos, str]:
+    """Return the key frames of a file of detected boxes, and what boxes these are, in words.
+
+    min_score: the least score of a person, None for that of the recipe. Raises UserError for boxes
+    of other videos, and if no score is so high.
+    """
+    least = config.boxes.min_score if min_score is None else min_score
+    if not 0 <= least <= 1:
+        raise UserError(f"a least person score of {least:g}: use 0 to 1")
+    videos = with_detections(truth, read_detections(file, truth), min_score=least)
+    return videos, f"boxes of {Path(file).name} with a score of {least:g} or more"
+
+
 def evaluate_boxes(
-    network: VideoDetector,
+    network: Network,
     params: Params,
     config: ConfigDict,
     truth: Videos,
@@ -119,6 +160,7 @@ def evaluate_boxes(
     key frame, if no video can be read, and if the folder holds results of other settings.
     """
     check_detector(config, source)
+    assert isinstance(network, VideoDetector)
     check_protocol(protocol, excluded=bool(excluded))
     shown = truth if detected is None else detected
     batch_size = batch_size or jax.device_count()
@@ -329,7 +371,7 @@ def _summarize(
         evaluated=evaluated,
         excluded=excluded,
     )
-    names = class_names(config)
+    names = truth.class_names or class_names(config)
     classes = [
         ClassScore(
             names[score.label],
@@ -347,9 +389,9 @@ def _summarize(
     return BoxEvaluation(
         map=precision.value,
         groups=group_precisions(precision.classes) if is_ava(names) else {},
-        protocol=f"frame mAP at IoU 0.5, protocol {protocol}, mean of {counted:,} of {len(names):,} "
-        f"classes, {len(annotated):,} key frames, {boxes or 'annotated boxes'}, ranked by the score "
-        f"of {ranked}, {_clip_text(config)}{weights}",
+        protocol=f"frame mAP at IoU 0.5, protocol {protocol}, mean of {counted:,} of "
+        f"{len(names):,} classes, {len(annotated):,} key frames, {boxes or 'annotated boxes'}, "
+        f"ranked by the score of {ranked}, {_clip_text(config)}{weights}",
         classes=classes,
         loss=float(found.errors.sum(dtype=np.float64) / max(len(probabilities), 1))
         if upper_bound
@@ -358,7 +400,10 @@ def _summarize(
         key_frames=frames,
         scores=box_scores(probabilities, frames.scores, protocol=protocol),
         unreadable=bad.reasons,
-        notes=_notes(truth.key_frames, annotated, frames, bad, protocol=protocol),
+        notes=[
+            *shown.notes,
+            *_notes(truth.key_frames, annotated, frames, bad, protocol=protocol),
+        ],
     )
 
 
@@ -374,11 +419,6 @@ def _notes(
             f"{len(truth) - len(annotated):,} of {len(truth):,} annotated key frames do not count"
         )
     listed, shown = set(frame_keys(annotated)), set(frame_keys(frames))
-    if missed := len(listed - shown):
-        notes.append(
-            f"{missed:,} of {len(listed):,} annotated key frames have no boxes: their people count "
-            "as missed"
-        )
     if more := len(shown - listed):
         wrong = "are wrong" if protocol == "published" else "do not count"
         notes.append(f"{more:,} key frames have boxes and no annotations: their detections {wrong}")

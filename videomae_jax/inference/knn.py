@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from videomae_jax import metrics
 from videomae_jax.data.unreadable import BadVideos
-from videomae_jax.data.videos import Videos, number_labels
+from videomae_jax.data.videos import Videos, number_labels, to_one_label
 from videomae_jax.errors import UserError
 from videomae_jax.inference.engine import (
     data_mesh,
@@ -49,11 +49,14 @@ def evaluate_neighbours(
     """Classify each held-out video by a vote of its k nearest training videos, for every k.
 
     ks, temperature: see `metrics.neighbour_votes`. batch_size: videos on all devices, None for
-    8 on each. Raises UserError if the videos have no labels or none can be read, and for an
-    impossible k, temperature or batch size.
+    8 on each. Raises UserError if the videos have no labels or several, if none can be read, and
+    for an impossible k, temperature or batch size.
     """
     names = train.class_names or ()
-    train, held_out = number_labels(train, names), number_labels(held_out, names)
+    reason = "kNN compares single labels, use a probe (videomae train --config=probe)"
+    train, held_out = (
+        to_one_label(number_labels(videos, names), reason=reason) for videos in (train, held_out)
+    )
     metrics.check_neighbours(ks, temperature=temperature, bank=len(train))
     mesh = data_mesh()
 

@@ -16,9 +16,11 @@ from videomae_jax.inference.engine import data_mesh, predict_windows
 from videomae_jax.inference.network import Network, check_classifier, class_names
 from videomae_jax.inference.windows import Window, WindowSampler, read_windows
 from videomae_jax.progress import Progress
+from videomae_jax.tasks.classify import class_probabilities
 from videomae_jax.tasks.task import Params
 
 WINDOWS = 4  # in a batch, on each device
+LIKELY = 0.5  # the classes of a model of several labels a video are those above it
 
 
 class Likely(NamedTuple):
@@ -32,7 +34,7 @@ class WindowClasses(NamedTuple):
     """The most likely classes of one window.
 
     first_frame, last_frame: frame numbers, from 0. start, end: seconds. top: the most likely
-    class first.
+    class first; of a model of several labels a video it may be empty.
     """
 
     first_frame: int
@@ -67,16 +69,19 @@ def predict(
 ) -> Generator[VideoClasses, None, None]:
     """Yield the classes of every video as soon as it is finished, unreadable videos last.
 
-    source: the name of the model in messages. top: number of classes to return, None for up to
-    5. batch_size: windows on all devices of this process, None for 4 on each. threads:
-    decoders, None for one per core. Raises UserError if the model has no classes, or not `top`
+    source: the name of the model in messages. top: number of classes to return; None for up to
+    5, or, of a model of several labels a video, those with a probability above LIKELY.
+    batch_size: windows on all devices of this process, None for 4 on each. threads: decoders,
+    None for one per core. Raises UserError if the model has no classes, or not `top`
     of them, and for an impossible batch size.
     """
     check_classifier(config, source)
     classes, clip = config.model.classes, config.clip
-    top = min(5, classes) if top is None else top
-    if not 1 <= top <= classes:
+    if top is not None and not 1 <= top <= classes:
         raise UserError(f"--top {top}: use 1 to {classes}, the number of classes")
+    multi_label = config.model.multi_label
+    if top is None and not multi_label:
+        top = min(5, classes)
     stride = clip.stride if clip.sampling == "dense" else None  # sparse: clips span the video
     sampler = WindowSampler(
         frames=clip.frames,
@@ -110,7 +115,8 @@ def predict(
     done = 0
     with closing(batches):
         for rows, logits in batches:
-            for (number, window), row in zip(rows, jax.nn.softmax(logits), strict=True):
+            probabilities = class_probabilities(logits, multi_label=multi_label)
+            for (number, window), row in zip(rows, probabilities, strict=True):
                 found.setdefault(number, []).append((window, np.asarray(row)))
                 done += 1
                 if window.number + 1 == window.total:
@@ -133,12 +139,16 @@ def _classify(
     found: list[tuple[Window, np.ndarray]],
     names: tuple[str, ...],
     *,
-    top: int,
+    top: int | None,
 ) -> VideoClasses:
-    """Return the classes of a video from the probabilities of its windows."""
+    """Return the classes of a video from the probabilities of its windows.
+
+    top: how many; None for those above LIKELY.
+    """
 
     def best(probabilities: np.ndarray) -> list[Likely]:
-        order = (-probabilities).argsort(kind="stable")[:top]
+        shown = int((probabilities > LIKELY).sum()) if top is None else top
+        order = (-probabilities).argsort(kind="stable")[:shown]
         return [Likely(names[index], float(probabilities[index])) for index in order]
 
     windows = [

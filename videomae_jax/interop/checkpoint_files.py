@@ -358,6 +358,7 @@ def _config(facts: ModelFacts, folder: FolderConfig) -> ConfigDict:
     config.clip.source_width = round(config.clip.source_width * side / 224)
     if facts.task == "classify":
         config.model.classes = facts.classes
+        config.model.multi_label = folder.multi_label
         config.data.class_names = folder.labels
     else:
         config.normalized_targets = folder.normalized_targets
@@ -395,6 +396,7 @@ def _write_hf(path: Path, checkpoint: Checkpoint) -> None:
         # Other tasks have no such key.
         normalized_targets=config.task != "pretrain" or config.normalized_targets,
         labels=checkpoint.labels,
+        multi_label=config.task == "classify" and config.model.multi_label,
     )
     path.mkdir()
     write_folder_config(

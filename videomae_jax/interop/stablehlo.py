@@ -63,6 +63,8 @@ def write_stablehlo(
         "platforms": exported.platforms,
         "jax": jax.__version__,
     }
+    if "logits" in made:  # the function that makes probabilities of them
+        signature["probabilities"] = "sigmoid" if config.model.multi_label else "softmax"
     folder.mkdir()
     (folder / FUNCTION).write_bytes(exported.serialize())
     (folder / SIGNATURE).write_text(json.dumps(signature, indent=2) + "\n")

@@ -23,6 +23,7 @@ TIMM, V2 = "pretrained_cfg", "model_config"
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 VIDEO_PROCESSOR, NESTED = "video_preprocessor_config.json", "processor_config.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MULTI_LABEL = "multi_label_classification"  # a problem_type: sigmoid loss and probabilities
 EPSILON = 1e-6  # of every LayerNorm of the reference; transformers' default is 1e-12
 
 
@@ -43,6 +44,7 @@ class FolderConfig(NamedTuple):
     final_norm: bool | None = None
     normalized_targets: bool = True
     labels: tuple[str, ...] = ()
+    multi_label: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -144,6 +146,7 @@ def _read_config(path: Path, config: dict) -> FolderConfig:
         final_norm=not pooling if config["model_type"] == "videomae" else None,
         normalized_targets=bool(config.get("norm_pix_loss", True)),
         labels=_labels(config.get("id2label")),
+        multi_label=config.get("problem_type") == MULTI_LABEL,
         notes=tuple(notes),
     )
 
@@ -315,6 +318,8 @@ def write_folder_config(
         labels = folder_config.labels or [f"LABEL_{index}" for index in range(classes)]
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
+        if folder_config.multi_label:
+            config["problem_type"] = MULTI_LABEL
     processor = dict(
         image_processor_type="VideoMAEImageProcessor",
         do_resize=True,

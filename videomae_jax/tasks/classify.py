@@ -2,15 +2,25 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
+from videomae_jax import metrics
 from videomae_jax.augment.clip import augment, mix_clips, smooth_targets
-from videomae_jax.data.videos import Videos, number_labels
+from videomae_jax.data.videos import (
+    Videos,
+    list_labels,
+    number_labels,
+    required_labels,
+    to_several_labels,
+    used_labels,
+)
 from videomae_jax.errors import UserError
 from videomae_jax.models import flops
 from videomae_jax.models.classifier import VideoClassifier, init_classifier
@@ -23,7 +33,7 @@ from videomae_jax.tasks.build import (
     patches_text,
     positions_line,
 )
-from videomae_jax.tasks.task import Params, Task
+from videomae_jax.tasks.task import Batch, Params, Task
 
 if TYPE_CHECKING:  # it imports PyAV, which is only needed where videos are read
     from videomae_jax.data.samplers import ClipSampler, ViewSampler
@@ -51,41 +61,58 @@ def prepare(
 ) -> tuple[ConfigDict, Videos, Videos | None]:
     """Write the classes of the training videos into the config, and number all labels by them.
 
-    Values that the config already has, `model.classes` and `data.class_names`, stay. Raises
-    UserError for missing labels, for more classes than the model has, and for held-out videos
-    of a class that training does not have.
+    Values that the config already has, `model.classes` and `data.class_names`, stay. If a video
+    of one of the lists has several labels, `model.multi_label` becomes True, and all labels
+    bool [n, classes]. Raises UserError for missing labels, for more classes than the model has,
+    and for held-out videos of a class that training does not have.
     """
     names = tuple(config.data.class_names) or train.class_names or ()
     train = number_labels(train, names)
-    labels = np.asarray(train.labels)
-    classes = config.model.classes or len(names) or int(labels.max()) + 1
-    if labels.max() >= classes:
+    known = set(used_labels(train).tolist())
+    highest = max(known, default=-1)
+    classes = config.model.classes or len(names) or highest + 1
+    if highest >= classes:
         raise UserError(
-            f"{train.name} has label {labels.max()}, model.classes is {classes}: use "
-            f"--config.model.classes={labels.max() + 1} or more"
+            f"{train.name} has label {highest}, model.classes is {classes}: use "
+            f"--config.model.classes={highest + 1} or more"
         )
     if held_out:
         held_out = number_labels(held_out, names)
-        held_out_labels = np.asarray(held_out.labels)
-        unseen = ~np.isin(held_out_labels, labels)
-        if unseen.any():
-            label = int(held_out_labels[unseen][0])
+        unseen = [set(labels) - known for labels in list_labels(held_out)]
+        if any(unseen):
+            label = min(next(filter(None, unseen)))
             raise UserError(
-                f"{unseen.sum()} of {len(held_out)} held-out videos of {held_out.name} are of "
-                f"classes that training never sees, first {names[label] if names else label}: "
-                "leave them out, or train on some"
+                f"{sum(map(bool, unseen))} of {len(held_out)} held-out videos of {held_out.name} "
+                "are of classes that training never sees, first "
+                f"{names[label] if names else label}: leave them out, or train on some"
             )
+    multi_label = config.model.multi_label or train.multi_label
+    multi_label = multi_label or (held_out is not None and held_out.multi_label)
+    if multi_label:
+        train = _note_labels(to_several_labels(train, classes))
+        held_out = held_out and to_several_labels(held_out, classes)
     config = config.copy_and_resolve_references()
     config.model.classes, config.data.class_names = classes, names
+    config.model.multi_label = multi_label
     return config.lock(), train, held_out
+
+
+def _note_labels(videos: Videos) -> Videos:
+    """Add a note on the numbers of labels, bool [n, classes], and on what follows from them."""
+    labels = required_labels(videos).sum(axis=1)
+    note = (
+        f"{(labels > 1).sum():,} of {len(videos):,} videos have several labels and "
+        f"{(labels < 1).sum():,} none: sigmoid loss, scored by mAP"
+    )
+    return replace(videos, notes=(*videos.notes, note))
 
 
 def build_task(config: ConfigDict) -> Task:
     """Return the fine-tuning task of a locked config.
 
-    Batches have "label" int32 [B], and in training "row" int32 [B], the index of each clip in
-    the global batch. Augmentations are keyed by row, not by id: with repeated augmentation a
-    batch contains each id several times.
+    Batches have "label", int32 [B] or, with `model.multi_label`, bool [B, classes], and in
+    training "row" int32 [B], the index of each clip in the global batch. Augmentations are keyed
+    by row, not by id: with repeated augmentation a batch contains each id several times.
     """
     model = build_model(config)
     clip = config.clip
@@ -103,6 +130,9 @@ def build_task(config: ConfigDict) -> Task:
         deviation=change.deviation,
         erase=change.erase,
     )
+
+    multi_label = config.model.multi_label
+    clip_sums = multi_label_sums if multi_label else class_sums
 
     def init(key):
         return init_classifier(model, key, grid)
@@ -124,38 +154,50 @@ def build_task(config: ConfigDict) -> Task:
         )
         patches = patchify(video, model.patch)
         logits: Any = model.apply({"params": params}, patches, grid, row_keys(DROP))
-        return jax.tree.map(jnp.sum, class_sums(logits, targets, batch["label"]))
+        return jax.tree.map(jnp.sum, clip_sums(logits, targets, batch["label"]))
+
+    def eval_logits(params, batch):
+        return model.apply({"params": params}, patchify(batch["video"], model.patch), grid)
 
     def eval_sums(params, batch):
-        patches = patchify(batch["video"], model.patch)
-        logits: Any = model.apply({"params": params}, patches, grid)
         targets = smooth_targets(batch["label"], classes=model.classes, smoothing=0.0)
-        return class_sums(logits, targets, batch["label"])
+        return clip_sums(eval_logits(params, batch), targets, batch["label"])
 
-    frames = f"stride {clip.stride}" if clip.sampling == "dense" else "one of each part"
+    def outputs(params: Params, batch: Batch) -> jax.Array:
+        return class_probabilities(eval_logits(params, batch), multi_label=True)
+
     return Task(
         init=init,
         train_sums=train_sums,
         eval_sums=eval_sums,
-        summarize=summarize,
+        summarize=summarize_multi_label if multi_label else summarize,
         pictures=lambda params, batch: {},
         samplers=lambda: (train_sampler(config), eval_sampler(config)),
         check_clips=lambda clips: check_group(change, clips=clips),
         train_flops=train_flops,
-        summary={
-            "clip": f"{clip.frames} frames, {frames}, {clip.height} x {clip.width}, "
-            f"{patches_text(geometry, model)}; {model.classes} classes",
-            "positions": positions_line(grid, model.position_grid),
-            "augment": f"{change.operations} operations at magnitude {change.magnitude:g}, crops "
-            f"from {change.min_area:g} of the image, flip {'on' if change.flip else 'off'}, "
-            f"erase {change.erase:g}",
-            "mix": f"mixup {change.mixup:g}, cutmix {change.cutmix:g}, in groups of "
-            f"{change.group}; label smoothing {config.label_smoothing:g}",
-            "drop": f"path {config.drop_path:g}, head {config.head_dropout:g}",
-            "compute": compute_line(model.run),
-            "FLOPs": flops_line(forward_flops, train_flops),
-        },
+        summary=_summary(config, model) | {"FLOPs": flops_line(forward_flops, train_flops)},
+        outputs=outputs if multi_label else None,
+        score=score_multi_label if multi_label else None,
     )
+
+
+def _summary(config: ConfigDict, model: VideoClassifier) -> dict[str, str]:
+    """Return the lines of the start banner, without the FLOPs."""
+    clip, change = config.clip, config.augment
+    geometry = clip_geometry(clip, model)
+    frames = f"stride {clip.stride}" if clip.sampling == "dense" else "one of each part"
+    return {
+        "clip": f"{clip.frames} frames, {frames}, {clip.height} x {clip.width}, "
+        f"{patches_text(geometry, model)}; {model.classes} classes",
+        "positions": positions_line(geometry.grid, model.position_grid),
+        "augment": f"{change.operations} operations at magnitude {change.magnitude:g}, crops "
+        f"from {change.min_area:g} of the image, flip {'on' if change.flip else 'off'}, "
+        f"erase {change.erase:g}",
+        "mix": f"mixup {change.mixup:g}, cutmix {change.cutmix:g}, in groups of "
+        f"{change.group}; label smoothing {config.label_smoothing:g}",
+        "drop": f"path {config.drop_path:g}, head {config.head_dropout:g}",
+        "compute": compute_line(model.run),
+    }
 
 
 def make_augment(config: ConfigDict, **options: Any) -> Callable[..., jax.Array]:
@@ -216,24 +258,36 @@ def view_sampler(config: ConfigDict, *, segments: int, crops: int) -> "ViewSampl
     )
 
 
-def view_probabilities(model: VideoClassifier, params: Params, video: jax.Array) -> jax.Array:
+def view_probabilities(
+    model: VideoClassifier, params: Params, video: jax.Array, *, multi_label: bool
+) -> jax.Array:
     """Return the class probabilities averaged over the views of each video.
 
-    video: uint8 [B, V, F, H, W, C]. Returns float32 [B, classes], 0 to 1.
+    video: uint8 [B, V, F, H, W, C]. multi_label: see `class_probabilities`. Returns float32
+    [B, classes], 0 to 1.
     """
     frames, height, width = video.shape[2:5]
     grid = patch_grid((frames, height, width), model.patch)
     patches = patchify(video.reshape(-1, *video.shape[2:]), model.patch)
     logits: Any = model.apply({"params": params}, patches, grid)
-    probabilities = jax.nn.softmax(logits)
+    probabilities = class_probabilities(logits, multi_label=multi_label)
     return probabilities.reshape(*video.shape[:2], -1).mean(axis=1)
 
 
+def class_probabilities(logits: jax.Array | np.ndarray, *, multi_label: bool) -> jax.Array:
+    """Return the probabilities of the classes, 0 to 1, of logits [..., classes].
+
+    multi_label: whether each class is a question of its own; else they add up to 1.
+    """
+    return jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits)
+
+
 def check_classes(model: ConfigDict) -> None:
-    """Raise UserError for fewer than two classes."""
-    if model.classes < 2:
+    """Raise UserError for fewer than two classes, or one where a video may have none."""
+    least = 1 if model.multi_label else 2
+    if model.classes < least:
         raise UserError(
-            f"model.classes is {model.classes}: give training data with labels of 2 or more "
+            f"model.classes is {model.classes}: give training data with labels of {least} or more "
             "classes, or --config.model.classes"
         )
 
@@ -302,3 +356,43 @@ def summarize(sums: Mapping[str, Any]) -> dict[str, jax.Array]:
         "top1": sums["top1"] / count,
         "top5": sums["top5"] / count,
     }
+
+
+def multi_label_sums(
+    logits: jax.Array, targets: jax.Array, labels: jax.Array
+) -> dict[str, jax.Array]:
+    """Return the terms of loss and hit rate of clips with several labels, float32 [B].
+
+    logits, targets: float32 [B, classes]. labels: bool [B, classes]. "error" is the binary
+    cross-entropy of each class, averaged over the classes; "hit" is 1 if the highest logit is that
+    of a label; "labelled" is 1 for clips that have a label; "count" is 1.
+    """
+    error = optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+    best = logits.argmax(-1, keepdims=True)
+    hit = jnp.take_along_axis(labels & ~jnp.isnan(logits), best, axis=-1)[:, 0]
+    return {
+        "error": error,
+        "hit": hit.astype(jnp.float32),
+        "labelled": labels.any(-1).astype(jnp.float32),
+        "count": jnp.ones(len(logits)),
+    }
+
+
+def summarize_multi_label(sums: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Return the mean loss, and how often the highest logit is that of a label.
+
+    Clips without a label do not count in "hit". In training the labels of two mixed clips are
+    those of the first.
+    """
+    return {
+        "loss": sums["error"] / sums["count"],
+        "hit": sums["hit"] / jnp.maximum(sums["labelled"], 1),
+    }
+
+
+def score_multi_label(
+    videos: Videos, ids: np.ndarray, probabilities: np.ndarray
+) -> dict[str, float]:
+    """Return the mean average precision of probabilities [n, classes], see `Task.score`."""
+    precisions = metrics.class_precisions(probabilities, required_labels(videos)[ids])
+    return {"map": metrics.mean_precision(precisions)}

@@ -70,9 +70,9 @@ def prepare(
     names = train.class_names or ()
     classes = config.model.classes or len(names)
     if train.key_frames is not None:  # synthetic videos have none
-        train = _fit_classes(train, classes)
+        train = fit_classes(train, classes)
         if held_out:
-            held_out = _fit_classes(held_out, classes)
+            held_out = fit_classes(held_out, classes)
         names = train.class_names or ()
         train = _leave_out_empty(train)
         train = replace(train, notes=(*train.notes, *_notes(train, held_out)))
@@ -82,7 +82,7 @@ def prepare(
     return config.lock(), train, held_out
 
 
-def _fit_classes(videos: Videos, classes: int) -> Videos:
+def fit_classes(videos: Videos, classes: int) -> Videos:
     """Return key frames with targets bool [total, classes]; added classes are named by their id."""
     assert videos.key_frames is not None
     targets, names = videos.key_frames.targets, videos.class_names or ()

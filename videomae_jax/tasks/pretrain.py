@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from videomae_jax.augment.resize import resize_clip
-from videomae_jax.data.videos import Videos, number_labels
+from videomae_jax.data.videos import Videos, number_labels, to_one_label
 from videomae_jax.errors import UserError
 from videomae_jax.metrics import check_neighbours
 from videomae_jax.models import flops
@@ -82,7 +82,11 @@ def prepare(
             )
     check_neighbours((config.knn.k,), bank=min(config.knn.videos, len(train)))
     names = train.class_names or ()
-    return config, number_labels(train, names), number_labels(held_out, names)
+    reason = "knn.k compares single labels, use --config.knn.k=0 and train a probe"
+    train, held_out = (
+        to_one_label(number_labels(videos, names), reason=reason) for videos in (train, held_out)
+    )
+    return config, train, held_out
 
 
 def build_task(config: ConfigDict) -> Task:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -22,7 +23,7 @@ from videomae_jax.models.tokens import patchify
 from videomae_jax.tasks import classify
 from videomae_jax.tasks.build import clip_geometry, encoder_fields, patches_text
 from videomae_jax.tasks.classify import eval_sampler, train_sampler
-from videomae_jax.tasks.task import Task
+from videomae_jax.tasks.task import Batch, Params, Task
 
 
 def build_model(config: ConfigDict) -> Probe:
@@ -69,15 +70,16 @@ def build_task(config: ConfigDict) -> Task:
             "params"
         ]
 
+    multi_label = config.model.multi_label
+    sums_of_head = classify.multi_label_sums if multi_label else classify.class_sums
+
     def clip_sums(params, batch, video):
         logits: Any = model.apply({"params": params}, patchify(video, model.patch), grid)
         targets = smooth_targets(batch["label"], classes=model.classes, smoothing=0.0)
-        heads = jax.vmap(classify.class_sums, in_axes=(1, None, None))(
-            logits, targets, batch["label"]
-        )
+        heads = jax.vmap(sums_of_head, in_axes=(1, None, None))(logits, targets, batch["label"])
         named = {
             f"{name}_x{_name(rate)}": heads[name][index]
-            for name in ("error", "top1")
+            for name in (["error"] if multi_label else ["error", "top1"])
             for index, rate in enumerate(config.rates)
         }
         # Summed over the heads, so that each has the gradient that it would have alone.
@@ -93,15 +95,20 @@ def build_task(config: ConfigDict) -> Task:
     def eval_sums(params, batch):
         return clip_sums(params, batch, batch["video"])
 
+    def outputs(params: Params, batch: Batch) -> jax.Array:
+        logits: Any = model.apply({"params": params}, patchify(batch["video"], model.patch), grid)
+        return classify.class_probabilities(logits, multi_label=True)
+
+    rates = tuple(config.rates)
     return Task(
         init=init,
         train_sums=train_sums,
         eval_sums=eval_sums,
-        summarize=functools.partial(summarize, rates=tuple(config.rates)),
+        summarize=functools.partial(summarize, rates=rates),
         pictures=lambda params, batch: {},
         samplers=lambda: (train_sampler(config), eval_sampler(config)),
         check_clips=lambda clips: None,
-        wrap_optimizer=functools.partial(heads_only, rates=tuple(config.rates)),
+        wrap_optimizer=functools.partial(heads_only, rates=rates),
         train_flops=forward_flops,  # the backward pass of the heads is negligible
         summary={
             "clip": f"{clip.frames} frames, {clip.height} x {clip.width}, "
@@ -112,6 +119,8 @@ def build_task(config: ConfigDict) -> Task:
             + ", ".join(map(_name, config.rates)),
             "FLOPs": f"{forward_flops / 1e9:.4g} G forward a clip",
         },
+        outputs=outputs if multi_label else None,
+        score=functools.partial(score_multi_label, rates=rates) if multi_label else None,
     )
 
 
@@ -136,7 +145,8 @@ def scale_by_head(rates: tuple[float, ...]) -> optax.GradientTransformation:
 def summarize(sums: Mapping[str, Any], *, rates: tuple[float, ...]) -> dict[str, jax.Array]:
     """Return the loss and top1 of the best head, its rate, and the top1 of every head.
 
-    In training, which has no sums per head, return only the mean loss of all heads.
+    In training, which has no sums per head, return only the mean loss of all heads. Of several
+    labels, which have no top1, only the lowest loss of a head: see `score_multi_label`.
     best_rate and the numbers in keys such as "top1_x3" are multiples of the run's learning rate.
     The best head is the first with the highest top1. It is chosen on the clips that score it, so
     its top1 is slightly optimistic.
@@ -144,8 +154,10 @@ def summarize(sums: Mapping[str, Any], *, rates: tuple[float, ...]) -> dict[str,
     count = sums["count"]
     if sums.keys() == {"error", "count"}:
         return {"loss": sums["error"] / count / len(rates)}
-    top1 = jnp.stack([sums[f"top1_x{_name(rate)}"] / count for rate in rates])
     losses = jnp.stack([sums[f"error_x{_name(rate)}"] / count for rate in rates])
+    if f"top1_x{_name(rates[0])}" not in sums:
+        return {"loss": losses.min()}
+    top1 = jnp.stack([sums[f"top1_x{_name(rate)}"] / count for rate in rates])
     best = jnp.argmax(top1)
     every = {f"top1_x{_name(rate)}": value for rate, value in zip(rates, top1, strict=True)}
     return {
@@ -154,6 +166,22 @@ def summarize(sums: Mapping[str, Any], *, rates: tuple[float, ...]) -> dict[str,
         "best_rate": jnp.asarray(rates)[best],
         **every,
     }
+
+
+def score_multi_label(
+    videos: Videos, ids: np.ndarray, probabilities: np.ndarray, *, rates: tuple[float, ...]
+) -> dict[str, float]:
+    """Return the mAP of the best head, its rate, and the mAP of every head, see `Task.score`.
+
+    probabilities: [n, heads, classes]. The first head with the highest mAP is the best.
+    """
+    every = {
+        rate: classify.score_multi_label(videos, ids, probabilities[:, index])["map"]
+        for index, rate in enumerate(rates)
+    }
+    best = max(every, key=lambda rate: every[rate])
+    named = {f"map_x{_name(rate)}": value for rate, value in every.items()}
+    return {"map": every[best], "best_rate": best, **named}
 
 
 def _name(rate: float) -> str:

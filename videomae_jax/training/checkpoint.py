@@ -259,10 +259,14 @@ def check_digests(items: dict[str, Any], meta: dict) -> None:
 
 def config_from_json(tree: dict) -> ConfigDict:
     """Rebuild a config; JSON has no tuples, our configs have no lists."""
+    # Older runs had only these kinds.
+    older: dict[str, Any] = {}
     if "decoder" in tree.get("model", ()):
-        # Older runs had only this kind.
-        model = {"decoder_attention": "self", **tree["model"]}
-        tree = {**tree, "model": model}
+        older = {"decoder_attention": "self"}
+    elif tree.get("task") in ("classify", "probe"):
+        older = {"multi_label": False}
+    if older:
+        tree = {**tree, "model": {**older, **tree["model"]}}
 
     def rebuild(node):
         if isinstance(node, dict):

@@ -318,8 +318,7 @@ def _compile_step(
 ) -> jax.stages.Compiled:
     """Compile the training step and print the banner, which includes the memory it needs."""
     config, mesh, schedule = run.config, run.mesh, run.schedule
-    labelled = run.train_videos.labels is not None
-    batch = abstract_batch(sampler, run.clips, mesh, labelled=labelled)
+    batch = abstract_batch(sampler, run.clips, mesh, labels=run.train_videos.labels)
     compiled = run.functions.train.lower(state, batch).compile()
     trim_host_memory()
     rows = {

@@ -173,11 +173,11 @@ def _gradients(
 
 
 def abstract_batch(
-    sampler: "ClipSampler", clips: int, mesh: Mesh, *, labelled: bool
+    sampler: "ClipSampler", clips: int, mesh: Mesh, *, labels: np.ndarray | None
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes and shardings of the training batches of `data.pipeline.clip_batches`.
 
-    clips: of one step, over all devices. labelled: whether the videos have labels.
+    clips: of one step, over all devices. labels: those of `Videos`, of any number of videos.
     """
 
     def leaf(dtype, *shape):
@@ -185,8 +185,8 @@ def abstract_batch(
 
     batch = {name: leaf(dtype, *shape) for name, (shape, dtype) in sampler.spec.items()}
     batch |= {"id": leaf(jnp.int32), "row": leaf(jnp.int32)}
-    if labelled:
-        batch["label"] = leaf(jnp.int32)
+    if labels is not None:
+        batch["label"] = leaf(labels.dtype, *labels.shape[1:])
     return batch
 
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from videomae_jax.data.unreadable import BadVideos
-from videomae_jax.data.videos import Videos
+from videomae_jax.data.videos import Videos, count_labels
 from videomae_jax.errors import UserError
 from videomae_jax.training.curve import plot_curve
 
@@ -76,7 +75,8 @@ def check_same_model(changes: dict, *, workdir: str) -> None:
     if "task" in changes:  # the other changes follow from it
         changes = {"task": changes["task"]}
     fixed = (
-        *("model.encoder", "model.decoder", "model.patch", "model.classes", "data.class_names"),
+        *("model.encoder", "model.decoder", "model.patch"),
+        *("model.classes", "model.multi_label", "data.class_names"),
         *("model.head", "rates"),  # of probes
     )
     for key, (old, new) in changes.items():
@@ -143,8 +143,7 @@ def write_classes(
     def count(videos: Videos | None) -> list[int]:
         if videos is not None and videos.key_frames is not None:
             return videos.key_frames.targets.sum(0).tolist()
-        labels = np.zeros(0, int) if videos is None else np.asarray(videos.labels)
-        return np.bincount(labels, minlength=classes).tolist()
+        return [0] * classes if videos is None else count_labels(videos, classes).tolist()
 
     names = names or tuple(map(str, range(classes)))
     columns = zip(range(classes), names, count(train), count(held_out), strict=True)
