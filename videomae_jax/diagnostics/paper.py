@@ -167,7 +167,11 @@ def overrides(run: Run) -> list[str]:
     if not run.config.startswith("pretrain:") and not run.config.startswith("contrast:"):
         values.append(f"data.eval={held_out}")
     if not DATASETS[run.data].layout:
-        values.append(f"data.videos=$DATA/{run.data}/videos")
+        folder = f"$DATA/{run.data}"
+        values += [
+            f"data.videos={folder}/videos",
+            f"data.classes={folder}/{run.data}_action_list_v2.2.pbtxt",
+        ]
     if run.start:
         values.append(f"init_from=$WORK/{run.start.name}")
     return [f"--config.{value}" for value in (*values, *run.changes)]
@@ -177,7 +181,8 @@ def data_paths(data: str) -> tuple[str, str]:
     """Return the lists, or the annotations of key frames, for training and evaluation."""
     if DATASETS[data].layout:
         return f"$WORK/{data}-train.csv", f"$WORK/{data}-val.csv"
-    return f"$DATA/{data}/{data}_train_v2.2.csv", f"$DATA/{data}/{data}_val_v2.2.csv"
+    # The files of AlphAction, which VideoMAE's detection uses.
+    return f"$DATA/{data}/{data}_train_v2.2_min.json", f"$DATA/{data}/{data}_val_v2.2_min.json"
 
 
 def score_commands(row: Row, run: Run) -> list[str]:
@@ -192,17 +197,19 @@ def score_commands(row: Row, run: Run) -> list[str]:
     if not row.views:
         return []
     command = f"videomae evaluate --checkpoint $WORK/{run.name} --manifest {held_out}"
-    if not DATASETS[run.data].layout:
-        folder = f"$DATA/{run.data}"
-        return [f"{command} --boxes {folder}/{run.data}_val_det_person_bbox.json --min-score 0.8"]
-    return [f"{command} --views {row.views} --out $WORK/{run.name}-{row.views}"]
+    if DATASETS[run.data].layout:
+        options, out = f"--views {row.views}", row.views
+    else:
+        boxes = f"$DATA/{run.data}/{run.data}_val_det_person_bbox.json"
+        options, out = f"--boxes {boxes} --min-score 0.8", "boxes"
+    return [f"{command} {options} --out $WORK/{run.name}-{out}"]
 
 
 @functools.cache
 def run_config(run: Run) -> ConfigDict:
     """Return the config that a run trains with: the geometry is that of what it starts from."""
     config, given = load_config_and_given(run.config, overrides(run))
-    if isinstance(run.start, Run) and config.task not in ("pretrain", "contrast"):
+    if isinstance(run.start, Run):
         source = geometry_of(run_config(run.start))
         config, _ = adopt_geometry(config, source, given, name=run.start.name)
     config = config.copy_and_resolve_references()
