@@ -21,7 +21,7 @@ ROOMS = {
     "detection_metrics": {"errors", "metrics"},
     "models": {"errors"},
     "augment": {"errors"},
-    "data": {"errors", "host"},
+    "data": {"errors", "host", "drawing"},
     "devices": {"errors"},
     "pictures": {"errors", "models", "data"},
     "tasks": {

@@ -228,13 +228,11 @@ def print_detections(found: "BoxEvaluation") -> dict[str, Any]:
     """Print the scores of a detector, and return them for JSON."""
     from videomae_jax.inference.evaluate_boxes import UPPER_BOUND
 
-    print(f"mAP {found.map:.2%}, {found.protocol}")
-    if found.upper_bound:
-        print(UPPER_BOUND)
+    bound = f" ({UPPER_BOUND})" if found.upper_bound else ""
+    print(f"mAP {found.map:.2%}{bound}, {found.protocol}")
     if found.loss is not None:
         print(f"loss {found.loss:.4f}")
-    for note in found.notes:
-        print(note)
+    print("; ".join(found.notes))
     for name, value in found.groups.items():
         print(f"{name} {value:.2%}")
     width = max(len(score.name) for score in found.classes)

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,8 +15,8 @@ from videomae_jax.data.box_files import read_table
 from videomae_jax.data.box_table import Table
 from videomae_jax.data.class_lists import name_classes, read_class_list
 from videomae_jax.data.key_frames import KeyFrames
-from videomae_jax.data.sources import find_videos
-from videomae_jax.data.videos import SUFFIXES, Videos
+from videomae_jax.data.sources import find_videos, nearest_path, read_videos
+from videomae_jax.data.videos import SUFFIXES, ClipReader, Videos, pick_videos
 from videomae_jax.errors import UserError
 
 # Corners above this are pixels: a detector may put a fraction a little outside of the image.
@@ -29,6 +29,10 @@ OPENED = 64
 SLACK = 0.5
 # Videos read at once: the time is that of the disk.
 READERS = 8
+# How far a box may reach beyond the image without a note: corners are rounded.
+BORDER = 0.01
+# Fraction of detected boxes that may be empty.
+EMPTY = 0.01
 
 _SEGMENT = re.compile(r"(.+)_(\d{6})_(\d{6})")  # of AVA-Kinetics: id, first and last second
 Value = TypeVar("Value")
@@ -44,7 +48,8 @@ def read_key_frames(
 ) -> Videos:
     """Open the annotations of a data set: videos with `key_frames`, one for each annotated moment.
 
-    source: a file in one of the formats of `box_files`. videos: the folder of the videos, by
+    source: a file in one of the formats of `box_files`, or a folder of `videomae data pack` of such
+    a file, which has its own videos. videos: the folder of the videos, by
     default that of the file; they are found by their names without the suffix. start: the second
     of the annotations at which the video files begin, "auto" to find it. classes: a class list, or
     the names of ids 1, 2, ...; by default the ids or the names of the file. excluded: a csv of
@@ -53,41 +58,77 @@ def read_key_frames(
     what they would be. Raises UserError for a bad file, unknown classes, boxes that are not of
     these videos, if no video is found, and if all key frames are beyond the end of the videos.
     """
-    path = Path(source).expanduser().absolute()
+    name = os.path.expanduser(os.fspath(source))
+    if "://" in name or os.path.isdir(name):
+        return _open_packed(name, classes, excluded)
+    path = Path(name).absolute()
+    if not path.is_file():
+        raise UserError(f"no such annotation file: {path}{nearest_path(path)}")
+    found = Findings()
     table = _leave_out(read_table(path), excluded)
-    notes = [table.kind]
     films = _find_films(table, path, videos)
-    table, unit = _to_fractions(table, films, path)
-    notes.append(unit)
-    class_names, numbers, said = _number_classes(table, classes, path)
-    notes.append(said)
-    key_frames, paths, repeated = _group(table, films, numbers, len(class_names))
-    if repeated:
-        notes.append(f"{repeated:,} rows are there twice")
-    if table.by_frame:
-        key_frames, said = _time_frames(key_frames, paths, path)
-    else:
-        key_frames, said = _start_films(key_frames, paths, start, path)
-    notes.append(said)
+    class_names, numbers = _number_classes(table, classes, path, found)
+    table = _to_fractions(table, films, path, found)
+    key_frames, paths = _group(table, films, numbers, len(class_names), found)
+    key_frames = _set_seconds(key_frames, paths, table, start, path, found)
     missing = sorted(film for film in set(paths) if not os.path.exists(film))
     if missing:
-        notes.append(
-            f"{len(missing):,} of {len(set(paths)):,} videos are missing, first {missing[0]}"
-        )
+        found.faults[f"videos are missing, first {missing[0]}"] = len(missing)
     return Videos(
         paths=tuple(paths),
         labels=None,
         class_names=class_names,
         name=str(path),
-        notes=tuple(notes),
-        key_frames=key_frames,
+        notes=found.notes(),
+        key_frames=replace(key_frames, notes=found.notes()),
     )
+
+
+def _open_packed(folder: str, classes: str | tuple[str, ...], excluded: str) -> Videos:
+    """Open packed records of annotations, with the ids of `classes`."""
+    videos = read_videos(folder)
+    frames = videos.key_frames
+    if frames is None:
+        raise UserError(f"{folder} has no boxes: give an annotation file, or records packed of one")
+    if excluded:
+        out = read_excluded(excluded)
+        kept = [m not in out for m in map(_moment, frames.names, frames.stamps.tolist())]
+        videos = pick_videos(videos, np.flatnonzero(kept).tolist())
+        frames = frames.pick(np.flatnonzero(kept))
+    old = videos.class_names or ()
+    new = classes if isinstance(classes, tuple) else ()
+    if isinstance(classes, str) and classes:
+        new = name_classes(read_class_list(classes))
+    if not new or new == old:
+        return videos
+    places = _class_places(new)
+    used = frames.targets.any(axis=0).tolist()
+    unknown = [name for name, there in zip(old, used, strict=True) if there and name not in places]
+    if unknown:
+        raise UserError(f"{folder}: {_unknown_action(unknown[0], new)}")
+    targets = np.zeros((len(frames.targets), len(new)), bool)
+    for number, name in enumerate(old):
+        if name in places:
+            targets[:, places[name]] |= frames.targets[:, number]
+    return replace(videos, class_names=new, key_frames=replace(frames, targets=targets))
+
+
+def _class_places(names: Sequence[str]) -> dict[str, int]:
+    """Return the position of each class by its name, and by its id."""
+    places = {str(number): number - 1 for number in range(1, len(names) + 1)}
+    return places | {name: number for number, name in enumerate(names)}
+
+
+def _unknown_action(action: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(action, names, n=1)
+    meant = f"did you mean {close[0]!r}?" if close else f"their ids are 1 to {len(names)}"
+    return f"action {action!r} is not among the {len(names)} classes; {meant}"
 
 
 def read_excluded(path: str | os.PathLike[str]) -> set[tuple[str, float]]:
     """Return the (video, second) of key frames that are left out. Raises UserError."""
     table = read_table(Path(path).expanduser())
-    return {_moment(*pair) for pair in zip(table.names, table.moments.tolist(), strict=True)}
+    return set(map(_moment, table.names, table.moments.tolist()))
 
 
 def read_detections(source: str | os.PathLike[str], videos: Videos) -> KeyFrames:
@@ -95,9 +136,11 @@ def read_detections(source: str | os.PathLike[str], videos: Videos) -> KeyFrames
 
     videos: key frames of the same data set, for the size and the times of the videos: corners in
     pixels become fractions. Boxes of other videos are left out. `seconds` are those of the files;
-    targets are bool [total, 0]. Raises UserError if no box is of these videos.
+    targets are bool [total, 0]; `notes` say what was decided and left out. Raises UserError if no
+    box is of these videos.
     """
     path = Path(source).expanduser().absolute()
+    found = Findings()
     table = read_table(path, images=Path(videos.name))
     clocks = _Clocks(videos)
     films = [clocks.find(*pair) for pair in zip(table.names, table.moments.tolist(), strict=True)]
@@ -109,13 +152,19 @@ def read_detections(source: str | os.PathLike[str], videos: Videos) -> KeyFrames
             f"{path}: none of its {len(set(table.names)):,} videos is in {videos.name}, first "
             f"{table.names[0]!r}{near}"
         )
+    found.decisions.append(f"{path.name}: {table.kind}")
+    if not known.all():
+        first = table.names[int(np.flatnonzero(~known)[0])]
+        found.faults[f"boxes are of other videos, first {first}"] = int((~known).sum())
     table = _pick_rows(table, known)
     paths = [film for film in films if film is not None]
-    table, _ = _to_fractions(table, paths, path)
-    key_frames, paths, _ = _group(table, paths, [[]] * len(paths), 0)
+    table = _to_fractions(table, paths, path, found, videos.reader)
+    key_frames, paths = _group(table, paths, [[]] * len(paths), 0, found)
     if table.by_frame:
-        return _time_frames(key_frames, paths, path)[0]
-    return replace(key_frames, seconds=clocks.seconds(key_frames, paths))
+        key_frames = _time_frames(key_frames, paths, path)
+    else:
+        key_frames = replace(key_frames, seconds=clocks.seconds(key_frames, paths))
+    return replace(key_frames, notes=found.notes())
 
 
 def read_film_detections(source: str | os.PathLike[str], film: str) -> KeyFrames:
@@ -125,6 +174,7 @@ def read_film_detections(source: str | os.PathLike[str], film: str) -> KeyFrames
     are beyond its end.
     """
     path = Path(source).expanduser().absolute()
+    found = Findings()
     table = read_table(path)
     segment = _SEGMENT.fullmatch(Path(film).stem)
 
@@ -144,18 +194,17 @@ def read_film_detections(source: str | os.PathLike[str], film: str) -> KeyFrames
         )
     table = _pick_rows(table, known)
     films = [film] * len(table.names)
-    table, _ = _to_fractions(table, films, path)
-    key_frames, paths, _ = _group(table, films, [[]] * len(films), 0)
-    if table.by_frame:
-        return _time_frames(key_frames, paths, path)[0]
-    return _start_films(key_frames, paths, "auto", path)[0]
+    table = _to_fractions(table, films, path, found)
+    key_frames, paths = _group(table, films, [[]] * len(films), 0, found)
+    key_frames = _set_seconds(key_frames, paths, table, "auto", path, found)
+    return replace(key_frames, notes=found.notes())
 
 
 def with_detections(videos: Videos, detections: KeyFrames, *, min_score: float) -> Videos:
     """Return videos with detected boxes of at least `min_score` in the place of annotated ones.
 
     It has a key frame for each moment with such boxes, annotated or not; the targets are False.
-    The last of the notes says how many boxes there are, and how many annotated key frames have
+    The last of the notes says how many boxes that are, and how many annotated key frames have
     none. Raises UserError if no score is so high.
     """
     assert videos.key_frames is not None
@@ -179,9 +228,22 @@ def with_detections(videos: Videos, detections: KeyFrames, *, min_score: float) 
     return replace(
         videos,
         paths=tuple(path for path in paths if path is not None),
-        notes=(*videos.notes, note),
+        notes=(*videos.notes, *detections.notes, note),
         key_frames=kept,
     )
+
+
+@dataclass
+class Findings:
+    """What was decided about a file, and the numbers of its faults, by what they are."""
+
+    decisions: list[str] = field(default_factory=list)
+    faults: dict[str, int] = field(default_factory=dict)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return one text for each."""
+        faults = [f"{number:,} {what}" for what, number in self.faults.items()]
+        return (*self.decisions, *faults)
 
 
 class _Clocks:
@@ -293,17 +355,27 @@ def _is_file(name: str) -> bool:
     return name.lower().endswith(tuple(f".{suffix}" for suffix in SUFFIXES))
 
 
-def _to_fractions(table: Table, films: Sequence[str], path: Path) -> tuple[Table, str]:
-    """Return the table with corners as fractions in 0 to 1, and what was done.
+def _to_fractions(
+    table: Table,
+    films: Sequence[str],
+    path: Path,
+    found: Findings,
+    reader: ClipReader | None = None,
+) -> Table:
+    """Return the table with corners as fractions in 0 to 1. reader: of the videos, if not files.
 
     Raises UserError for corners out of order, and if most boxes are outside of the images.
+    Detectors find a few empty boxes: these are left out.
     """
     corners = table.corners.copy()
     boxed = ~np.isnan(corners[:, 0])
     if not boxed.any():
-        return table, "no boxes"
+        return table
     wrong = boxed & ~((corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3]))
-    if wrong.any():
+    if wrong.any() and table.scores is not None and wrong.sum() <= EMPTY * boxed.sum():
+        found.faults["boxes are empty, and are left out"] = int(wrong.sum())
+        corners[wrong] = np.nan
+    elif wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         cells = ", ".join(f"{value:g}" for value in corners[row])
         raise UserError(
@@ -314,7 +386,7 @@ def _to_fractions(table: Table, films: Sequence[str], path: Path) -> tuple[Table
     largest = float(np.nanmax(corners))
     said = "corners are fractions of width and height"
     if largest > FRACTION:
-        sizes = read_sizes(films)
+        sizes = read_sizes(films, reader)
         if not sizes:
             raise UserError(
                 f"{path}: corners are pixels (up to {largest:g}), and no video can be read for its "
@@ -324,7 +396,8 @@ def _to_fractions(table: Table, films: Sequence[str], path: Path) -> tuple[Table
         whole = np.array([sizes.get(film, common) for film in films], float)
         corners /= whole[:, [1, 0, 1, 0]]
         said = f"corners are pixels (up to {largest:g})"
-    outside = boxed & ((corners < -0.01) | (corners > 1.01)).any(axis=1)
+    found.decisions.append(said)
+    beyond = boxed & ((corners < -BORDER) | (corners > 1 + BORDER)).any(axis=1)
     gone = boxed & ((corners[:, :2] >= 1).any(axis=1) | (corners[:, 2:] <= 0).any(axis=1))
     if gone.sum() * 2 > boxed.sum():
         row = int(np.flatnonzero(gone)[0])
@@ -332,19 +405,22 @@ def _to_fractions(table: Table, films: Sequence[str], path: Path) -> tuple[Table
             f"{path}: {int(gone.sum()):,} of {int(boxed.sum()):,} boxes are outside of the image, "
             f"first line {table.lines[row]}; {said}: are they of videos of another size?"
         )
-    if outside.any():
-        said += f"; {int(outside.sum()):,} boxes reach beyond the image, and are cut at its border"
+    if (beyond & ~gone).any():
+        what = "boxes reach beyond the image, and are cut at its border"
+        found.faults[what] = int((beyond & ~gone).sum())
     if gone.any():
-        said += f"; {int(gone.sum()):,} boxes are outside of it, and are left out"
+        found.faults["boxes are outside of the image, and are left out"] = int(gone.sum())
         corners[gone] = np.nan
-    return replace(table, corners=np.clip(corners, 0, 1)), said
+    return replace(table, corners=np.clip(corners, 0, 1))
 
 
-def read_sizes(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Return the height and the width of each video that can be read."""
+def read_sizes(
+    paths: Iterable[str], reader: ClipReader | None = None
+) -> dict[str, tuple[int, int]]:
+    """Return the height and the width of each video that can be read. reader: if not files."""
     from videomae_jax.data.decode import read_size
 
-    return _read_each(read_size, paths)
+    return _read_each(reader.size if reader else read_size, paths)
 
 
 def read_durations(paths: Iterable[str]) -> dict[str, float]:
@@ -371,9 +447,9 @@ def _read_each(read: Callable[[str], Value], paths: Iterable[str]) -> dict[str, 
 
 
 def _number_classes(
-    table: Table, classes: str | tuple[str, ...], path: Path
-) -> tuple[tuple[str, ...], list[list[int]], str]:
-    """Return class names, the classes of each row counted from 0, and where they come from."""
+    table: Table, classes: str | tuple[str, ...], path: Path, found: Findings
+) -> tuple[tuple[str, ...], list[list[int]]]:
+    """Return class names, and the classes of each row counted from 0."""
     split = {action: [part.strip() for part in action.split("|")] for action in set(table.actions)}
     used = {part for parts in split.values() for part in parts if part}
     if isinstance(classes, str) and classes:
@@ -388,28 +464,28 @@ def _number_classes(
     else:
         names = tuple(sorted(used))
         said = f"no class list: {len(names)} classes, by name in alphabetical order"
-    places = {str(number): number - 1 for number in range(1, len(names) + 1)}
-    places |= {name: number for number, name in enumerate(names)}
+        said = said if names else "no actions"
+    places = _class_places(names)
     unknown = sorted(used - places.keys())
     if unknown:
         row = next(r for r, action in enumerate(table.actions) if unknown[0] in split[action])
-        close = difflib.get_close_matches(unknown[0], names, n=1)
-        meant = f"; did you mean {close[0]!r}?" if close else f"; they are 1 to {len(names)}"
-        raise UserError(
-            f"{path} line {table.lines[row]}: action {unknown[0]!r} is not among the {len(names)} "
-            f"classes{meant}"
-        )
+        raise UserError(f"{path} line {table.lines[row]}: {_unknown_action(unknown[0], names)}")
     numbers = {action: [places[part] for part in parts if part] for action, parts in split.items()}
-    return names, [numbers[action] for action in table.actions], said
+    found.decisions += [table.kind, said]
+    return names, [numbers[action] for action in table.actions]
 
 
 def _group(
-    table: Table, films: Sequence[str], numbers: Sequence[Sequence[int]], classes: int
-) -> tuple[KeyFrames, list[str], int]:
+    table: Table,
+    films: Sequence[str],
+    numbers: Sequence[Sequence[int]],
+    classes: int,
+    found: Findings,
+) -> tuple[KeyFrames, list[str]]:
     """Join the rows of a box, and the boxes of a moment, in the order of appearance.
 
     films, numbers: the path and the classes of each row. Returns key frames whose `seconds` are
-    still those of the file, the path of each, and how many rows add nothing.
+    still those of the file, and the path of each.
     """
     moments: dict[tuple[str, float], int] = {}
     boxes: list[dict[tuple[float, ...], int]] = []  # of each moment: corners -> the first row
@@ -445,10 +521,29 @@ def _group(
         else table.scores[rows].astype(np.float32),
         persons=table.persons[rows],
     )
-    return key_frames, paths, repeated
+    if repeated:
+        found.faults["rows repeat others"] = repeated
+    return key_frames, paths
 
 
-def _time_frames(key_frames: KeyFrames, paths: Sequence[str], path: Path) -> tuple[KeyFrames, str]:
+def _set_seconds(
+    key_frames: KeyFrames,
+    paths: Sequence[str],
+    table: Table,
+    start: str | float,
+    path: Path,
+    found: Findings,
+) -> KeyFrames:
+    """Set the seconds in the video files."""
+    if table.by_frame:
+        found.decisions.append("moments are numbers of frames, from 0")
+        return _time_frames(key_frames, paths, path)
+    key_frames, said = _start_films(key_frames, paths, start, path)
+    found.decisions.append(said)
+    return key_frames
+
+
+def _time_frames(key_frames: KeyFrames, paths: Sequence[str], path: Path) -> KeyFrames:
     """Replace the numbers of frames by their seconds, which are also the stamps then."""
     from videomae_jax.data.decode import read_seconds
 
@@ -464,7 +559,7 @@ def _time_frames(key_frames: KeyFrames, paths: Sequence[str], path: Path) -> tup
                 f"{len(known) - 2}"
             )
         seconds[index] = 0.0 if known is None else known[int(frame)]
-    return replace(key_frames, seconds=seconds, stamps=seconds), "frames count from 0"
+    return replace(key_frames, seconds=seconds, stamps=seconds)
 
 
 def _start_films(

@@ -1,5 +1,6 @@
 """Key frames of action detection: a moment of a video, with boxes around persons and actions."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,9 @@ class KeyFrames:
     [n + 1]. boxes: float32 [total, 4], x1, y1, x2, y2 as fractions of width and height. targets:
     bool [total, K], the actions; a person may do none of the K; K is 0 for detections. scores:
     float32 [total], of the person detector, 1 for annotated boxes. persons: int64 [total], the
-    same number for the same person, -1 if unknown.
+    same number for the same person, -1 if unknown. notes: what was decided when the boxes were
+    read, and what was left out, for people. around: how many seconds of the video are stored on
+    both sides of each key frame; packed records have no others.
     """
 
     seconds: np.ndarray
@@ -26,6 +29,8 @@ class KeyFrames:
     targets: np.ndarray
     scores: np.ndarray
     persons: np.ndarray
+    notes: tuple[str, ...] = ()
+    around: float = math.inf
 
     def __len__(self) -> int:
         return len(self.names)
@@ -64,7 +69,8 @@ class KeyFrames:
         counts = self.counts[rows]
         offsets = np.concatenate([[0], np.cumsum(counts)])
         boxes = np.repeat(self.offsets[rows] - offsets[:-1], counts) + np.arange(offsets[-1])
-        return KeyFrames(
+        return replace(
+            self,
             seconds=self.seconds[rows],
             names=tuple(self.names[row] for row in rows.tolist()),
             stamps=self.stamps[rows],

@@ -437,10 +437,18 @@ class KeyFrameSampler(BaseSampler):
         return clips | {name: np.stack([one[name] for one in found]) for name in found[0]}
 
     def choose(self, videos: Videos, index: int, rngs: Rngs) -> Choose:
-        """Return a function that chooses the frames around the key frame, the same for each."""
+        """Return a function that chooses the frames around the key frame, the same for each.
+
+        Raises UserError for packed records that do not have all of them.
+        """
         assert videos.key_frames is not None
-        offsets = sampling.key_frame_offsets(frames=self.frames, stride=self.stride)
-        times = videos.key_frames.seconds[index] + offsets / self.rate
+        away = sampling.key_frame_offsets(frames=self.frames, stride=self.stride) / self.rate
+        if abs(away).max() > videos.key_frames.around:
+            raise UserError(
+                f"{videos.name} has {videos.key_frames.around:g} s around each key frame, clips "
+                f"need {abs(away).max():.2f}: pack with --around {abs(away).max():.2f} or more"
+            )
+        times = videos.key_frames.seconds[index] + away
         return ByTime(
             lambda seconds: np.concatenate([sampling.nearest_frames(seconds, times)] * len(rngs))
         )

@@ -186,6 +186,20 @@ def nearest_frames(seconds: np.ndarray, times: np.ndarray) -> np.ndarray:
     return np.searchsorted((seconds[1:-1] + seconds[:-2]) / 2, times)
 
 
+def window_runs(seconds: np.ndarray, times: np.ndarray, *, around: float) -> list[np.ndarray]:
+    """Return the frames nearest to any moment at most `around` seconds from one of some times.
+
+    seconds: as in `nearest_frames`. Returns runs of consecutive frames, int64 [...] each.
+    """
+    inside = np.zeros(len(seconds) - 1, bool)
+    first = nearest_frames(seconds, times - around)
+    last = nearest_frames(seconds, times + around)
+    for begin, end in zip(first.tolist(), last.tolist(), strict=True):
+        inside[begin : end + 1] = True
+    frames = np.flatnonzero(inside)
+    return np.split(frames, np.flatnonzero(np.diff(frames) > 1) + 1)
+
+
 def scale_to_short_side(width: int, height: int, *, short_side: int) -> tuple[int, int]:
     """Return the size (width, height) of images after resizing their short side.
 

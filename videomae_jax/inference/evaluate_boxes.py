@@ -383,9 +383,10 @@ def _summarize(
         for score in precision.classes
     ]
     counted = sum(score.precision is not None for score in classes)
-    ranked = "the action" if protocol == "mmaction2" else "the action x that of the person"
-    weights = ", averaged weights" if averaged else ""
     upper_bound = truth is shown
+    product = protocol != "mmaction2" and not upper_bound
+    ranked = "the action x that of the person" if product else "the action"
+    weights = ", averaged weights" if averaged else ""
     return BoxEvaluation(
         map=precision.value,
         groups=group_precisions(precision.classes) if is_ava(names) else {},
