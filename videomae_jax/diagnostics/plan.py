@@ -101,7 +101,8 @@ def plan_step(
     with jax.set_mesh(mesh):
         task = task_module.build_task(config)
         task.check_clips(clips // (mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulation))
-        lowered = _lower(config, task, mesh, clips=clips, examples=examples)
+        traced = trace_step(config, task, mesh, clips=clips, examples=examples)
+        lowered = traced.lower(lowering_platforms=(_platform(device),))
         compiled, needed = _compile(lowered)
     flops = task.train_flops * clips / mesh.size
     step = StepPlan(
@@ -144,10 +145,13 @@ def plan_step(
     )
 
 
-def _lower(
+def trace_step(
     config: ConfigDict, task: Task, mesh: Mesh, *, clips: int, examples: int
-) -> jax.stages.Lowered:
-    """Lower the training step for the platform of the mesh."""
+) -> jax.stages.Traced:
+    """Trace the training step of a config on the mesh in use, without arrays.
+
+    clips: of one step. examples: videos in an epoch.
+    """
     schedule = make_schedule(config, examples=examples)
     steps = jit_steps(
         task,
@@ -161,8 +165,7 @@ def _lower(
     several = "multi_label" in config.model and config.model.multi_label
     labels = np.zeros((1, config.model.classes), bool) if several else np.zeros(1, np.int32)
     batch = abstract_batch(task.samplers()[0], clips, mesh, labels=labels)
-    traced = steps.train.trace(steps.abstract_state, batch)
-    return traced.lower(lowering_platforms=(_platform(mesh.devices.flat[0]),))
+    return steps.train.trace(steps.abstract_state, batch)
 
 
 def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:
