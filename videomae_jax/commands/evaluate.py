@@ -235,7 +235,7 @@ def print_detections(found: "BoxEvaluation") -> dict[str, Any]:
         "upper_bound": found.upper_bound,
         "loss": found.loss,
         "protocol": found.protocol,
-        "key_frames": len(found.key_frames),
+        "key_frames": found.annotated,
         "classes": [
             dict(
                 name=score.name,
