@@ -16,14 +16,15 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from videomae_jax.config import feed_keys, machine_keys, parse_choices
+from videomae_jax.data.ava_classes import AVA_CLASSES
 from videomae_jax.models.vit import SIZES
 
 # What AVA models were trained with, on the scale of 0 to 255. A run that starts from a checkpoint
 # with other statistics keeps these.
 AVA_MEAN, AVA_STD = (122.7717, 115.9465, 102.9801), 57.375
 DATA = {
-    "ava": dict(classes=80),
-    "ava_ft": dict(base_lr=5e-4, classes=80),
+    "ava": dict(class_names=AVA_CLASSES),
+    "ava_ft": dict(base_lr=5e-4, class_names=AVA_CLASSES),
     # Our own: a batch that fits one machine, ImageNet's statistics, boxes aligned with the map,
     # and a tenth of the videos held out.
     "custom": dict(
@@ -56,7 +57,7 @@ def get_config(arguments: str = "b,ava") -> ConfigDict:
         layer_decay=0.75,
         holdout=0.0,
         aligned=False,
-        classes=0,
+        class_names=(),
         mean=tuple(value / 255 for value in AVA_MEAN),
         std=(AVA_STD / 255,) * 3,
     )
@@ -76,7 +77,7 @@ def get_config(arguments: str = "b,ava") -> ConfigDict:
                 std=values["std"],
                 # Grid whose positions other grids interpolate; () is that of training clips.
                 position_grid=(),
-                classes=values["classes"],  # 0 takes the number from the class list
+                classes=len(values["class_names"]),  # 0 takes the number from the class list
             ),
             clip=dict(
                 frames=16,
@@ -121,7 +122,8 @@ def get_config(arguments: str = "b,ava") -> ConfigDict:
                 evaluated="",  # file with the classes that are scored; "" is all
                 excluded="",  # file with key frames that are left out
                 **feed_keys(),
-                class_names=(),  # of ids 1, 2, ...; () takes them from `classes` or train
+                # Of ids 1, 2, ..., unless `classes` says them; () takes them from train.
+                class_names=values["class_names"],
             ),
             batch_size=values["batch_size"],  # key frames per optimizer step, over all devices
             repeats=1,  # clips of each key frame per step, from one decode

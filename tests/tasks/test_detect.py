@@ -2,6 +2,7 @@
 
 import functools
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,16 @@ import numpy as np
 import pytest
 
 from videomae_jax.config import load_config
+from videomae_jax.data.ava_classes import AVA_CLASSES
 from videomae_jax.devices.sharding import batch_sharding, make_mesh, state_sharding
 from videomae_jax.errors import UserError
 from videomae_jax.tasks import detect
+from videomae_jax.tasks.build import open_key_frames
+from videomae_jax.tasks.detection_scores import evaluated_labels
 from videomae_jax.training.optim import make_optimizer
 from videomae_jax.training.step import jit_steps, make_state
+
+SCENES = Path(__file__).parent.parent.parent / "data/mocap_scenes"
 
 CLASSES, SIDE, CLIPS = 5, 32, 8
 SMALL = [
@@ -267,6 +273,17 @@ def test_every_leaf_of_every_size_has_one_row_in_the_sharding_table():
         state = jax.eval_shape(lambda: make_state(task, optimizer, seed=0, ema=True))  # noqa: B023
         shardings = state_sharding(state, mesh)
         assert len(jax.tree.leaves(shardings)) == len(jax.tree.leaves(state))
+
+
+def test_ids_without_a_class_list_are_those_of_ava_in_its_recipes():
+    """Else all 80 would be scored, and not the 60 that count."""
+    path = f"{SCENES}/val.csv"
+    config = load_config("detect:tiny,ava")
+    names = open_key_frames(config, path).class_names
+    assert names == AVA_CLASSES and len(evaluated_labels(names, 80)) == 60
+    config.data.classes = f"{SCENES}/classes.pbtxt"
+    assert open_key_frames(config, path).class_names[:2] == ("walk", "run")
+    assert open_key_frames(load_config("detect:tiny,custom"), path).class_names[:2] == ("1", "2")
 
 
 def test_colours_need_three_channels():

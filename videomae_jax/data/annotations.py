@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from videomae_jax.data.ava_classes import AVA_CLASSES
 from videomae_jax.data.box_files import read_table
 from videomae_jax.data.box_table import Table
 from videomae_jax.data.class_lists import name_classes, read_class_list
@@ -457,7 +458,7 @@ def _number_classes(
         said = f"{len(names)} classes of {classes}"
     elif classes:
         names = tuple(classes)
-        said = f"{len(names)} classes of training"
+        said = f"{len(names)} classes of {'AVA' if names == AVA_CLASSES else 'training'}"
     elif used and all(part.isdecimal() for part in used):
         names = tuple(map(str, range(1, max(map(int, used)) + 1)))
         said = f"no class list: classes are ids 1 to {len(names)}"

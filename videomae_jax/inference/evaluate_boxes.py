@@ -158,6 +158,7 @@ def open_annotations(
     config = config.copy_and_resolve_references()
     data = config.data
     data.excluded = ""  # those of the training
+    data.classes = ""  # its names are in the config
     data.videos = data.videos if videos is None else videos
     data.start = data.start if start is None else str(start)
     found = replace(open_key_frames(config, source), decoder=data.decoder)

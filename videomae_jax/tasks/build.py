@@ -153,13 +153,13 @@ def open_videos(config: ConfigDict) -> tuple[Videos, Videos | None]:
 def open_key_frames(config: ConfigDict, source: str, class_names: tuple[str, ...] = ()) -> Videos:
     """Open annotations, or packed records of them, with the settings of `config.data`.
 
-    class_names: the classes of ids 1, 2, ...; () takes those of the config.
+    class_names: the classes of ids 1, 2, ...; () takes those of the config, first its class list.
     """
     data = config.data
     return read_key_frames(
         source,
         videos=data.videos,
         start=data.start,
-        classes=class_names or tuple(data.class_names) or data.classes,
+        classes=class_names or data.classes or tuple(data.class_names),
         excluded=data.excluded,
     )
