@@ -110,7 +110,8 @@ def test_outputs_cost_no_second_forward_pass():
 
     def both(params, batch):
         views = batch["video"][:, None]
-        return task.eval_sums(params, batch), classify.view_probabilities(model, params, views)
+        probabilities = classify.view_probabilities(model, params, views, multi_label=False)
+        return task.eval_sums(params, batch), probabilities
 
     def cost(function):
         return jax.jit(function).lower(params, batch).compile().cost_analysis()["flops"]
