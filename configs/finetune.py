@@ -27,7 +27,7 @@ DATA = {
     "ucf101": dict(
         batch_size=128, epochs=100, layer_decay=0.7, drop_path=0.2, head_dropout=0.5, min_lr=1e-5
     ),
-    # Not verified: from memory of the paper's appendix, which gives no dropout for the head.
+    # No released script: from the paper's appendix, which gives no dropout for the head.
     "hmdb51": dict(
         batch_size=128,
         base_lr=1e-3,
@@ -124,7 +124,8 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             label_smoothing=0.1,
             drop_path=values["drop_path"],  # of the last block; falls linearly to 0 at the first
             head_dropout=values["head_dropout"],
-            layer_decay=values["layer_decay"],  # of the learning rate, per block towards the input
+            # Of the learning rate, per block towards the input; 0 freezes the blocks.
+            layer_decay=values["layer_decay"],
             ema_decay=0.0,  # of averaged weights, which are evaluated too; 0 is off
             data=dict(
                 train="",  # manifest, folder, packed records, tfds:NAME[@SPLIT] or synthetic

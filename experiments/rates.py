@@ -166,8 +166,8 @@ def read_by(peer, videos: Videos, ask: dict) -> dict:
 
     def clip(row, index):
         rng = np.random.default_rng([SEED, first + row, 0])
-        frames = peer(videos.paths[index], lambda count: SAMPLE.frame_indices(index, count, [rng]))
-        return sparse(SAMPLE.crop(frames, SAMPLE.crop_boxes(WIDTH, HEIGHT, [rng]))[0][0])
+        frames = peer(videos.paths[index], SAMPLE.choose(videos, index, [rng]))
+        return sparse(SAMPLE.crop(frames, SAMPLE.crop_boxes(WIDTH, HEIGHT, [rng]))["video"][0])
 
     began = time.perf_counter()
     with ThreadPoolExecutor(count_cores()) as pool:

@@ -387,14 +387,13 @@ def score(workdir: str, videos: str) -> dict[str, float]:
 class Changed:
     """The views of a sampler after a change to their frames."""
 
-    sized = False
-
     def __init__(self, sample, change):
-        self.sample, self.change, self.shape = sample, change, sample.shape
+        self.sample, self.change, self.spec = sample, change, sample.spec
 
     def sample_many(self, videos, index, rngs):
-        clips, sizes = self.sample.sample_many(videos, index, rngs)
-        return np.stack([self.change(*pair) for pair in zip(clips, rngs, strict=True)]), sizes
+        clips = self.sample.sample_many(videos, index, rngs)["video"]
+        changed = [self.change(*pair) for pair in zip(clips, rngs, strict=True)]
+        return {"video": np.stack(changed)}
 
 
 def freeze(views, rng):

@@ -14,17 +14,22 @@ PACKAGE = Path(__file__).parent.parent / "videomae_jax"
 ROOMS = {
     "errors": set(),
     "host": set(),
+    "drawing": set(),
     "progress": set(),
     "config": {"errors"},
     "metrics": {"errors"},
+    "detection_metrics": {"errors", "metrics"},
     "models": {"errors"},
     "augment": {"errors"},
-    "data": {"errors", "host"},
+    "data": {"errors", "host", "drawing"},
     "devices": {"errors"},
-    "pictures": {"errors", "models"},
-    "tasks": {"errors", "config", "models", "augment", "data", "devices", "metrics", "pictures"},
+    "pictures": {"errors", "models", "data"},
+    "tasks": {
+        *("errors", "config", "models", "augment", "data", "devices"),
+        *("metrics", "detection_metrics", "pictures"),
+    },
 }
-ROOMS["inference"] = {"tasks", "progress", "host"} | ROOMS["tasks"]
+ROOMS["inference"] = {"tasks", "progress", "host", "drawing"} | ROOMS["tasks"]
 ROOMS["training"] = {"inference"} | ROOMS["inference"]
 ROOMS["interop"] = {"training"} | ROOMS["training"]
 ROOMS["api"] = {"interop"} | ROOMS["interop"]
@@ -42,7 +47,7 @@ ONLY_IN = {
     "clu": {"training/monitor.py"},
     "orbax": {"training/checkpoint.py"},
     "flax": {"models"},
-    "av": {"data/decode.py", "data/encode.py", "pictures.py"},
+    "av": {"data/decode.py", "data/encode.py"},
     "decord": {"data/decoders.py"},
     "torchcodec": {"data/decoders.py"},
     "pyarrow": {"inference/tables.py"},

@@ -5,7 +5,6 @@ uint8 [h, w, 3], a video of panels uint8 [F, h, w, 3].
 """
 
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -176,17 +175,12 @@ def write_gif(path: str, frames: np.ndarray, *, fps: int) -> None:
 
 def write_mp4(path: str, frames: np.ndarray, *, fps: int) -> None:
     """Write a video as H.264 that every player reads: yuv420p, sides padded to even numbers."""
-    import av
+    from videomae_jax.data.encode import FilmWriter
 
     _, height, width, _ = frames.shape
-    frames = np.pad(frames, [(0, 0), (0, height % 2), (0, width % 2), (0, 0)], mode="edge")
-    with av.open(path, "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "16"})
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+    with FilmWriter(path, height=height, width=width, rate=fps, quality=16) as film:
+        for index, frame in enumerate(frames):
+            film.add(frame, start=index / fps, end=(index + 1) / fps)
 
 
 def _panels(reconstruction: Reconstruction) -> list[np.ndarray]:

@@ -1,11 +1,16 @@
-"""Packed mp4 files: which frames they hold, and that they are the same every time."""
+"""Packed mp4 files: which frames they hold, that they are the same every time; and films."""
 
+from fractions import Fraction
+
+import av
 import numpy as np
 import pytest
+from videos import number, numbered
 
 from videomae_jax.data import decode
-from videomae_jax.data.decode import read_clip
-from videomae_jax.data.encode import GROUP, UNREFERRED, Mp4Writer
+from videomae_jax.data.decode import open_frames, read_clip, read_facts
+from videomae_jax.data.encode import GROUP, UNREFERRED, FilmWriter, Mp4Writer
+from videomae_jax.errors import UserError
 
 
 def moving(count: int, *, side: int = 96) -> np.ndarray:
@@ -62,3 +67,70 @@ def test_three_of_four_frames_can_be_left_out(monkeypatch):
     read_clip(data, lambda _: np.arange(GROUP + 2, 50, UNREFERRED + 1), indexed=True)
     # Of each four: the one wanted and the one that others refer to; and one at each key frame.
     assert len(set(decoded)) <= 2 * (50 - GROUP) / 4 + 4
+
+
+def write_film(path, times, *, height=64, width=96, **options):
+    with FilmWriter(path, height=height, width=width, rate=30, **options) as film:
+        for index, (start, end) in enumerate(zip(times, times[1:], strict=False)):
+            film.add(numbered(index, height=height, width=width), start=start, end=end)
+
+
+TIMES = {
+    "film": np.arange(51) * 1001 / 24000,
+    "ntsc": np.arange(51) * 1001 / 30000,
+    "uneven": np.cumsum([0, *(1 + np.arange(30) % 3)]) / 30,
+    "one": np.array([0, 0.5]),
+}
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_a_film_keeps_every_frame_and_its_time(tmp_path, name):
+    times = TIMES[name]
+    write_film(tmp_path / "film.mp4", times)
+    with open_frames(str(tmp_path / "film.mp4")) as (seconds, read):
+        count = len(seconds) - 1
+        assert [number(frame) for frame in read(list(range(count)))] == list(range(len(times) - 1))
+        np.testing.assert_allclose(seconds[:-1], times[:-1], rtol=0, atol=1e-12)
+    with av.open(str(tmp_path / "film.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264" and stream.pix_fmt == "yuv420p"
+        # With B-frames, the last packet of the file is not that of the last frame.
+        assert float(stream.duration * stream.time_base) == pytest.approx(times[-1], abs=2 / 30)
+        if name in ("film", "ntsc"):
+            assert stream.average_rate == Fraction({"film": 24000, "ntsc": 30000}[name], 1001)
+    assert [file.name for file in tmp_path.iterdir()] == ["film.mp4"]
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (65, 97), (300, 81), (64, 2)])
+def test_odd_sizes_get_a_copy_of_the_last_row_or_column(tmp_path, height, width):
+    picture = np.full((height, width, 3), 60, np.uint8)
+    picture[-1:] = picture[:, -1:] = 200
+    with FilmWriter(tmp_path / "a.mp4", height=height, width=width, rate=30, quality=5) as film:
+        film.add(picture, start=0, end=1)
+    (read,) = read_clip(str(tmp_path / "a.mp4"), np.arange)
+    assert read.shape == (height + height % 2, width + width % 2, 3)
+    np.testing.assert_allclose(read[:height, :width], picture, atol=6)
+    assert read[-1].min() > 190 and read[:, -1].min() > 190
+
+
+def test_colours_and_the_shape_of_pixels_are_those_of_the_pictures(tmp_path):
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:32, :48], picture[:32, 48:], picture[32:] = (200, 30, 30), (20, 180, 60), (30, 40, 220)
+    with FilmWriter(
+        tmp_path / "a.mp4", height=64, width=96, rate=25, quality=5, pixel_aspect=64 / 45
+    ) as film:
+        film.add(picture, start=0, end=1)
+    (read,) = read_clip(str(tmp_path / "a.mp4"), np.arange)
+    for y, x in ((16, 20), (16, 70), (50, 50)):
+        np.testing.assert_allclose(read[y, x], picture[y, x], atol=3)
+    assert read_facts(str(tmp_path / "a.mp4")).pixel_aspect == 64 / 45
+
+
+def test_an_unfinished_film_leaves_no_file(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        with FilmWriter(tmp_path / "a.mp4", height=64, width=96, rate=30) as film:
+            film.add(numbered(0), start=0, end=1)
+            raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="cannot write .*nowhere/a.mp4: No such file"):
+        write_film(tmp_path / "nowhere" / "a.mp4", TIMES["one"])

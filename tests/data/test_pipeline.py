@@ -223,7 +223,7 @@ def test_nothing_readable_ends_too(mixed):
 
 def test_a_bug_while_reading_surfaces_as_itself(good):
     class Buggy:
-        shape, sized = SAMPLE.shape, False
+        spec = SAMPLE.spec
 
         def sample_many(self, videos, index, rngs):
             raise ZeroDivisionError("in the sample")
@@ -234,14 +234,14 @@ def test_a_bug_while_reading_surfaces_as_itself(good):
 
 def test_input_output_errors_are_tried_again(good):
     class Flaky:
-        shape, sized = SAMPLE.shape, False
+        spec = SAMPLE.spec
         calls: dict[int, int] = {}
 
         def sample_many(self, videos, index, rngs):
             self.calls[index] = self.calls.get(index, 0) + 1
             if self.calls[index] < 3:
                 raise UnreadableVideo("input/output error", transient=True)
-            return np.zeros((1, *self.shape), np.uint8), np.zeros((1, 2), np.int32)
+            return {"video": np.zeros((1, *SAMPLE.shape), np.uint8)}
 
     bad = forgiving(good)
     ids = [batch["id"] for batch in train(good, steps=2, sampler=Flaky(), bad=bad)]
@@ -309,7 +309,7 @@ def test_clips_for_the_device_are_the_boxes_as_they_are(good):
     sample = replace(SAMPLE, canvas=CANVAS)
     sizes = set()
     for seed in range(30):
-        clips, (size,) = sample.sample_many(good, 0, [np.random.default_rng(seed)])
+        clips, (size,) = sample.sample_many(good, 0, [np.random.default_rng(seed)]).values()
         assert clips.shape == (1, 4, *CANVAS, 3)
         high, wide = size.tolist()
         rng = np.random.default_rng(seed)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden import DATA
 
 from videomae_jax.errors import UserError
 from videomae_jax.models.tokens import (
@@ -103,3 +104,23 @@ def test_interpolated_positions_agree_with_jax_resize_and_keep_their_own_grid():
     got = interpolate_positions(table, source, grid)
     np.testing.assert_allclose(got, np.asarray(reference).reshape(-1, 16), atol=1e-5)
     np.testing.assert_array_equal(positions(grid, 16, source=source), got)
+
+
+def test_cubic_positions_are_those_of_pytorch():
+    """The file: F.interpolate(mode="bicubic", align_corners=False) of a 14 x 14 table."""
+    reference = np.load(DATA / "cubic_positions.npz")["positions"]
+    got = positions((1, 16, 29), 4, source=(1, 14, 14), cubic=True)
+    assert got.shape == reference.shape == (16 * 29, 4)
+    np.testing.assert_allclose(got, reference, atol=2e-6)
+    linear = positions((1, 16, 29), 4, source=(1, 14, 14))
+    assert np.abs(linear - reference).max() > 0.1
+
+
+def test_cubic_positions_of_their_own_grid_are_the_table():
+    table = sincos_positions(2 * 6 * 5, 16)
+    same = interpolate_positions(table, (2, 6, 5), (2, 6, 5), cubic=True)
+    np.testing.assert_array_equal(same, table)
+    # Time does not change where only the image does.
+    wide = interpolate_positions(table, (2, 6, 5), (2, 6, 9), cubic=True)
+    one = interpolate_positions(table.reshape(2, 30, 16)[1], (1, 6, 5), (1, 6, 9), cubic=True)
+    np.testing.assert_array_equal(wide.reshape(2, -1, 16)[1], one)

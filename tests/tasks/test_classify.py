@@ -209,8 +209,8 @@ def test_groups_and_clips_must_divide(labelled, tmp_path, capsys):
     assert "groups of 4 do not divide the 3 clips" in said
     said = fails(capsys, *arguments(tmp_path, *labelled, "--config.batch_size=3"))
     assert "batch 3 is not divisible by 8 devices (data=8, fsdp=1) at 2 clips each: use 4" in said
-    said = fails(capsys, *arguments(tmp_path, *labelled, "--config.layer_decay=0"))
-    assert "layer_decay is 0" in said
+    said = fails(capsys, *arguments(tmp_path, *labelled, "--config.layer_decay=-1"))
+    assert "layer_decay is -1: use 0 (frozen blocks) to 1 (none)" in said
 
 
 def test_every_leaf_of_every_size_has_one_row_in_the_sharding_table():

@@ -28,6 +28,28 @@ def test_every_part_is_taken_over_and_named(demo, recipe):
     assert nothing == "" and again.to_json() == config.to_json()
 
 
+def test_a_detector_takes_over_what_it_has(demo):
+    config, line = adopt("detect:s,custom", demo)
+    own = geometry_of(config)
+    assert own == {key: value for key, value in demo.items() if "source" not in key}
+    assert "clip.height 224 -> 48" in line and config.clip.short_side == 0  # follows
+    # And a classifier from a detector.
+    back, _ = adopt_geometry(load_config("finetune:s,custom"), own, set(), name="runs/detector")
+    assert geometry_of(back) == own | {"clip.source_height": 256, "clip.source_width": 340}
+
+
+def test_the_statistics_of_ava_stay_unless_the_channels_differ(demo):
+    ava = load_config("detect:b,ava")
+    config, line = adopt("detect:b,ava", demo)
+    assert config.model.mean == ava.model.mean and config.model.std == ava.model.std
+    assert "model.mean" not in line
+    grey = {"model.mean": (0.5,), "model.std": (0.2,)}
+    config, _ = adopt("detect:b,ava", grey)
+    assert config.model.mean == (0.5,)
+    config, _ = adopt("detect:b,custom", {"model.mean": (0.4,) * 3, "model.std": (0.2,) * 3})
+    assert config.model.mean == (0.4,) * 3
+
+
 def test_only_the_geometry_changes(demo):
     recipe = load_config("finetune:s,custom")
     config, _ = adopt("finetune:s,custom", demo)

@@ -44,8 +44,10 @@ def test_accelerators_resize_and_cpus_leave_it_to_the_host(monkeypatch):
     config = tiny("--config.clip.source_width=20")
     samplers = pretrain.build_task(config).samplers
     train, evaluate = samplers()
-    assert train.shape == evaluate.shape == (4, 32, 32, 3) and not train.sized
+    assert train.shape == evaluate.shape == (4, 32, 32, 3) and "size" not in train.spec
     monkeypatch.setattr(pretrain, "platform_in_use", lambda: "tpu")
     train, evaluate = samplers()
     # Never smaller than the clip: larger boxes come in its size.
-    assert train.shape == (4, 256, 32, 3) and train.sized and evaluate.shape == (4, 32, 32, 3)
+    assert (
+        train.shape == (4, 256, 32, 3) and "size" in train.spec and evaluate.shape == (4, 32, 32, 3)
+    )

@@ -1,5 +1,7 @@
 """Evaluation during training: every held-out video once, whatever the devices and the batches."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,15 @@ from videomae_jax.training.step import jit_steps
 
 READABLE = [0, 1, 2, 3, 4, 5, 8, 9]  # of `unreadable_list`
 SAMPLER = DenseSampler(frames=2, stride=2, height=16, width=16, channels=3, train=False)
+WIDE = dataclasses.replace(SAMPLER, width=32)
+
+
+class TwoShapes:
+    """Makes a wide clip of every third video."""
+
+    def groups(self, videos):
+        wide = list(range(0, len(videos), 3))
+        return [(sorted(set(range(len(videos))) - set(wide)), SAMPLER), (wide, WIDE)]
 
 
 def brightness_task(scored):
@@ -47,7 +58,7 @@ def brightness_task(scored):
     )
 
 
-def run(videos, *, devices, batch_size, stopped=lambda: False):
+def run(videos, *, devices, batch_size, sampler=SAMPLER, stopped=lambda: False):
     """Evaluate; return the metrics, what `score` was given, and the note on unreadable videos."""
     overrides = [f"--config.batch_size={batch_size}", "--config.repeats=1"]
     config = load_config("finetune:tiny,custom", overrides)
@@ -67,7 +78,7 @@ def run(videos, *, devices, batch_size, stopped=lambda: False):
             functions,
             state._replace(ema=average),
             videos=videos,
-            sampler=SAMPLER,
+            sampler=sampler,
             mesh=mesh,
             evaluators=[],
             stopped=stopped,
@@ -88,6 +99,17 @@ def test_a_score_sees_every_readable_video_once_and_in_order(unreadable_list, de
     assert metrics["map"] == pytest.approx(metrics["loss"], rel=1e-6)
     assert metrics["ema_map"] == pytest.approx(metrics["map"] + 100, rel=1e-6)
     assert "2 of 10 videos unreadable" in note
+
+
+def test_clips_of_several_shapes_are_scored_together(unreadable_list):
+    videos = read_videos(unreadable_list)
+    _, scored = run(videos, devices=1, batch_size=3, sampler=TwoShapes())
+    ids, values = scored[0]
+    assert ids.tolist() == READABLE
+    samplers = [SAMPLER if index % 3 else WIDE for index in READABLE]
+    clips = [make(videos, i, None) for make, i in zip(samplers, READABLE, strict=True)]
+    expected = np.stack([clip.mean((0, 1, 2)) for clip in clips])
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 
 def test_a_stop_in_the_middle_gives_no_score(unreadable_list):

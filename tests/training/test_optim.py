@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import DATA
@@ -12,7 +13,13 @@ from videomae_jax.config import load_config
 from videomae_jax.devices.sharding import path_name
 from videomae_jax.errors import UserError
 from videomae_jax.tasks import pretrain
-from videomae_jax.training.optim import Schedule, decay_mask, make_schedule, warmup_cosine
+from videomae_jax.training.optim import (
+    Schedule,
+    decay_mask,
+    layer_scales,
+    make_schedule,
+    warmup_cosine,
+)
 
 
 @pytest.mark.parametrize(
@@ -71,3 +78,13 @@ def test_only_matrices_decay(attention):
     assert all(name.endswith(("kernel", "/qkv")) for name in decays)
     # Embedding, decoder input, head, and four matrices in each of the two stacks.
     assert len(decays) == 3 + 2 * 4
+
+
+def test_a_layer_decay_of_zero_trains_only_what_follows_the_blocks():
+    tree = {"encoder": {"embed": {"kernel": jnp.ones([2, 3])}, "norm": {"scale": jnp.ones(3)}}}
+    tree["encoder"]["blocks"] = {"mlp": {"kernel": jnp.ones([4, 3, 3])}}
+    tree["head"] = {"kernel": jnp.ones([3, 2])}
+    scales = layer_scales(tree, 0.0)
+    assert scales["encoder"]["embed"]["kernel"] == 0
+    assert not scales["encoder"]["blocks"]["mlp"]["kernel"].any()
+    assert scales["encoder"]["norm"]["scale"] == scales["head"]["kernel"] == 1

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+import runs
 from processes import (
     HEARTBEAT,
     SMALL,
@@ -22,6 +23,9 @@ from processes import (
 )
 
 from videomae_jax import cli
+from videomae_jax.config import load_config
+from videomae_jax.data.sources import read_videos
+from videomae_jax.tasks import pretrain
 
 STEPS, EVERY = "--config.steps=12", "--config.save_every=1"
 
@@ -108,6 +112,36 @@ def test_two_processes_share_parameters(straight, folder, videos, devices, axis)
     workdir = folder / axis
     train(workdir, videos, STEPS, f"--config.mesh.{axis}", count=2, devices=devices)
     np.testing.assert_allclose(values(workdir), values(straight), rtol=1e-5)
+
+
+SCORES = """
+import sys
+from videomae_jax import cli
+from videomae_jax.tasks import pretrain
+build = pretrain.build_task
+def build_scored(config):
+    def score(videos, ids, values):
+        assert ids.tolist() == list(range(len(videos)))
+        return {"pixel": float(values @ (1 + ids))}
+    outputs = lambda params, batch: batch["video"].mean((1, 2, 3, 4))
+    return build(config)._replace(outputs=outputs, score=score)
+pretrain.build_task = build_scored
+cli.main(sys.argv[1:])
+"""
+
+
+def test_a_score_sees_the_clips_of_all_processes(folder, videos):
+    """The last batch of the ten held-out clips is partial, and one process has more of it."""
+    workdir, held_out = folder / "scored", folder / "held.csv"
+    held_out.write_text("\n".join((folder / "train.csv").read_text().split()[:10]))
+    options = [videos, f"--config.data.eval={held_out}", "--config.steps=3"]
+    with training(workdir, *options, count=2, devices=2, program=SCORES) as running:
+        assert codes(running) == [0, 0], log(workdir).read_text()
+    sampler = pretrain.eval_sampler(load_config("demo", runs.SMALL[1:]))
+    clips = [sampler(read_videos(held_out), index, None) for index in range(10)]
+    (row,) = runs.held_out(workdir)
+    expected = sum((1 + index) * clip.mean() for index, clip in enumerate(clips))
+    assert row["eval/pixel"] == pytest.approx(expected, rel=1e-6)
 
 
 HANGS = """

@@ -2,7 +2,11 @@
 
 import argparse
 import json
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from videomae_jax.data.videos import Videos
 
 EXIT_STOPPED = 42  # everything is saved and can be resumed; XPK and Slurm scripts restart on it
 
@@ -63,6 +67,45 @@ def add_batch_size(parser: argparse.ArgumentParser, *, of: str, default: str) ->
         type=int,
         metavar="N",
         help=f"{of} in a batch, on all devices (default: {default})",
+    )
+
+
+def add_annotations(parser: argparse.ArgumentParser) -> Any:
+    """Add the arguments of `read_annotations`; return their group."""
+    group = parser.add_argument_group("annotation files of action detection")
+    group.add_argument(
+        "--videos",
+        default="",
+        metavar="DIR",
+        dest="films",
+        help="folder of the videos that the file names (default: the folder of the file)",
+    )
+    group.add_argument(
+        "--start",
+        default="auto",
+        metavar="SECOND",
+        help="second of the annotations at which the video files begin (default: 0, or 900 if all "
+        "are beyond the end otherwise)",
+    )
+    group.add_argument(
+        "--class-list", default="", metavar="FILE", help="names and ids of the classes"
+    )
+    group.add_argument(
+        "--excluded", default="", metavar="FILE", help="key frames to leave out: video,second"
+    )
+    return group
+
+
+def read_annotations(args: argparse.Namespace, source: Path) -> "Videos":
+    """Open annotations with the arguments of `add_annotations`."""
+    from videomae_jax.data.annotations import read_key_frames
+
+    return read_key_frames(
+        source,
+        videos=args.films,
+        start=args.start,
+        classes=args.class_list,
+        excluded=args.excluded,
     )
 
 

@@ -7,7 +7,7 @@ it is reached: with B-frames, variable frame rate, edit lists or open groups of 
 import io
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,6 +19,7 @@ from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 
 from videomae_jax.data.decoders import CONTAINERS, open_decoder
+from videomae_jax.data.sampling import Choose, make_choice
 from videomae_jax.errors import UserError
 
 PIXEL_FORMATS = {1: "gray", 3: "rgb24"}
@@ -43,7 +44,7 @@ class UnreadableVideo(ValueError):
 
 def read_clip(
     source: str | bytes,
-    choose: Callable[[int], np.ndarray],
+    choose: Choose,
     *,
     channels: int = 3,
     decoder: str = "pyav",
@@ -53,10 +54,10 @@ def read_clip(
 ) -> np.ndarray:
     """Decode chosen frames of a video: uint8 [F, H, W, channels], RGB or grey, upright.
 
-    source: a path, or the bytes of a file. choose: called once with the exact number of frames,
-    before any is decoded; returns the indices of the frames, [F], in any order. Repeated ones are
-    decoded once. Rotation flags are applied, alpha is dropped, grey covers 0 to 255.
-    decoder: see `decoders.open_decoder`. Frame i is the same image with each: PyAV reads grey,
+    source: a path, or the bytes of a file. choose: called once with the exact number of frames, or
+    with their times, before any is decoded; returns the indices of the frames, [F], in any order.
+    Repeated ones are decoded once. Rotation flags are applied, alpha is dropped, grey covers 0 to
+    255. decoder: see `decoders.open_decoder`. Frame i is the same image with each: PyAV reads grey,
     and files that another decoder would number differently or cannot read.
     indexed: the file was written by `encode.Mp4Writer`, so the index of the container numbers
     its frames. out, rows: a larger clip and the rows of it to write to, which saves a copy; used
@@ -68,7 +69,7 @@ def read_clip(
     decode = open_decoder(decoder)
     with _opened(source) as (container, stream):
         timeline = _read_index(stream) if indexed else _scan(source, container, stream)
-        indices = np.asarray(choose(timeline.count))
+        indices = make_choice(choose, timeline.count, lambda: _known_seconds(stream, timeline))
         if decode and channels == 3 and timeline.plain and not _mirrored(source, container):
             clip = decode(source, indices.tolist(), timeline.count)
             if clip is not None:
@@ -113,6 +114,31 @@ def open_frames(source: str | bytes, *, channels: int = 3) -> Iterator[tuple]:
                 yield picture
 
         yield _seconds(stream, timeline), read
+
+
+def read_size(source: str | bytes) -> tuple[int, int]:
+    """Return the height and the width of the first frame, upright. Raises UnreadableVideo."""
+    frame = next(_decode_all(source), None)
+    if frame is None:
+        raise UnreadableVideo("no frames")
+    height, width = _upright(np.empty((frame.height, frame.width)), _display_matrix(frame)).shape
+    return height, width
+
+
+def read_duration(source: str | bytes) -> float:
+    """Return the seconds that a file states. Raises UnreadableVideo, also if it states none."""
+    with _opened(source) as (container, stream):
+        if container.duration:
+            return container.duration / av.time_base
+        if stream.duration:
+            return float(stream.duration * stream.time_base)
+        raise UnreadableVideo("states no duration")
+
+
+def read_seconds(source: str | bytes) -> np.ndarray:
+    """Return the times of all frames, see `open_frames`. Raises UnreadableVideo."""
+    with _opened(source) as (container, stream):
+        return _known_seconds(stream, _scan(source, container, stream))
 
 
 @dataclass(frozen=True)
@@ -327,6 +353,14 @@ def _seconds(stream, timeline: Timeline) -> np.ndarray:
     else:
         last = 1 / float(_rate(stream) or "nan")
     return np.append(seconds, seconds[-1] + last)
+
+
+def _known_seconds(stream, timeline: Timeline) -> np.ndarray:
+    """Return `_seconds`. Raises UnreadableVideo for a file that has neither times nor a rate."""
+    seconds = _seconds(stream, timeline)
+    if np.isnan(seconds).any():
+        raise UnreadableVideo("its frames have no times, and it states no frame rate")
+    return seconds
 
 
 def _rate(stream) -> Fraction | None:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Hashable
 
 import numpy as np
 
+from videomae_jax.data.sampling import ByTime, Choose, make_choice
+
 # Longer videos are never cached: decoding a whole one might not fit in memory.
 MAX_FRAMES = 1024
 
@@ -20,6 +22,7 @@ class FrameMemory:
         self._budget = budget
         self._free = budget
         self._kept: dict[Hashable, np.ndarray] = {}
+        self._seconds: dict[Hashable, np.ndarray] = {}  # of the frames of a video, if by time
         self._lock = threading.Lock()
 
     def share(self, count: int) -> float:
@@ -32,29 +35,37 @@ class FrameMemory:
     def read_clip(
         self,
         key: Hashable,
-        read: Callable[[Callable[[int], np.ndarray]], np.ndarray],
-        choose: Callable[[int], np.ndarray],
+        read: Callable[[Choose], np.ndarray],
+        choose: Choose,
     ) -> np.ndarray:
         """Return the frames of a video that `choose` picks: uint8 [F, H, W, C].
 
-        read: (choose) -> frames, as `decode.read_clip`. key: the video and its channels.
-        Raises UnreadableVideo.
+        read: (choose) -> frames, as `decode.read_clip`. key: the video, its channels, and whether
+        frames are chosen by time. Raises UnreadableVideo.
         """
         frames = self._kept.get(key)
         if frames is not None:
-            return frames[choose(len(frames))]
+            return frames[make_choice(choose, len(frames), lambda: self._seconds[key])]
         whole = self._free > 0
+        seconds = np.empty(0)
 
         def choose_whole(count: int) -> np.ndarray:
             nonlocal whole
             whole &= count <= MAX_FRAMES
-            return np.arange(count) if whole else choose(count)
+            return np.arange(count) if whole else make_choice(choose, count, lambda: seconds)
 
-        frames = read(choose_whole)
+        def choose_whole_by_time(times: np.ndarray) -> np.ndarray:
+            nonlocal seconds
+            seconds = times
+            return choose_whole(len(times) - 1)
+
+        timed = isinstance(choose, ByTime)
+        frames = read(ByTime(choose_whole_by_time) if timed else choose_whole)
         if not whole:
             return frames
         with self._lock:
             if frames.nbytes <= self._free and key not in self._kept:
+                self._seconds[key] = seconds
                 self._kept[key] = frames
                 self._free -= frames.nbytes
-        return frames[choose(len(frames))]
+        return frames[make_choice(choose, len(frames), lambda: seconds)]

@@ -15,6 +15,8 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem; }
 .sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .8rem; }
 .sheet img { width: 100%; height: 7rem; object-fit: contain; background: #8882; }
+.large { grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); }
+.large img { height: auto; }
 figure { margin: 0; } figcaption { font-size: .75rem; line-height: 1.3; }
 svg { width: 100%; height: auto; }
 svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
@@ -68,14 +70,15 @@ def charts(figures: Sequence[str]) -> str:
     return f'<div class="charts">{"".join(figures)}</div>'
 
 
-def sheet(pictures: Sequence[tuple[bytes, str]]) -> str:
+def sheet(pictures: Sequence[tuple[bytes, str]], *, large: bool = False) -> str:
     """Return a contact sheet of (JPEG file, caption); captions may have several lines."""
     figures = "".join(
         f'<figure><img alt="" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
         f"<figcaption>{'<br>'.join(map(escape, caption.splitlines()))}</figcaption></figure>\n"
         for data, caption in pictures
     )
-    return f'<div class="sheet">{figures}</div>' if pictures else ""
+    size = "sheet large" if large else "sheet"
+    return f'<div class="{size}">{figures}</div>' if pictures else ""
 
 
 def _cell(value: object) -> str:

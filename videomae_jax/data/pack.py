@@ -3,21 +3,25 @@
 import functools
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from videomae_jax.data.decode import UnreadableVideo, read_clip
+from videomae_jax.data.decode import UnreadableVideo, open_frames, read_clip
 from videomae_jax.data.encode import Mp4Writer, encode_jpegs, shrink
+from videomae_jax.data.key_frames import KeyFrames
 from videomae_jax.data.record_index import (
+    BOX_VERSION,
     COLUMNS,
     DATASET,
     INDEX,
@@ -29,6 +33,7 @@ from videomae_jax.data.record_index import (
     read_columns,
     write_columns,
 )
+from videomae_jax.data.sampling import window_runs
 from videomae_jax.data.storage import exists, join, open_file, read_bytes
 from videomae_jax.data.tfds import scan_shard
 from videomae_jax.data.videos import Videos
@@ -60,6 +65,7 @@ class PackedVideo(NamedTuple):
     """One encoded video: the contents of its records, the number of frames of each, and its size.
 
     The contents are a video file, or a JPEG file for each frame. reason: why there are none.
+    seconds: float64 [frames], when each appears, of the frames around key frames.
     """
 
     records: tuple[bytes | list[bytes], ...]
@@ -67,14 +73,23 @@ class PackedVideo(NamedTuple):
     height: int
     width: int
     reason: str
+    seconds: np.ndarray
 
 
 class _Part(NamedTuple):
-    """One record of a video; size: height and width."""
+    """One record of a video; size: height and width. seconds: of its frames, if they are needed."""
 
     contents: bytes | list[bytes]
     frames: int
     size: tuple[int, int]
+    seconds: np.ndarray = np.empty(0)
+
+
+class _Windows(NamedTuple):
+    """The parts of a video to store: `around` seconds on both sides of `times`, float64 [n]."""
+
+    times: np.ndarray
+    around: float
 
 
 def check_settings(settings: Settings) -> None:
@@ -104,6 +119,7 @@ def pack(
     verify: bool,
     threads: int,
     report: Callable[[int], None],
+    around: float = math.inf,
 ) -> dict | None:
     """Write the missing shards of this process and, when no shard is missing, the index.
 
@@ -112,8 +128,16 @@ def pack(
     of videos done. Returns the index, or None while shards of other processes are missing. A
     stopped run resumes after its last complete shard. Raises UserError for settings out of range
     and for a folder with records of other settings or other videos.
+    around: of key frames, how many seconds of the video are stored on both sides of each; the
+    index then has them and their boxes. Not for format "original".
     """
     check_settings(settings)
+    if settings.format == "original":
+        around = math.inf
+    annotated = videos
+    windows: list[_Windows | None] = [None] * len(videos)
+    if videos.key_frames is not None:
+        videos, windows = _list_films(videos, around)
     count = len(videos)
     shards = shards or max(process_count, min(MAX_SHARDS, math.ceil(count / SHARD_VIDEOS)))
     if not process_count <= shards <= count:
@@ -121,7 +145,7 @@ def pack(
             f"{count} videos in {shards} shards by {process_count} processes: use --shards "
             f"{min(process_count, count)} to {count}"
         )
-    plan = _plan(videos, settings, shards)
+    plan = _plan(videos, settings, shards, windows)
     edges = np.arange(shards + 1) * count // shards
     done = 0
 
@@ -136,6 +160,7 @@ def pack(
                 folder,
                 shard,
                 indices=indices,
+                windows=windows,
                 settings=settings,
                 plan=plan,
                 threads=threads,
@@ -147,23 +172,39 @@ def pack(
     parts = [part for part in found if part is not None]
     if len(parts) < shards:
         return None
-    return _write_index(videos, folder, settings=settings, parts=parts)
+    return _write_index(
+        videos, folder, settings=settings, parts=parts, annotated=annotated, around=around
+    )
 
 
-def encode_video(path: str, *, settings: Settings) -> PackedVideo:
+def _list_films(videos: Videos, around: float) -> tuple[Videos, list["_Windows | None"]]:
+    """Return the videos of key frames, each once, and which parts of them to store."""
+    assert videos.key_frames is not None
+    films: dict[str, list[int]] = {}
+    for index, path in enumerate(videos.paths):
+        films.setdefault(path, []).append(index)
+    seconds = videos.key_frames.seconds
+    windows: list[_Windows | None] = [_Windows(seconds[rows], around) for rows in films.values()]
+    return replace(videos, paths=tuple(films), class_names=None, key_frames=None), windows
+
+
+def encode_video(path: str, *, settings: Settings, windows: _Windows | None = None) -> PackedVideo:
     """Encode a video; one that cannot be read has no records, but a reason.
 
-    Raises UserError for an input-output error, after which packing can be repeated.
+    windows: the parts of it to store, None for all of it without the times of the frames. Raises
+    UserError for an input-output error, after which packing can be repeated.
     """
     try:
         if settings.format == "original":
             parts = [_read_original(path)]
+        elif windows:
+            parts = list(_encode_windows(path, settings, windows))
         else:
             parts = list(_encode_parts(path, settings))
     except UnreadableVideo as error:
         if error.transient:
             raise UserError(f"{path}: {error}; run the same command again") from error
-        return PackedVideo((), (), 0, 0, reason=str(error))
+        return PackedVideo((), (), 0, 0, reason=str(error), seconds=np.empty(0))
     height, width = parts[0].size
     return PackedVideo(
         records=tuple(part.contents for part in parts),
@@ -171,6 +212,7 @@ def encode_video(path: str, *, settings: Settings) -> PackedVideo:
         height=height,
         width=width,
         reason="",
+        seconds=np.concatenate([part.seconds for part in parts]),
     )
 
 
@@ -192,31 +234,76 @@ def _read_original(path: str) -> _Part:
 
 def _encode_parts(path: str, settings: Settings) -> Iterator[_Part]:
     """Yield each part of a video, encoded. Raises UnreadableVideo."""
-    mp4 = settings.format == "mp4"
     count, chunk = _read(path, lambda count: np.arange(min(CHUNK, count)))
     edges = part_edges(count, most=settings.clip_frames).tolist()
-    size = None
-    for begin, end in zip(edges[:-1], edges[1:], strict=True):
-        jpegs: list[bytes] = []
-        writer = None
+
+    def chunks(begin: int, end: int) -> Iterator[np.ndarray]:
+        nonlocal chunk
         for first in range(begin, end, CHUNK):
             last = min(first + CHUNK, end)
             # The first chunk, read to count the frames, is used if the parts allow it.
             if first > 0 or last > len(chunk):
                 _, chunk = _read(path, functools.partial(_frame_range, first, last))
-            frames = shrink(chunk[: last - first], short_side=settings.short_side, even=mp4)
-            size = size or _size(frames)
-            if _size(frames) != size:
-                raise UnreadableVideo(f"the picture size changes from {size} to {_size(frames)}")
-            if mp4:
-                writer = writer or Mp4Writer(
-                    height=size[0], width=size[1], quality=settings.quality
-                )
-                writer.add(frames)
-            else:
-                jpegs += encode_jpegs(frames, quality=settings.quality)
-        assert size is not None
-        yield _Part(writer.finish() if writer else jpegs, end - begin, size)
+            yield chunk[: last - first]
+
+    size = None
+    for begin, end in zip(edges[:-1], edges[1:], strict=True):
+        part = _encode_part(chunks(begin, end), settings, size)
+        size = part.size
+        yield part
+
+
+def _encode_windows(path: str, settings: Settings, windows: _Windows) -> Iterator[_Part]:
+    """Yield the frames of some windows of a video, encoded, from one pass over it.
+
+    Raises UnreadableVideo.
+    """
+    with open_frames(path) as (seconds, read):
+        if np.isnan(seconds).any():
+            raise UnreadableVideo("its frames have no times, and it states no frame rate")
+        runs = window_runs(seconds, windows.times, around=windows.around)
+        rows = [
+            part
+            for run in runs
+            for part in np.split(run, part_edges(len(run), most=settings.clip_frames)[1:-1])
+        ]
+        pictures = read(np.concatenate(rows).tolist())
+
+        def chunks(count: int) -> Iterator[np.ndarray]:
+            for first in range(0, count, CHUNK):
+                yield np.stack(list(itertools.islice(pictures, min(CHUNK, count - first))))
+
+        size = None
+        for row in rows:
+            part = _encode_part(chunks(len(row)), settings, size)
+            size = part.size
+            yield part._replace(seconds=seconds[row])
+
+
+def _encode_part(
+    chunks: Iterator[np.ndarray], settings: Settings, size: tuple[int, int] | None
+) -> _Part:
+    """Encode one record. chunks: its frames. size: of earlier records, None if there are none.
+
+    Raises UnreadableVideo if the size changes.
+    """
+    mp4 = settings.format == "mp4"
+    jpegs: list[bytes] = []
+    writer = None
+    count = 0
+    for chunk in chunks:
+        frames = shrink(chunk, short_side=settings.short_side, even=mp4)
+        size = size or _size(frames)
+        if _size(frames) != size:
+            raise UnreadableVideo(f"the picture size changes from {size} to {_size(frames)}")
+        if mp4:
+            writer = writer or Mp4Writer(height=size[0], width=size[1], quality=settings.quality)
+            writer.add(frames)
+        else:
+            jpegs += encode_jpegs(frames, quality=settings.quality)
+        count += len(frames)
+    assert size is not None
+    return _Part(writer.finish() if writer else jpegs, count, size)
 
 
 def _read(path: str, choose: Callable[[int], np.ndarray]) -> tuple[int, np.ndarray]:
@@ -273,6 +360,7 @@ def _write_shard(
     shard: int,
     *,
     indices: range,
+    windows: Sequence[_Windows | None],
     settings: Settings,
     plan: dict,
     threads: int,
@@ -289,10 +377,15 @@ def _write_shard(
     unfinished = join(folder, f"{PARTS}/{name}.unfinished")
     rows: list[tuple[int, int, int]] = []  # parts, height and width
     frames: list[int] = []
+    seconds: list[np.ndarray] = []
     reasons: list[str] = []
     # PyAV, Pillow and x264 release the interpreter's lock while they compute.
     with tf.io.TFRecordWriter(unfinished) as file, ThreadPoolExecutor(threads) as pool:
-        work = pool.map(lambda i: encode_video(videos.paths[i], settings=settings), indices)
+
+        def encode(index: int) -> PackedVideo:
+            return encode_video(videos.paths[index], settings=settings, windows=windows[index])
+
+        work = pool.map(encode, indices)
         for index, video in zip(indices, work, strict=True):
             row = labels[index]
             label = np.flatnonzero(row).tolist() if videos.multi_label else int(row)
@@ -300,6 +393,7 @@ def _write_shard(
                 file.write(features.serialize_example(features.encode_example(example)))
             rows.append((len(video.records), video.height, video.width))
             frames += video.frames
+            seconds.append(video.seconds)
             reasons.append(video.reason)
             report(len(rows))
     columns, digest, size = _read_back(unfinished)
@@ -308,6 +402,8 @@ def _write_shard(
         columns[key] = np.array(column, VIDEO_TYPES[key])
     columns["frames"] = np.array(frames, np.int32)
     columns["shard"] = np.full(len(frames), shard, np.int32)
+    if windows[0]:
+        columns["seconds"] = np.concatenate(seconds)
     columns["reason"] = pack_texts(reasons)
     tf.io.gfile.rename(unfinished, join(folder, name), overwrite=True)
     summary = {"plan": plan, "name": name, "bytes": size, "sha256": digest, "records": len(frames)}
@@ -376,11 +472,25 @@ def _is_complete(folder: str, shard: int, *, plan: dict, verify: bool) -> bool:
         return False
 
 
-def _write_index(videos: Videos, folder: str, *, settings: Settings, parts: list[dict]) -> dict:
-    """Join the parts into one index, and write the metadata of tensorflow-datasets."""
+def _write_index(
+    videos: Videos,
+    folder: str,
+    *,
+    settings: Settings,
+    parts: list[dict],
+    annotated: Videos,
+    around: float,
+) -> dict:
+    """Join the parts into one index, and write the metadata of tensorflow-datasets.
+
+    annotated: the key frames of these videos, or the videos themselves.
+    """
     keys = [*VIDEO_TYPES, *RECORD_TYPES, "reason"]
     columns = {key: np.concatenate([part[key] for part in parts]) for key in keys}
     columns["path"] = pack_texts(_names(videos))
+    if annotated.key_frames is not None:
+        columns["seconds"] = np.concatenate([part["seconds"] for part in parts])
+        columns |= _pack_key_frames(annotated, annotated.key_frames)
     data = write_columns(columns)
     summaries = [part["summary"] for part in parts]
     index = {
@@ -388,7 +498,7 @@ def _write_index(videos: Videos, folder: str, *, settings: Settings, parts: list
         "settings": settings._asdict(),
         "labelled": videos.labels is not None,
         "multi_label": videos.multi_label,
-        "class_names": list(videos.class_names or ()),
+        "class_names": list(annotated.class_names or ()),
         "videos": len(videos),
         "unreadable": int((columns["parts"] == 0).sum()),
         "records": len(columns["shard"]),
@@ -400,14 +510,37 @@ def _write_index(videos: Videos, folder: str, *, settings: Settings, parts: list
             for summary in summaries
         ],
     }
-    _write_description(folder, index)
+    if annotated.key_frames is not None:
+        index |= {
+            "version": BOX_VERSION,
+            "around": around if math.isfinite(around) else None,
+            "key_frames": len(annotated),
+            "notes": list(annotated.notes),
+        }
+    _write_description(folder, index, class_names=videos.class_names or ())
     _write(join(folder, COLUMNS), data)
     # Last, because its existence marks the folder as complete.
     _write(join(folder, INDEX), json.dumps(index, indent=1).encode())
     return index
 
 
-def _write_description(folder: str, index: dict) -> None:
+def _pack_key_frames(videos: Videos, frames: KeyFrames) -> dict[str, np.ndarray]:
+    """Return the columns of KEY_TYPES without "seconds"."""
+    films = {path: film for film, path in enumerate(dict.fromkeys(videos.paths))}
+    return {
+        "film": np.array([films[path] for path in videos.paths], np.int32),
+        "second": frames.seconds,
+        "stamp": frames.stamps,
+        "offsets": frames.offsets,
+        "boxes": frames.boxes,
+        "targets": np.packbits(frames.targets, axis=1),
+        "scores": frames.scores,
+        "persons": frames.persons,
+        "name": pack_texts(frames.names),
+    }
+
+
+def _write_description(folder: str, index: dict, *, class_names: tuple[str, ...]) -> None:
     """Write the metadata that `tfds.builder_from_directory` reads."""
     import tensorflow_datasets as tfds
 
@@ -417,7 +550,7 @@ def _write_description(folder: str, index: dict) -> None:
                 name=DATASET, version=tfds.core.Version("1.0.0"), data_dir=local, module_name=""
             ),
             features=example_features(
-                index["settings"], tuple(index["class_names"]), multi_label=index["multi_label"]
+                index["settings"], class_names, multi_label=index["multi_label"]
             ),
         )
         info.set_file_format("tfrecord")
@@ -436,10 +569,14 @@ def _write_description(folder: str, index: dict) -> None:
                 _write(join(folder, name), file.read())
 
 
-def _plan(videos: Videos, settings: Settings, shards: int) -> dict:
+def _plan(
+    videos: Videos, settings: Settings, shards: int, windows: Sequence[_Windows | None]
+) -> dict:
     """Return what all parts of one packing have in common."""
     labels = b"" if videos.labels is None else videos.labels.tobytes()
     listed = pack_texts(_names(videos)).tobytes() + labels
+    # Of key frames only the moments: boxes and actions are in the index alone.
+    listed += b"".join(part.times.tobytes() + str(part.around).encode() for part in windows if part)
     return {
         "version": VERSION,
         **settings._asdict(),

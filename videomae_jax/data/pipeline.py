@@ -20,7 +20,7 @@ import tensorflow as tf  # noqa: E402
 from videomae_jax.data.records import Records  # noqa: E402
 from videomae_jax.data.regions import decode_regions, jpeg_reader, read_jpegs  # noqa: E402
 from videomae_jax.data.retry import read_with_retries  # noqa: E402
-from videomae_jax.data.samplers import ClipSampler, Rngs  # noqa: E402
+from videomae_jax.data.samplers import Clips, ClipSampler, Rngs  # noqa: E402
 from videomae_jax.data.unreadable import BadVideos  # noqa: E402
 from videomae_jax.data.videos import Videos  # noqa: E402
 from videomae_jax.errors import UserError, nearest_multiples  # noqa: E402
@@ -65,11 +65,10 @@ def clip_batches(
     """Yield the training batches of steps start_step to start_step + num_steps - 1.
 
     Each epoch is a permutation of the videos; a batch may span two epochs. `batch_size` counts
-    the clips of all processes; this one gets its b = batch_size / process_count rows:
-    video uint8 [b, *sampler.shape], id int32 [b], row int32 [b], the row in the batch of all
-    processes, label int32 [b] or bool [b, classes] if there are labels, see `Videos`, and size
-    int32 [b, 2] if the sampler is `sized`. `repeats` clips of each video follow each other: they
-    share one decode, but each is drawn independently.
+    the clips of all processes; this one gets its b = batch_size / process_count rows: the arrays
+    of `sampler.spec`, id int32 [b], row int32 [b], the row in the batch of all processes, and
+    label int32 [b] or bool [b, classes] if there are labels, see `Videos`. `repeats` clips of each
+    video follow each other: they share one decode, but each is drawn independently.
     An unreadable video is recorded in `bad` and replaced by another one, drawn from (seed, p)
     where p is the position of the first of its clips; id and label are those of the video read.
     `threads` read clips in parallel, None means one per core; `prefetch` batches are kept ready.
@@ -191,30 +190,29 @@ class _Loader:
     failures: list[Exception] = field(default_factory=list)
 
     def __call__(self, position: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """Return video, size, index of the video and whether it was read, [group, ...] each."""
+        """Return the arrays of `spec`, index of the video and whether it was read, [group, ...]."""
         reader = jpeg_reader(self.videos)
         if reader is None:
-            video, size, index, valid = self._load_clips(position, index)
+            *clips, index, valid = self._load_clips(position, index)
         else:
-            video, size, index, valid = self._load_regions(position, index, reader)
-        video.set_shape((self.group, *self.sampler.shape))
-        size.set_shape((self.group, 2))
+            *clips, index, valid = self._load_regions(position, index, reader)
+        for leaf, (shape, _) in zip(clips, self.sampler.spec.values(), strict=True):
+            leaf.set_shape((self.group, *shape))
         index.set_shape(())
         valid.set_shape(())
-        return video, size, tf.repeat(index, self.group), tf.repeat(valid, self.group)
+        return *clips, tf.repeat(index, self.group), tf.repeat(valid, self.group)
 
-    def batch(self, video: Any, size: Any, index: Any, valid: Any) -> tuple[Batch, np.ndarray]:
+    def batch(self, *leaves: Any) -> tuple[Batch, np.ndarray]:
         """Return the batch of arrays [b, ...], and valid bool [b]."""
-        batch = {"video": video, "id": index.astype(np.int32)}
+        *clips, index, valid = leaves
+        batch = dict(zip(self.sampler.spec, clips, strict=True)) | {"id": index.astype(np.int32)}
         if self.videos.labels is not None:
             batch["label"] = self.videos.labels_at(index)
-        if self.sampler.sized:
-            batch["size"] = size
         return batch, valid
 
     def _load_clips(self, position: tf.Tensor, index: tf.Tensor) -> list[tf.Tensor]:
         def fetch(index: int, rngs: Rngs) -> tuple:
-            return self.sampler.sample_many(self.videos, index, rngs)
+            return self._in_order(self.sampler.sample_many(self.videos, index, rngs))
 
         return self._fetch(fetch, position, index, empty=self._no_clips())
 
@@ -231,7 +229,9 @@ class _Loader:
             return np.array(jpegs, object), region, boxes
 
         def crop(frames: np.ndarray, boxes: np.ndarray, valid: np.ndarray) -> tuple:
-            return self.sampler.crop(frames, boxes) if valid else self._no_clips()
+            if not valid:
+                return self._no_clips()
+            return self._in_order(self.sampler.crop(frames, boxes))
 
         jpegs, region, boxes, index, valid = self._fetch(fetch, position, index, empty=empty)
         jpegs.set_shape([None])
@@ -268,9 +268,12 @@ class _Loader:
         # Not stateful, else TensorFlow would run one call at a time.
         return tf.numpy_function(guarded, inputs, types, stateful=False)
 
-    def _no_clips(self) -> tuple[np.ndarray, np.ndarray]:
-        clips = np.zeros((self.group, *self.sampler.shape), np.uint8)
-        return clips, np.zeros((self.group, 2), np.int32)
+    def _in_order(self, clips: Clips) -> tuple[np.ndarray, ...]:
+        return tuple(clips[name] for name in self.sampler.spec)
+
+    def _no_clips(self) -> tuple[np.ndarray, ...]:
+        spec = self.sampler.spec.values()
+        return tuple(np.zeros((self.group, *shape), dtype) for shape, dtype in spec)
 
 
 def _load(

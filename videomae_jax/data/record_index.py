@@ -1,7 +1,7 @@
 """The index of packed records: what it contains, and how it is read and verified.
 
-`index.json` describes the whole, `index.npz` has the columns: VIDEO_TYPES, RECORD_TYPES and
-TEXTS. `data.pack` writes them.
+`index.json` describes the whole, `index.npz` has the columns: VIDEO_TYPES, RECORD_TYPES, TEXTS
+and, for key frames with boxes, KEY_TYPES. `data.pack` writes them.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from videomae_jax.data.storage import join, read_bytes
 from videomae_jax.errors import UserError
 
 VERSION = 1
+BOX_VERSION = 2  # of an index with key frames
 INDEX, COLUMNS = "index.json", "index.npz"
 # The names of the data set and its split for tensorflow-datasets.
 DATASET, SPLIT = "videos", "train"
@@ -28,6 +29,21 @@ RECORD_TYPES = {
     "length": np.int64,  # of the record with its framing: every byte of a file is in one
     "crc": np.uint32,  # zlib's, over `length` bytes
     "frames": np.int32,
+}
+# Columns of an index of version 2. Its videos are those of all key frames, each once; "film" is
+# the one of a key frame. "offsets" has one row more than key frames, "seconds" one for each frame
+# of the records (none for files stored unchanged), the others one for each key frame or box.
+KEY_TYPES = {
+    "film": np.int32,
+    "second": np.float64,
+    "stamp": np.float64,
+    "offsets": np.int64,
+    "boxes": np.float32,  # [boxes, 4]
+    "targets": np.uint8,  # [boxes, K / 8], packed bits
+    "scores": np.float32,
+    "persons": np.int64,
+    "seconds": np.float64,
+    "name": np.uint8,  # texts, see `pack_texts`
 }
 # Columns with a text for each video, see `pack_texts`.
 TEXTS = ("path", "reason")
@@ -57,9 +73,12 @@ def read_index(folder: str) -> tuple[dict, dict[str, np.ndarray]]:
         index = json.loads(read_bytes(name))
     except ValueError:
         raise UserError(f"{name} is damaged: pack again into the same folder") from None
-    if not isinstance(index, dict) or index.get("version") != VERSION:
-        found = index.get("version") if isinstance(index, dict) else None
-        raise UserError(f"{name} is of version {found}, this program reads {VERSION}: pack again")
+    found = index.get("version") if isinstance(index, dict) else None
+    if found not in (VERSION, BOX_VERSION):
+        raise UserError(
+            f"{name} is of version {found}, this program reads {VERSION} and {BOX_VERSION}: pack "
+            "again"
+        )
     wrong = [key for key, kind in KEYS.items() if not isinstance(index.get(key), kind)]
     if wrong:
         raise UserError(f"{name} has no {wrong[0]} of the right type: pack again")
@@ -72,6 +91,8 @@ def read_index(folder: str) -> tuple[dict, dict[str, np.ndarray]]:
     columns = read_columns(data)
     label = np.bool_ if index.get("multi_label") else np.int32  # an old index lacks the key
     types = VIDEO_TYPES | {"label": label} | RECORD_TYPES | dict.fromkeys(TEXTS, np.uint8)
+    if found == BOX_VERSION:
+        types |= KEY_TYPES
     if {key: column.dtype for key, column in columns.items()} != types:
         raise UserError(f"{join(folder, COLUMNS)} has other columns than {', '.join(types)}")
     return index, columns

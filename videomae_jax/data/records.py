@@ -7,14 +7,23 @@ makes one while opening them, from the lengths stored before the records.
 """
 
 import functools
+import math
 import os
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from videomae_jax.data.record_index import COLUMNS, INDEX, RECORD_TYPES, read_index, unpack_texts
+from videomae_jax.data.key_frames import KeyFrames
+from videomae_jax.data.record_index import (
+    BOX_VERSION,
+    COLUMNS,
+    INDEX,
+    RECORD_TYPES,
+    read_index,
+    unpack_texts,
+)
+from videomae_jax.data.sampling import ByTime, Choose, make_choice
 from videomae_jax.data.storage import exists, join, read_bytes
 
 # Its start-up messages are about devices that it is not to use.
@@ -37,6 +46,8 @@ class Records:
     files. paths: those of `Videos`. first: int64 [videos + 1], the first record of each video.
     columns: see RECORD_TYPES; crc and frames only for packed records. sizes: int32 [videos, 2],
     height and width. reasons: why a video has no records. format: of `videomae data pack`.
+    seconds: float64 [frames of all records], when each frame appears in its video; records may
+    then have only a part of its frames.
     """
 
     kind: str
@@ -48,22 +59,21 @@ class Records:
     sizes: np.ndarray | None = None
     reasons: dict[str, str] = field(default_factory=dict)
     format: str | None = None
+    seconds: np.ndarray | None = None
 
     @functools.cached_property
     def ids(self) -> dict[str, int]:
         """The index of each path. Of equal paths the last: their records are the same."""
         return {path: index for index, path in enumerate(self.paths)}
 
-    def read_clip(
-        self, path: str, choose: Callable[[int], np.ndarray], *, channels: int
-    ) -> np.ndarray:
+    def read_clip(self, path: str, choose: Choose, *, channels: int) -> np.ndarray:
         """Return the chosen frames, uint8 [F, H, W, channels], as `decode.read_clip` does."""
         if self.kind != "video":
             return decode_pictures(self.read_pictures(path, choose), channels=channels)
         video = self._find(path)
         records = range(*self.first[[video, video + 1]])
         read = functools.partial(read_clip, channels=channels, indexed=self.format == "mp4")
-        if len(records) == 1:
+        if len(records) == 1 and (self.format != "mp4" or not isinstance(choose, ByTime)):
             return read(self._values(records[0])[0], choose)
         indices, record, frame = self._choose(video, choose)
         # Each part is decoded into the whole clip: copying would hold the interpreter's lock.
@@ -74,19 +84,20 @@ class Records:
             read(self._values(part)[0], functools.partial(_pick, wanted), out=clip, rows=rows)
         return clip
 
-    def read_pictures(self, path: str, choose: Callable[[int], np.ndarray]) -> list[bytes]:
+    def read_pictures(self, path: str, choose: Choose) -> list[bytes]:
         """Return the image files of the chosen frames. Raises UnreadableVideo."""
         video = self._find(path)
         if "frames" not in self.columns:
             pictures = self._values(self.first[video])
             if not pictures:
                 raise UnreadableVideo("no frames")
-            return [pictures[index] for index in np.asarray(choose(len(pictures))).tolist()]
+            chosen = make_choice(choose, len(pictures), lambda: self._seconds(video))
+            return [pictures[index] for index in chosen.tolist()]
         _, record, frame = self._choose(video, choose)
         parts = {part: self._values(part) for part in np.unique(record).tolist()}
         return [parts[r][f] for r, f in zip(record.tolist(), frame.tolist(), strict=True)]
 
-    def spans(self, path: str, choose: Callable[[int], np.ndarray]) -> list[tuple[str, int, int]]:
+    def spans(self, path: str, choose: Choose) -> list[tuple[str, int, int]]:
         """Return the records of the chosen frames: (file, offset, length)."""
         video = self._find(path)
         records = np.arange(*self.first[[video, video + 1]])
@@ -107,15 +118,27 @@ class Records:
             raise UnreadableVideo(self.reasons[path])
         return video
 
-    def _choose(
-        self, video: int, choose: Callable[[int], np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _choose(self, video: int, choose: Choose) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the chosen frames, and for each its record and its index in that record."""
         first, last = self.first[[video, video + 1]]
         ends = np.cumsum(self.columns["frames"][first:last])
-        indices = np.asarray(choose(int(ends[-1])))
+        indices = make_choice(choose, int(ends[-1]), lambda: self._seconds(video))
         part = np.searchsorted(ends, indices, side="right")
         return indices, first + part, indices - np.where(part, ends[part - 1], 0)
+
+    @functools.cached_property
+    def _starts(self) -> np.ndarray:
+        """The number of frames in all records before each: int64 [records + 1]."""
+        return np.concatenate([[0], np.cumsum(self.columns["frames"], dtype=np.int64)])
+
+    def _seconds(self, video: int) -> np.ndarray:
+        """Return when the frames of a video appear, and the last one ends, see `ByTime`."""
+        if self.seconds is None:
+            raise UnreadableVideo("packed without the times of its frames: pack the annotations")
+        begin, end = self._starts[self.first[[video, video + 1]]]
+        seconds = self.seconds[begin:end]
+        # No reader uses when the last one ends.
+        return np.append(seconds, seconds[-1])
 
     def _span(self, record: int) -> tuple[str, int, int]:
         """Return the file of a record, its offset and its length."""
@@ -177,13 +200,39 @@ def open_packed(folder: str) -> Videos:
         sizes=np.stack([columns["height"], columns["width"]], axis=1),
         reasons={path: why for path, why in zip(paths, reasons, strict=True) if why},
         format=format,
+        seconds=columns["seconds"] if index["version"] == BOX_VERSION else None,
     )
+    if index["version"] == BOX_VERSION:
+        return Videos(
+            paths=tuple(paths[film] for film in columns["film"].tolist()),
+            labels=None,
+            class_names=tuple(index["class_names"]),
+            name=folder,
+            reader=records,
+            notes=tuple(index["notes"]),
+            key_frames=_unpack_key_frames(index, columns),
+        )
     return Videos(
         paths=paths,
         labels=columns["label"] if index["labelled"] else None,
         class_names=tuple(index["class_names"]) or None,
         name=folder,
         reader=records,
+    )
+
+
+def _unpack_key_frames(index: dict, columns: dict[str, np.ndarray]) -> KeyFrames:
+    return KeyFrames(
+        seconds=columns["second"],
+        names=unpack_texts(columns["name"]),
+        stamps=columns["stamp"],
+        offsets=columns["offsets"],
+        boxes=columns["boxes"],
+        targets=np.unpackbits(columns["targets"], axis=1, count=len(index["class_names"])) > 0,
+        scores=columns["scores"],
+        persons=columns["persons"],
+        notes=tuple(index["notes"]),
+        around=math.inf if index["around"] is None else index["around"],
     )
 
 

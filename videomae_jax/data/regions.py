@@ -18,10 +18,13 @@ from videomae_jax.data.videos import Videos  # noqa: E402
 
 
 def jpeg_reader(videos: Videos) -> Records | None:
-    """Return the reader of JPEG records, None for other videos and where they are cached."""
+    """Return the reader of JPEG records, None for other videos and where they are cached.
+
+    Clips of key frames are resized from more than their box of the image, so they are left out.
+    """
     reader = videos.reader
-    if isinstance(reader, Records) and reader.kind == "jpeg" and not videos.memory:
-        return reader
+    if isinstance(reader, Records) and reader.kind == "jpeg":
+        return None if videos.memory or videos.key_frames is not None else reader
     return None
 
 
@@ -34,7 +37,7 @@ def read_jpegs(
     clips in that region, int32 [R, boxes, 4]. Raises UnreadableVideo.
     """
     path = videos.paths[index]
-    jpegs = reader.read_pictures(path, lambda count: sampler.frame_indices(index, count, rngs))
+    jpegs = reader.read_pictures(path, sampler.choose(videos, index, rngs))
     height, width = reader.size(path)
     return jpegs, *_bounding_region(sampler.crop_boxes(width, height, rngs), width)
 

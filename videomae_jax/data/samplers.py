@@ -6,23 +6,31 @@ run without.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
 from videomae_jax.data import sampling
+from videomae_jax.data.key_frames import KeyFrames
+from videomae_jax.data.sampling import ByTime, Choose
 from videomae_jax.data.videos import Videos
+from videomae_jax.errors import UserError
+
+# Boxes of persons in an evaluation clip, at most: all are computed.
+MOST_PERSONS = 128
 
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 Rngs = Sequence[np.random.Generator]
+Clips = dict[str, np.ndarray]  # R clips and what belongs to them: arrays [R, ...] by name
+Spec = dict[str, tuple[tuple[int, ...], type]]  # shape and dtype of each, of one clip
 
 
 class ClipSampler(Protocol):
     """Makes clips of videos, all of one shape.
 
     `sample_many` does all the work. The other methods are its steps, for callers that decode
-    by themselves: `frame_indices`, then `crop_boxes`, which draws from the same generators, then
+    by themselves: `choose`, then `crop_boxes`, which draws from the same generators, then
     `crop`. R is the number of clips, one for each generator.
     """
 
@@ -35,33 +43,37 @@ class ClipSampler(Protocol):
         """1 for grey, 3 for RGB."""
 
     @property
-    def sized(self) -> bool:
-        """Whether a clip may fill only the top left part of `shape`."""
+    def spec(self) -> Spec:
+        """What `sample_many` returns, without R.
+
+        Always "video" uint8 [*shape]; "size" int32 [2], the height and the width that a clip
+        fills, if it may fill only the top left part of `shape`.
+        """
+
+    def groups(self, videos: Videos) -> list[tuple[list[int], "ClipSampler"]]:
+        """Return the parts of a list whose clips have one shape: their indices, their sampler."""
 
     def __call__(self, videos: Videos, index: int, rng: np.random.Generator) -> np.ndarray:
         """Make one clip of video `index`: uint8 [*shape]. Raises UnreadableVideo."""
 
-    def sample_many(self, videos: Videos, index: int, rngs: Rngs) -> tuple[np.ndarray, np.ndarray]:
-        """Make R clips from one decode: uint8 [R, *shape] and sizes int32 [R, 2].
-
-        A size is the height and the width that the clip fills. Raises UnreadableVideo.
-        """
+    def sample_many(self, videos: Videos, index: int, rngs: Rngs) -> Clips:
+        """Make R clips from one decode, see `spec`. Raises UnreadableVideo."""
 
     def decode(self, videos: Videos, index: int, rngs: Rngs) -> tuple[np.ndarray, np.ndarray]:
         """Return the arguments of `crop`: decoded frames and boxes. Raises UnreadableVideo."""
 
-    def frame_indices(self, index: int, count: int, rngs: Rngs) -> np.ndarray:
-        """Draw frames of video `index`, which has `count`: int64 [R * F], clip after clip."""
+    def choose(self, videos: Videos, index: int, rngs: Rngs) -> Choose:
+        """Return a function that draws frames of video `index`: int64 [R * F], clip after clip."""
 
     def crop_boxes(self, width: int, height: int, rngs: Rngs) -> np.ndarray:
         """Draw boxes in images of this size: int32 [R, boxes, 4], each x, y, width, height."""
 
-    def crop(self, frames: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Cut clips out of frames uint8 [R * F, H, W, C]; returns what `sample_many` does."""
+    def crop(self, frames: np.ndarray, boxes: np.ndarray) -> Clips:
+        """Cut clips out of frames uint8 [R * F, H, W, C]; returns "video" and "size"."""
 
 
 class BaseSampler(ABC):
-    """A `ClipSampler` made of functions of a single clip: `indices`, `boxes`, `cut` and `size`."""
+    """A `ClipSampler` made of functions of a single clip: `boxes`, `cut` and `size`."""
 
     channels: int
 
@@ -71,8 +83,8 @@ class BaseSampler(ABC):
         """Shape of a clip."""
 
     @abstractmethod
-    def indices(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw the frames of a clip of a video with `count` frames: int64 [...]."""
+    def choose(self, videos: Videos, index: int, rngs: Rngs) -> Choose:
+        """Return a function that draws frames of video `index`."""
 
     @abstractmethod
     def boxes(self, width: int, height: int, rng: np.random.Generator) -> list[Box]:
@@ -87,34 +99,35 @@ class BaseSampler(ABC):
         return self.shape[-3], self.shape[-2]
 
     @property
-    def sized(self) -> bool:
-        return False
+    def spec(self) -> Spec:
+        return {"video": (self.shape, np.uint8)}
+
+    def groups(self, videos: Videos) -> list[tuple[list[int], ClipSampler]]:
+        return [(list(range(len(videos))), self)]
 
     def __call__(self, videos: Videos, index: int, rng: np.random.Generator) -> np.ndarray:
-        return self.sample_many(videos, index, [rng])[0][0]
+        return self.sample_many(videos, index, [rng])["video"][0]
 
-    def sample_many(self, videos: Videos, index: int, rngs: Rngs) -> tuple[np.ndarray, np.ndarray]:
+    def sample_many(self, videos: Videos, index: int, rngs: Rngs) -> Clips:
         return self.crop(*self.decode(videos, index, rngs))
 
     def decode(self, videos: Videos, index: int, rngs: Rngs) -> tuple[np.ndarray, np.ndarray]:
-        frames = videos.read_clip(
-            index, lambda count: self.frame_indices(index, count, rngs), channels=self.channels
-        )
+        choose = self.choose(videos, index, rngs)
+        frames = videos.read_clip(index, choose, channels=self.channels)
         return frames, self.crop_boxes(frames.shape[2], frames.shape[1], rngs)
-
-    def frame_indices(self, index: int, count: int, rngs: Rngs) -> np.ndarray:
-        return np.concatenate([self.indices(count, rng).ravel() for rng in rngs])
 
     def crop_boxes(self, width: int, height: int, rngs: Rngs) -> np.ndarray:
         return np.array([self.boxes(width, height, rng) for rng in rngs], np.int32)
 
-    def crop(self, frames: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def crop(self, frames: np.ndarray, boxes: np.ndarray) -> Clips:
         parts = np.split(frames, len(boxes))
-        clips = [self.cut(part, box) for part, box in zip(parts, boxes.tolist(), strict=True)]
-        sizes = [self.size(box) for box in boxes.tolist()]
+        cuts = [self.cut(part, box) for part, box in zip(parts, boxes.tolist(), strict=True)]
         # A single clip is not copied.
-        stacked = np.stack(clips) if len(clips) > 1 else np.ascontiguousarray(clips[0])[None]
-        return stacked, np.array(sizes, np.int32)
+        stacked = np.stack(cuts) if len(cuts) > 1 else np.ascontiguousarray(cuts[0])[None]
+        clips = {"video": stacked}
+        if "size" in self.spec:
+            clips["size"] = np.array([self.size(box) for box in boxes.tolist()], np.int32)
+        return clips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +153,17 @@ class CropSampler(BaseSampler):
         return self.frames, height, width, self.channels
 
     @property
-    def sized(self) -> bool:
-        """Whether a clip may fill only the top left part of `shape`."""
-        return self.canvas is not None
+    def spec(self) -> Spec:
+        """A clip on a canvas has a size."""
+        return super().spec | ({"size": ((2,), np.int32)} if self.canvas else {})
+
+    @abstractmethod
+    def indices(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw the frames of a clip of a video with `count`: int64 [F]."""
+
+    def choose(self, videos: Videos, index: int, rngs: Rngs) -> Choose:
+        """Return a function that draws the frames of each clip."""
+        return lambda count: np.concatenate([self.indices(count, rng) for rng in rngs])
 
     def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
         """Draw the largest box of the shape of the clip: in training at a random position.
@@ -215,6 +236,18 @@ class PretrainSampler(CropSampler):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewPairSampler(PretrainSampler):
+    """The clip of contrastive pre-training: the frames of pre-training, in the box of fine-tuning.
+
+    The two clips of a video are drawn independently.
+    """
+
+    def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
+        """Draw the largest box of the shape of the clip; the device crops it."""
+        return CropSampler.box(self, width, height, rng)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DenseSampler(CropSampler):
     """The clip of fine-tuning on short actions, such as Kinetics.
 
@@ -277,12 +310,16 @@ class ViewSampler(BaseSampler):
         """Frames from the first to the last of a clip; shorter videos repeat some."""
         return self.frames if self.stride is None else (self.frames - 1) * self.stride + 1
 
-    def frame_indices(self, index: int, count: int, rngs: Rngs) -> np.ndarray:
-        """Return the frames of all clips, and store `count` in `counts`."""
-        self.counts[index] = count
-        return super().frame_indices(index, count, rngs)
+    def choose(self, videos: Videos, index: int, rngs: Rngs) -> Choose:
+        """Return a function that chooses the frames of all clips; it stores `count` in `counts`."""
 
-    def indices(self, count: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        def choose(count: int) -> np.ndarray:
+            self.counts[index] = count
+            return np.concatenate([self.indices(count).ravel()] * len(rngs))
+
+        return choose
+
+    def indices(self, count: int) -> np.ndarray:
         """Return the frames of all segments of a video with `count`: int64 [segments, F]."""
         if self.stride is None:
             return sampling.sparse_views(count, frames=self.frames, views=self.segments)
@@ -304,6 +341,176 @@ class ViewSampler(BaseSampler):
         # [crops, segments * F, ...] -> [segments * crops, F, ...]
         crops = crops.reshape(self.crops, self.segments, *self.shape[1:])
         return np.ascontiguousarray(crops.swapaxes(0, 1).reshape(self.shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyFrameSampler(BaseSampler):
+    """The clip around a key frame, with the boxes and the actions of its persons.
+
+    Frames are those nearest to the seconds of `sampling.key_frame_offsets` at `rate` frames per
+    second, whatever the rate of the video. The short side of the images is resized to
+    `short_side`, or more where they would be smaller than the clip. In training the clip is a
+    random height x width crop of them. Otherwise it is the whole image, in the top left corner of
+    height x width pixels: `groups` returns the samplers with the size and the M of a list.
+
+    "boxes" float32 [M, 4]: x1, y1, x2, y2 in pixels of the clip, moved like the pixels and clamped
+    to them; a person outside has an empty box on the border. Absent ones are the whole clip.
+    "present" bool [M]. "target" bool [M, K]: the actions. M is `persons`, of more in training as
+    many at random; K is `classes`.
+    """
+
+    frames: int
+    stride: int
+    rate: float
+    short_side: int
+    height: int
+    width: int
+    channels: int
+    persons: int
+    classes: int
+    train: bool
+    patch: tuple[int, int] = (16, 16)  # height and width of evaluation clips are multiples of it
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(F, H, W, C)."""
+        return self.frames, self.height, self.width, self.channels
+
+    @property
+    def spec(self) -> Spec:
+        """Evaluation clips have a size."""
+        spec = super().spec | {
+            "boxes": ((self.persons, 4), np.float32),
+            "present": ((self.persons,), np.bool_),
+            "target": ((self.persons, self.classes), np.bool_),
+        }
+        return spec if self.train else spec | {"size": ((2,), np.int32)}
+
+    def groups(self, videos: Videos) -> list[tuple[list[int], ClipSampler]]:
+        """Return a part for each size of the clips, with the largest number of boxes of the list.
+
+        Unreadable videos are in the first part. Raises UserError for too many boxes.
+        """
+        from videomae_jax.data.decode import UnreadableVideo
+
+        assert videos.key_frames is not None
+        persons = max(8, -(-videos.key_frames.most // 8) * 8)
+        if persons > MOST_PERSONS:
+            raise UserError(
+                f"{videos.name} has {videos.key_frames.most} boxes in one key frame, more than "
+                f"{MOST_PERSONS}: leave out those of low score with --min-score"
+            )
+        parts: dict[tuple[int, int], list[int]] = {}
+        unread: list[int] = []
+        films: dict[str, list[int]] = {}
+        for index, path in enumerate(videos.paths):
+            films.setdefault(path, []).append(index)
+        for indices in films.values():
+            try:
+                height, width = videos.read_size(indices[0])
+            except UnreadableVideo:
+                unread += indices  # evaluation lists it
+                continue
+            scaled_width, scaled_height = self.scaled(width, height)
+            size = (
+                -(-scaled_height // self.patch[0]) * self.patch[0],
+                -(-scaled_width // self.patch[1]) * self.patch[1],
+            )
+            parts.setdefault(size, []).extend(indices)
+        height, width = next(iter(parts), (self.height, self.width))
+        parts.setdefault((height, width), []).extend(unread)
+        return [
+            (sorted(part), replace(self, height=height, width=width, persons=persons))
+            for (height, width), part in parts.items()
+        ]
+
+    def sample_many(self, videos: Videos, index: int, rngs: Rngs) -> Clips:
+        """Make R clips from one decode, and find the persons in each."""
+        assert videos.key_frames is not None
+        frames, boxes = self.decode(videos, index, rngs)
+        clips = self.crop(frames, boxes)
+        size = self.scaled(frames.shape[2], frames.shape[1])
+        found = [
+            self.find_persons(videos.key_frames, index, size, box, rng)
+            for (box,), rng in zip(boxes.tolist(), rngs, strict=True)
+        ]
+        return clips | {name: np.stack([one[name] for one in found]) for name in found[0]}
+
+    def choose(self, videos: Videos, index: int, rngs: Rngs) -> Choose:
+        """Return a function that chooses the frames around the key frame, the same for each.
+
+        Raises UserError for packed records that do not have all of them.
+        """
+        assert videos.key_frames is not None
+        away = sampling.key_frame_offsets(frames=self.frames, stride=self.stride) / self.rate
+        if abs(away).max() > videos.key_frames.around:
+            raise UserError(
+                f"{videos.name} has {videos.key_frames.around:g} s around each key frame, clips "
+                f"need {abs(away).max():.2f}: pack with --around {abs(away).max():.2f} or more"
+            )
+        times = videos.key_frames.seconds[index] + away
+        return ByTime(
+            lambda seconds: np.concatenate([sampling.nearest_frames(seconds, times)] * len(rngs))
+        )
+
+    def scaled(self, width: int, height: int) -> tuple[int, int]:
+        """Return the size (width, height) to which images of a video are resized."""
+        width, height = sampling.scale_to_short_side(width, height, short_side=self.short_side)
+        if not self.train:
+            return width, height
+        scale = max(1.0, self.width / width, self.height / height)
+        return max(self.width, round(width * scale)), max(self.height, round(height * scale))
+
+    def boxes(self, width: int, height: int, rng: np.random.Generator) -> list[Box]:
+        """Draw the box of the clip, in pixels of the resized images."""
+        width, height = self.scaled(width, height)
+        if not self.train:
+            return [(0, 0, width, height)]
+        x = int(rng.integers(width - self.width + 1))
+        y = int(rng.integers(height - self.height + 1))
+        return [(x, y, self.width, self.height)]
+
+    def size(self, boxes: Sequence[Box]) -> tuple[int, int]:
+        """Return the height and the width that a clip fills."""
+        _, _, width, height = boxes[0]
+        return height, width
+
+    def cut(self, frames: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
+        """Resize the frames and cut the box out of them; evaluation clips are padded with zeros."""
+        x, y, width, height = boxes[0]
+        scaled_width, scaled_height = self.scaled(frames.shape[2], frames.shape[1])
+        across, down = frames.shape[2] / scaled_width, frames.shape[1] / scaled_height
+        source = x * across, y * down, (x + width) * across, (y + height) * down
+        part = resize_frames(frames, width=width, height=height, source=source)
+        if self.train:
+            return part
+        clip = np.zeros(self.shape, np.uint8)
+        clip[:, :height, :width] = part
+        return clip
+
+    def find_persons(
+        self,
+        key_frames: KeyFrames,
+        index: int,
+        size: tuple[int, int],
+        box: Box,
+        rng: np.random.Generator,
+    ) -> Clips:
+        """Return "boxes", "present" and "target" of one clip.
+
+        size: width and height of the resized images. box: of the clip in them.
+        """
+        x, y, width, height = box
+        rows = np.arange(*key_frames.offsets[[index, index + 1]])
+        if self.train and len(rows) > self.persons:
+            rows = np.sort(rng.choice(rows, self.persons, replace=False))
+        boxes = np.tile(np.array([0, 0, width, height], np.float32), (self.persons, 1))
+        moved = key_frames.boxes[rows] * np.array(2 * size) - [x, y, x, y]
+        boxes[: len(rows)] = np.clip(moved, 0, [width, height, width, height])
+        target = np.zeros((self.persons, self.classes), np.bool_)
+        target[: len(rows)] = key_frames.targets[rows]
+        present = np.arange(self.persons) < len(rows)
+        return {"boxes": boxes, "present": present, "target": target}
 
 
 def distinct_views(sampler: ViewSampler, videos: Videos, *, most: int = 16) -> tuple[int, int]:
@@ -336,16 +543,31 @@ def resize_crop(clip: np.ndarray, *, box: Box, width: int, height: int) -> np.nd
     Uses Pillow's bilinear filter, which averages when it shrinks, as the reference does. A box
     that already has this size is returned as a view.
     """
-    from PIL import Image
-
     x, y, box_width, box_height = box
     part = clip[:, y : y + box_height, x : x + box_width]
     if (box_width, box_height) == (width, height):
         return part
-    out = np.empty((len(clip), height, width, clip.shape[3]), np.uint8)
-    grey = clip.shape[3] == 1
-    for index, frame in enumerate(part):
+    return resize_frames(part, width=width, height=height)
+
+
+def resize_frames(
+    frames: np.ndarray,
+    *,
+    width: int,
+    height: int,
+    source: tuple[float, float, float, float] | None = None,
+) -> np.ndarray:
+    """Resize a part of all frames with Pillow's bilinear filter: uint8 [F, height, width, C].
+
+    source: left, top, right and bottom of the part in pixels, None is all. The filter also reads
+    the pixels around it, so the result is the same as a box of the resized frames.
+    """
+    from PIL import Image
+
+    out = np.empty((len(frames), height, width, frames.shape[3]), np.uint8)
+    grey = frames.shape[3] == 1
+    for index, frame in enumerate(frames):
         image = Image.fromarray(frame[..., 0] if grey else frame)
-        resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, source))
         out[index] = resized[..., None] if grey else resized
     return out

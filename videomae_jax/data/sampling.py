@@ -5,7 +5,32 @@ sorted. The numbers are those of the released VideoMAE code; the tests compare t
 `tests/data/recipe_tables.json`.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
+
+
+@dataclass(frozen=True)
+class ByTime:
+    """A choice of frames by their times.
+
+    choose: a function of the seconds at which frames appear, float64 [count + 1], see
+    `decode.open_frames`; returns the indices of frames.
+    """
+
+    choose: Callable[[np.ndarray], np.ndarray]
+
+
+# How a reader of videos is told which frames to return: a function of the number of frames, or of
+# their times. The indices that it returns are in any order.
+Choose = Callable[[int], np.ndarray] | ByTime
+
+
+def make_choice(choose: Choose, count: int, seconds: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return the frames that `choose` picks of `count`; `seconds` is only called if needed."""
+    return np.asarray(choose.choose(seconds()) if isinstance(choose, ByTime) else choose(count))
+
 
 # Multi-scale crops: fractions of the largest box, in decreasing order. Width and height of a crop
 # use entries of this tuple that are at most one apart.
@@ -141,6 +166,48 @@ def window_indices(count: int, *, frames: int, stride: int, hop: int) -> np.ndar
     if starts[-1] + span < count:
         starts = np.append(starts, count - span)
     return np.minimum(starts[:, None] + np.arange(frames) * stride, count - 1)
+
+
+def key_frame_offsets(*, frames: int, stride: int) -> np.ndarray:
+    """Return the frames of a clip relative to its key frame, int64 [F], as the AVA recipe does.
+
+    They are in the middle of F windows of `stride` frames, half of them before the key frame:
+    -31, -27, ..., -3, 1, ..., 29 for 16 frames at stride 4.
+    """
+    return stride * (np.arange(frames) - frames // 2) + (stride - 1) // 2
+
+
+def nearest_frames(seconds: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Return the frames that appear nearest to some times: int64, the shape of `times`.
+
+    seconds: float64 [count + 1], when each frame appears and when the last one ends. Times before
+    the first or after the last frame give that frame.
+    """
+    return np.searchsorted((seconds[1:-1] + seconds[:-2]) / 2, times)
+
+
+def window_runs(seconds: np.ndarray, times: np.ndarray, *, around: float) -> list[np.ndarray]:
+    """Return the frames nearest to any moment at most `around` seconds from one of some times.
+
+    seconds: as in `nearest_frames`. Returns runs of consecutive frames, int64 [...] each.
+    """
+    inside = np.zeros(len(seconds) - 1, bool)
+    first = nearest_frames(seconds, times - around)
+    last = nearest_frames(seconds, times + around)
+    for begin, end in zip(first.tolist(), last.tolist(), strict=True):
+        inside[begin : end + 1] = True
+    frames = np.flatnonzero(inside)
+    return np.split(frames, np.flatnonzero(np.diff(frames) > 1) + 1)
+
+
+def scale_to_short_side(width: int, height: int, *, short_side: int) -> tuple[int, int]:
+    """Return the size (width, height) of images after resizing their short side.
+
+    The long side is rounded down, as the AVA recipe does.
+    """
+    if width < height:
+        return short_side, height * short_side // width
+    return width * short_side // height, short_side
 
 
 def multi_scale_pairs(

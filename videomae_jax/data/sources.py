@@ -38,7 +38,7 @@ def read_videos(source: str | os.PathLike[str]) -> Videos:
         return Videos(paths=(str(path),), labels=None, class_names=None, name=str(path))
     if path.is_file():
         return read_manifest(path)
-    raise UserError(f"no such list or folder of videos: {path}{_nearest(path)}")
+    raise UserError(f"no such list or folder of videos: {path}{nearest_path(path)}")
 
 
 def open_records(source: str) -> Videos:
@@ -132,7 +132,7 @@ def _read_folder(folder: Path) -> Videos:
     )
 
 
-def _nearest(path: Path) -> str:
+def nearest_path(path: Path) -> str:
     """Return a hint: the most similar existing name, or the part of the path that exists."""
     parent = path.parent
     while not parent.is_dir():

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from videomae_jax.data.samplers import BaseSampler, Box, Rngs
+from videomae_jax.data.samplers import BaseSampler, Box, Clips, Rngs, Spec
+from videomae_jax.data.sampling import Choose
 from videomae_jax.data.videos import Videos
 
 
@@ -52,22 +53,40 @@ def moving_pattern(shape: tuple[int, ...], *, seed: int, index: int) -> np.ndarr
 
 
 class SyntheticSampler(BaseSampler):
-    """A `ClipSampler` of `synthetic_videos`, whose frames are computed, not decoded."""
+    """A `ClipSampler` of `synthetic_videos`, whose frames are computed, not decoded.
 
-    def __init__(self, shape: tuple[int, ...], *, sized: bool):
-        self._shape = shape
-        self._sized = sized
-        self.channels = shape[-1]
+    spec: of the sampler that it replaces. Sizes are those of the whole clip; of the boxes only
+    the first is present, the whole image, and its action is the label.
+    """
+
+    def __init__(self, spec: Spec):
+        self._spec = spec
+        self.channels = spec["video"][0][-1]
+
+    @property
+    def spec(self) -> Spec:
+        """That of the sampler that it replaces."""
+        return self._spec
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(F, H, W, C)."""
-        return self._shape
+        return self._spec["video"][0]
 
-    @property
-    def sized(self) -> bool:
-        """Whether batches have sizes; they are always those of the whole clip."""
-        return self._sized
+    def sample_many(self, videos: Videos, index: int, rngs: Rngs) -> Clips:
+        """Make the clip of a video, and its box, if the spec has boxes, for each generator."""
+        clips = super().sample_many(videos, index, rngs)
+        if "boxes" in self._spec:
+            _, height, width, _ = self.shape
+            persons: Clips = {
+                name: np.zeros((len(rngs), *shape), dtype)
+                for name, (shape, dtype) in self._spec.items()
+            }
+            persons["boxes"][:] = [0, 0, width, height]
+            persons["present"][:, 0] = True
+            persons["target"][:, 0, index % persons["target"].shape[-1]] = True
+            clips = persons | clips
+        return clips
 
     def decode(self, videos: Videos, index: int, rngs: Rngs) -> tuple[np.ndarray, np.ndarray]:
         """Compute the pattern of a video, the same for each generator."""
@@ -76,9 +95,9 @@ class SyntheticSampler(BaseSampler):
         _, height, width, _ = self.shape
         return np.concatenate([clip] * len(rngs)), self.crop_boxes(width, height, rngs)
 
-    def indices(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Return all frames."""
-        return np.arange(count)
+    def choose(self, videos: Videos, index: int, rngs: Rngs) -> Choose:
+        """Return a function that chooses all frames."""
+        return np.arange
 
     def boxes(self, width: int, height: int, rng: np.random.Generator) -> list[Box]:
         """Return the whole image."""

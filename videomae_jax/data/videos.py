@@ -3,14 +3,17 @@
 import difflib
 import functools
 import hashlib
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from videomae_jax.data.frame_cache import FrameMemory
+from videomae_jax.data.key_frames import KeyFrames
+from videomae_jax.data.sampling import ByTime, Choose
 from videomae_jax.errors import UserError
 
 SUFFIXES = "mp4 mkv webm avi mov m4v mpg mpeg ts 3gp flv wmv ogv".split()
@@ -19,13 +22,14 @@ SUFFIXES = "mp4 mkv webm avi mov m4v mpg mpeg ts 3gp flv wmv ogv".split()
 class ClipReader(Protocol):
     """Reads videos that are not files of their own, such as those in packed records."""
 
-    def read_clip(
-        self, path: str, choose: Callable[[int], np.ndarray], *, channels: int
-    ) -> np.ndarray:
+    def read_clip(self, path: str, choose: Choose, *, channels: int) -> np.ndarray:
         """Return the frames that `choose` picks, as `decode.read_clip` does."""
 
-    def spans(self, path: str, choose: Callable[[int], np.ndarray]) -> list[tuple[str, int, int]]:
+    def spans(self, path: str, choose: Choose) -> list[tuple[str, int, int]]:
         """Return where the bytes of these frames are: (file, offset, length)."""
+
+    def size(self, path: str) -> tuple[int, int]:
+        """Return the height and the width of the frames. Raises UnreadableVideo."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Videos:
     labels 0, 1, ..., if the source has names. name: the source. memory: a cache of
     decoded videos; None decodes each clip anew. decoder: reads files, see
     `decoders.open_decoder`. notes: what the source holds beside these videos, for people.
+    key_frames: of action detection. With it the list has a row for each key frame, paths are those
+    of their videos and repeat, and class_names are the actions.
     """
 
     paths: tuple[str, ...]
@@ -47,6 +53,7 @@ class Videos:
     memory: FrameMemory | None = None
     decoder: str = "pyav"
     notes: tuple[str, ...] = ()
+    key_frames: KeyFrames | None = None
 
     def __post_init__(self) -> None:
         # They go into configs, tables and pictures. Paths may be any bytes.
@@ -77,9 +84,7 @@ class Videos:
             return labels[indices] & ~padding[:, None]
         return np.where(padding, -1, labels[indices]).astype(np.int32)
 
-    def read_clip(
-        self, index: int, choose: Callable[[int], np.ndarray], *, channels: int
-    ) -> np.ndarray:
+    def read_clip(self, index: int, choose: Choose, *, channels: int) -> np.ndarray:
         """Return the frames of a video that `choose` picks: see `decode.read_clip`."""
         # PyAV is only needed where videos are read.
         from videomae_jax.data.decode import read_clip
@@ -90,10 +95,18 @@ class Videos:
         else:
             read = functools.partial(read_clip, path, channels=channels, decoder=self.decoder)
         if self.memory:
-            return self.memory.read_clip((self.reader, path, channels), read, choose)
+            key = self.reader, path, channels, isinstance(choose, ByTime)
+            return self.memory.read_clip(key, read, choose)
         return read(choose)
 
-    def spans(self, index: int, choose: Callable[[int], np.ndarray]) -> list[tuple[str, int, int]]:
+    def read_size(self, index: int) -> tuple[int, int]:
+        """Return the height and the width of a video. Raises UnreadableVideo."""
+        from videomae_jax.data.decode import read_size
+
+        path = self.paths[index]
+        return self.reader.size(path) if self.reader else read_size(path)
+
+    def spans(self, index: int, choose: Choose) -> list[tuple[str, int, int]]:
         """Return where the bytes of the chosen frames are: (file, offset, length); -1 is all."""
         path = self.paths[index]
         return self.reader.spans(path, choose) if self.reader else [(path, 0, -1)]
@@ -104,22 +117,32 @@ def split_videos(videos: Videos, *, holdout: float, seed: int) -> tuple[Videos, 
 
     `holdout` is the fraction to hold out, between 0 and 1; both parts get at least one video.
     The split depends on the seed and on each path relative to the common folder. So it stays
-    the same when the folder moves, and new videos move few old ones to the other part.
+    the same when the folder moves, and new videos move few old ones to the other part. All key
+    frames of a video are in the same part.
     Raises UserError for a fraction out of range, and for fewer than two videos.
     """
     if not 0 < holdout < 1:
         raise UserError(f"holdout is a fraction between 0 and 1, not {holdout}: use 0.1")
-    if len(videos) < 2:
-        raise UserError(f"{videos.name} has {len(videos)} video: 2 are needed to hold one out")
+    # Each part of the list that must not be divided.
+    units = [[index] for index in range(len(videos))]
+    if videos.key_frames is not None:
+        films: dict[str, list[int]] = {}
+        for index, path in enumerate(videos.paths):
+            films.setdefault(path, []).append(index)
+        units = list(films.values())
+    if len(units) < 2:
+        raise UserError(f"{videos.name} has {len(units)} video: 2 are needed to hold one out")
     folder = os.path.commonpath([os.path.dirname(path) for path in videos.paths])
 
-    def draw(index: int) -> bytes:
-        name = os.path.relpath(videos.paths[index], folder)
+    def draw(unit: list[int]) -> bytes:
+        name = os.path.relpath(videos.paths[unit[0]], folder)
         return hashlib.sha256(f"{seed} {name}".encode(errors="surrogateescape")).digest()
 
-    size = min(max(1, round(holdout * len(videos))), len(videos) - 1)
-    ranked = sorted(range(len(videos)), key=draw)
-    return pick_videos(videos, sorted(ranked[size:])), pick_videos(videos, sorted(ranked[:size]))
+    size = min(max(1, round(holdout * len(units))), len(units) - 1)
+    ranked = sorted(units, key=draw)
+    parts = [sorted(itertools.chain(*part)) for part in (ranked[size:], ranked[:size])]
+    train, held_out = (pick_videos(videos, part) for part in parts)
+    return train, held_out
 
 
 def thin_videos(videos: Videos, *, most: int) -> Videos:
@@ -250,4 +273,5 @@ def pick_videos(videos: Videos, indices: list[int]) -> Videos:
         videos,
         paths=tuple(videos.paths[index] for index in indices),
         labels=None if videos.labels is None else videos.labels[indices],
+        key_frames=None if videos.key_frames is None else videos.key_frames.pick(indices),
     )

@@ -31,7 +31,7 @@ from videomae_jax.errors import UserError
 from videomae_jax.host import count_cores
 from videomae_jax.tasks.build import open_videos
 from videomae_jax.tasks.task import Task, TaskModule
-from videomae_jax.training.optim import make_optimizer, warmup_cosine
+from videomae_jax.training.optim import average_decay, make_optimizer, warmup_cosine
 from videomae_jax.training.step import jit_steps
 
 # The most clips per device of the measured step: a CPU takes seconds for one.
@@ -89,7 +89,7 @@ def measure(config: ConfigDict, task_module: TaskModule, *, seconds: float) -> F
         task.check_clips(clips // batch_devices(mesh))
         sampler = task.samplers()[0]
         if config.data.train == "synthetic":
-            sampler = SyntheticSampler(sampler.shape, sized=sampler.sized)
+            sampler = SyntheticSampler(sampler.spec)
             steps = STEPS
         else:
             rates = _host_rates(config, videos, sampler, threads=threads, seconds=seconds)
@@ -186,9 +186,7 @@ def _host_rates(
 
     def read(index):
         draws, size = rngs(index), 0
-        for path, offset, length in videos.spans(
-            index, lambda count: sampler.frame_indices(index, count, draws)
-        ):
+        for path, offset, length in videos.spans(index, sampler.choose(videos, index, draws)):
             _forget(path, offset, length)
             size += len(read_bytes(path, offset, length))
         return repeats, size
@@ -198,7 +196,7 @@ def _host_rates(
         return repeats, decoded[-1][0].nbytes
 
     def augment(position):
-        return repeats, sampler.crop(*decoded[position % len(decoded)])[0].nbytes
+        return repeats, _nbytes(sampler.crop(*decoded[position % len(decoded)]))
 
     with ThreadPoolExecutor(threads) as pool:
         rates = {"read": _timed(_answers(read, order, pool, prefetch=2 * threads), most=seconds)}
@@ -280,7 +278,7 @@ def _step_rate(config: ConfigDict, task: Task, mesh: Mesh, batch: dict[str, jax.
         mesh,
         seed=config.seed,
         accumulation=1,
-        ema_decay=config.ema_decay,
+        ema_decay=average_decay(config, task, steps=SCHEDULE.steps),
     )
     state = steps.init()
     step = steps.train.lower(state, batch).compile()

@@ -96,13 +96,23 @@ def jit_predict(
 ) -> jax.stages.Wrapped:
     """Return a jitted function (parameters, batch) -> (ids, whether readable, predictions).
 
-    predict: (parameters, video uint8 [B, ...]) -> a tree of arrays [B, ...]. params: the
-    parameters, in the layout of `state_sharding`, or their shapes. The results are replicated
-    on every process.
+    predict: (parameters, video uint8 [B, ...]) -> a tree of arrays [B, ...]. See `jit_batch`.
+    """
+    return jit_batch(lambda params, batch: predict(params, batch["video"]), params, mesh)
+
+
+def jit_batch(
+    predict: Callable[[Params, Batch], Any], params: Params, mesh: Mesh
+) -> jax.stages.Wrapped:
+    """Return a jitted function (parameters, batch) -> (ids, whether readable, predictions).
+
+    predict: (parameters, the arrays of the sampler's `spec`) -> a tree of arrays [B, ...].
+    params: the parameters, in the layout of `state_sharding`, or their shapes. The results are
+    replicated on every process.
     """
 
     def step(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, Any]:
-        return batch["id"], batch["valid"], predict(params, batch["video"])
+        return batch["id"], batch["valid"], predict(params, batch)
 
     return jax.jit(
         step,
@@ -123,7 +133,7 @@ def run_batches(
     bad: BadVideos,
     start_batch: int = 0,
 ) -> Generator[Predictions, None, None]:
-    """Run a step of `jit_predict` once over every video, with all its views together.
+    """Run a step of `jit_batch` once over every video, with all its views together.
 
     sampler: returns one clip or all views of a video, uint8 `sampler.shape`. batch_size: videos
     on all devices. threads: decoders, None for one per core. bad: records the unreadable videos,
@@ -147,7 +157,7 @@ def run_batches(
         for batch in prefetcher:
             # Videos are known by their ids: paths may repeat, and batches may be partial.
             ids, valid, values = jax.device_get(
-                step(params, {key: batch[key] for key in ("video", "id", "valid")})
+                step(params, {key: batch[key] for key in (*sampler.spec, "id", "valid")})
             )
             values = jax.tree.map(lambda value: value[valid], values)  # noqa: B023
             yield Predictions(ids[valid].astype(np.int64), values)
@@ -185,6 +195,27 @@ def predict_windows(
     devices of this process only. Windows are read while the previous batch is computed. On CPUs
     the results do not depend on the batch size or the number of devices, bit for bit.
     """
+
+    def step(params: Params, batch: Batch) -> jax.Array:
+        return outputs(network, params, batch["video"])[name]
+
+    return run_windows(step, params, windows, batch_size=batch_size, mesh=mesh)
+
+
+def run_windows(
+    step: Callable[[Params, Batch], jax.Array],
+    params: Params,
+    windows: Generator[NumberedWindow, None, None],
+    *,
+    batch_size: int,
+    mesh: Mesh,
+    more: Callable[[Window], dict[str, np.ndarray]] = lambda window: {},
+) -> Generator[tuple[list[NumberedWindow], np.ndarray], None, None]:
+    """Yield windows in batches with `step(params, batch)` for each, [b, ...].
+
+    more: what a row of the batch has beside the clip, "video"; rows that only fill up a batch are
+    zeros. The other arguments are those of `predict_windows`.
+    """
     check_batch(batch_size, mesh)
     # At least two on each device: XLA's kernels for a batch of one round differently.
     padded = max(batch_size, 2 * batch_devices(mesh))
@@ -194,13 +225,13 @@ def predict_windows(
     def batches() -> Iterator[dict[str, np.ndarray]]:
         with closing(windows):
             while rows := list(islice(windows, batch_size)):
-                video = np.zeros([padded, *rows[0][1].clip.shape], np.uint8)
-                video[: len(rows)] = [window.clip for _, window in rows]
+                parts = [{"video": window.clip, **more(window)} for _, window in rows]
+                batch = {}
+                for key, leaf in parts[0].items():
+                    batch[key] = np.zeros([padded, *leaf.shape], leaf.dtype)
+                    batch[key][: len(rows)] = [part[key] for part in parts]
                 read.append(rows)
-                yield {"video": video}
-
-    def step(params: Params, video: jax.Array) -> jax.Array:
-        return outputs(network, params, video)[name]
+                yield batch
 
     with jax.set_mesh(mesh):
         params = place_params(params, mesh)
@@ -209,6 +240,6 @@ def predict_windows(
     with DevicePrefetcher(batches(), sharding=split) as prefetcher:
         for batch in prefetcher:
             with jax.set_mesh(mesh):
-                values = np.asarray(jitted(params, batch["video"]))
+                values = np.asarray(jitted(params, batch))
             rows = read.popleft()
             yield rows, values[: len(rows)]

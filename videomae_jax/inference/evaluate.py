@@ -140,7 +140,7 @@ def evaluate(
             "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
         }
         scores = Parts(folder / "scores", settings)
-    file = _unreadable_file(folder, resumed=bool(scores and scores.position))
+    file = unreadable_file(folder, resumed=bool(scores and scores.position))
     bad = BadVideos(videos, max_share=1.0, file=file)
     found = _score(
         network,
@@ -251,7 +251,7 @@ def write_confusion(out: Path, counts: np.ndarray, names: tuple[str, ...]) -> No
     figure.savefig(out / "confusion.png", dpi=110)
 
 
-def _unreadable_file(folder: Path | None, *, resumed: bool) -> Path | None:
+def unreadable_file(folder: Path | None, *, resumed: bool) -> Path | None:
     """Return the file of unreadable videos; delete an old one unless the evaluation resumes."""
     if folder is None:
         return None

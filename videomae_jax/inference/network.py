@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 
 from videomae_jax.errors import UserError
 from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.contrast import MoCo
+from videomae_jax.models.detector import VideoDetector
 from videomae_jax.models.mae import VideoMAE, reconstruction_sums
 from videomae_jax.models.masking import mask_from_bool
 from videomae_jax.models.tokens import Triple, patch_grid, patchify
@@ -18,7 +20,7 @@ from videomae_jax.tasks.task import Params
 if TYPE_CHECKING:  # else PyAV would be imported, which a model of arrays does not need
     from videomae_jax.data.samplers import ClipSampler
 
-Network = VideoMAE | VideoClassifier
+Network = VideoMAE | VideoClassifier | VideoDetector | MoCo
 
 
 def build_network(config: ConfigDict, *, dtype: str = "auto", attention: str = "auto") -> Network:
@@ -38,8 +40,17 @@ def check_classifier(config: ConfigDict, source: str) -> None:
         raise UserError(f"{source} was trained to {config.task}, it has no classes: fine-tune it")
 
 
+def check_detector(config: ConfigDict, source: str) -> None:
+    """Raise UserError if a model is not a detector; `source` is its name in the message."""
+    if config.task != "detect":
+        raise UserError(
+            f"{source} was trained to {config.task}, it takes no boxes: train a detector, see "
+            "docs/detection.md"
+        )
+
+
 def class_names(config: ConfigDict) -> tuple[str, ...]:
-    """Return the class names of a classifier, "0", "1", ... if it has none."""
+    """Return the class names of a model, "0", "1", ... if it has none."""
     return tuple(config.data.class_names) or tuple(map(str, range(config.model.classes)))
 
 
@@ -80,7 +91,7 @@ def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax
         found = network.apply({"params": params}, method=classify_tokens)
         return cast(dict[str, jax.Array], found)
 
-    encoder = network.build_encoder()
+    encoder = network.build_encoder(cubic_positions=isinstance(network, VideoDetector))
     tokens = cast(jax.Array, encoder.apply({"params": params["encoder"]}, patches, grid))
     tokens = tokens.astype("float32")
     steps = step_means(tokens, grid)

@@ -3,8 +3,6 @@
 The parameters under "encoder" are those of `mae.VideoMAE`, without its final norm.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -77,14 +75,15 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
 
 
 def init_classifier(model: VideoClassifier, key: jax.Array, grid: Triple) -> dict:
-    """Return random parameters, to train without pre-training.
+    """Return random parameters, to train without pre-training: see `draw_blocks`."""
+    return draw_blocks(model.init(key, model.blank_patches(grid), grid)["params"], key)
 
-    They are drawn as in pre-training, except for the matrices of the blocks: normal with
-    deviation 0.02 here, Xavier-uniform there.
+
+def draw_blocks(params: dict, key: jax.Array) -> dict:
+    """Return the parameters of a model with other matrices in the blocks of its encoder.
+
+    They are normal with deviation 0.02; in pre-training they are Xavier-uniform.
     """
-    values = math.prod(model.patch) * len(model.mean)
-    patches = jnp.zeros([1, math.prod(grid), values], jnp.uint8)
-    params = model.init(key, patches, grid)["params"]
     blocks = params["encoder"]["blocks"]
     leaves = jax.tree_util.tree_leaves_with_path(blocks)
 

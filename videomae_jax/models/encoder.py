@@ -1,5 +1,7 @@
 """The encoder of video patches, and the fields that every model around it has."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +29,8 @@ class Encoder(nn.Module):
     """Pixel normalization, patch embedding, positions, blocks and the final norm.
 
     mean, std, position_grid: see `VideoModel`. final_norm: False in fine-tuning, which
-    normalizes after pooling instead. drop_path: see `vit.apply_blocks`.
+    normalizes after pooling instead. drop_path: see `vit.apply_blocks`. cubic_positions: how
+    they are interpolated, see `tokens.interpolate_positions`.
     """
 
     size: Size
@@ -37,6 +40,7 @@ class Encoder(nn.Module):
     position_grid: Triple | None
     final_norm: bool = True
     drop_path: float = 0.0
+    cubic_positions: bool = False
 
     @nn.compact
     def __call__(
@@ -53,7 +57,9 @@ class Encoder(nn.Module):
         PRNG keys [B] for drop path; None drops nothing.
         Returns [B, n, D] in the compute dtype; n is N without a mask, else T * K.
         """
-        table = positions(grid, self.size.width, source=self.position_grid)
+        table = positions(
+            grid, self.size.width, source=self.position_grid, cubic=self.cubic_positions
+        )
         init = uniform_fan_in(patches.shape[-1])
         # A dense layer on flattened pixels is the reference's strided Conv3d.
         embed = Dense(self.size.width, self.run.dtype, init, init, name="embed")
@@ -89,7 +95,9 @@ class VideoModel(nn.Module):
     run: Execution = Execution()
 
     @nn.nowrap
-    def build_encoder(self, *, final_norm: bool = True, drop_path: float = 0.0) -> Encoder:
+    def build_encoder(
+        self, *, final_norm: bool = True, drop_path: float = 0.0, cubic_positions: bool = False
+    ) -> Encoder:
         """Return the encoder; its parameters are under "encoder" in all models."""
         return Encoder(
             self.encoder,
@@ -99,8 +107,15 @@ class VideoModel(nn.Module):
             self.position_grid,
             final_norm,
             drop_path,
+            cubic_positions,
             name="encoder",
         )
+
+    @nn.nowrap
+    def blank_patches(self, grid: Triple) -> jax.Array:
+        """Return the patches of one black clip, uint8 [1, N, P], to initialize the model with."""
+        values = math.prod(self.patch) * len(self.mean)
+        return jnp.zeros([1, math.prod(grid), values], jnp.uint8)
 
 
 def broadcast_to_clips(table: np.ndarray, batch: int) -> jax.Array:

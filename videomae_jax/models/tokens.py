@@ -131,28 +131,57 @@ def sincos_positions(count: int, width: int) -> np.ndarray:
     return table.astype(np.float32)
 
 
-def interpolate_positions(table: np.ndarray, source: Triple, grid: Triple) -> np.ndarray:
+def interpolate_positions(
+    table: np.ndarray, source: Triple, grid: Triple, *, cubic: bool = False
+) -> np.ndarray:
     """Resample a table [N, D] of the grid `source` to another grid: float32 [N', D].
 
-    Linear along time, rows and columns, with pixel centres aligned as in image resizing: a
-    patch at the same relative location in the clip has about the same position.
+    Along time, rows and columns, with pixel centres aligned as in image resizing: a patch at the
+    same relative location in the clip has about the same position. cubic: Keys' kernel with
+    a = -0.75, PyTorch's "bicubic"; linear otherwise. Neither averages where a grid gets smaller.
     """
     x = table.reshape(*source, -1).astype(np.float64)
     for axis, (old, new) in enumerate(zip(source, grid, strict=True)):
-        centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-        low = np.floor(centre).astype(int)
-        high = np.minimum(low + 1, old - 1)
-        weight = (centre - low).reshape([-1 if a == axis else 1 for a in range(4)])
-        x = np.take(x, low, axis) * (1 - weight) + np.take(x, high, axis) * weight
+        taps = (_cubic_taps if cubic else _linear_taps)(old, new)
+        shape = [-1 if a == axis else 1 for a in range(4)]
+        parts = [np.take(x, index, axis) * weight.reshape(shape) for index, weight in taps]
+        x = np.sum(parts, axis=0)
     return x.reshape(-1, table.shape[-1]).astype(np.float32)
 
 
-def positions(grid: Triple, width: int, *, source: Triple | None) -> np.ndarray:
+Taps = list[tuple[np.ndarray, np.ndarray]]  # of an axis: (index into the old, weight), [new] each
+
+
+def _linear_taps(old: int, new: int) -> Taps:
+    centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    low = np.floor(centre).astype(int)
+    weight = centre - low
+    return [(low, 1 - weight), (np.minimum(low + 1, old - 1), weight)]
+
+
+def _cubic_taps(old: int, new: int) -> Taps:
+    a = -0.75
+    centre = (np.arange(new) + 0.5) * old / new - 0.5
+    low = np.floor(centre).astype(int)
+    taps = []
+    for offset in (-1, 0, 1, 2):
+        d = np.abs(centre - low - offset)
+        near = ((a + 2) * d - (a + 3)) * d * d + 1
+        far = a * (((d - 5) * d + 8) * d - 4)
+        # Outside of the grid, the patch at the edge is repeated.
+        taps.append((np.clip(low + offset, 0, old - 1), np.where(d <= 1, near, far)))
+    return taps
+
+
+def positions(
+    grid: Triple, width: int, *, source: Triple | None, cubic: bool = False
+) -> np.ndarray:
     """Return the position table for `grid`, float32 [N, width].
 
-    source: the grid to interpolate from; None computes the table for `grid` itself.
+    source: the grid to interpolate from; None computes the table for `grid` itself. cubic: how,
+    see `interpolate_positions`.
     """
     if source is None or source == grid:
         return sincos_positions(int(np.prod(grid)), width)
     table = sincos_positions(int(np.prod(source)), width)
-    return interpolate_positions(table, source, grid)
+    return interpolate_positions(table, source, grid, cubic=cubic)

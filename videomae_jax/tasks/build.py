@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from videomae_jax.data.annotations import read_key_frames
 from videomae_jax.data.decoders import open_decoder
 from videomae_jax.data.frame_cache import FrameMemory
 from videomae_jax.data.sources import read_videos
@@ -121,7 +122,8 @@ def make_execution(config: ConfigDict) -> Execution:
 def open_videos(config: ConfigDict) -> tuple[Videos, Videos | None]:
     """Return the training and the held-out videos; None if the config holds none out.
 
-    Raises UserError for a missing list or decoder.
+    For detection they have key frames, and both have the classes of training. Raises UserError
+    for a missing list or decoder.
     """
     data = config.data
     if not data.train:
@@ -131,12 +133,33 @@ def open_videos(config: ConfigDict) -> tuple[Videos, Videos | None]:
         )
     open_decoder(data.decoder)
     memory = FrameMemory(budget=int(data.memory_gb * 1e9)) if data.memory_gb else None
-    if data.train == "synthetic":
-        videos = synthetic_videos()
-    else:
-        videos = replace(read_videos(data.train), memory=memory, decoder=data.decoder)
-    if data.eval:
-        return videos, replace(read_videos(data.eval), memory=memory, decoder=data.decoder)
+
+    def read(source: str, class_names: tuple[str, ...] = ()) -> Videos:
+        if config.task == "detect":
+            videos = open_key_frames(config, source, class_names)
+        else:
+            videos = read_videos(source)
+        return replace(videos, memory=memory, decoder=data.decoder)
+
+    videos = synthetic_videos() if data.train == "synthetic" else read(data.train)
+    held_out = read(data.eval, videos.class_names or ()) if data.eval else None
+    if held_out is not None:
+        return videos, held_out
     if data.holdout:
         return split_videos(videos, holdout=data.holdout, seed=config.seed)
     return videos, None
+
+
+def open_key_frames(config: ConfigDict, source: str, class_names: tuple[str, ...] = ()) -> Videos:
+    """Open annotations, or packed records of them, with the settings of `config.data`.
+
+    class_names: the classes of ids 1, 2, ...; () takes those of the config.
+    """
+    data = config.data
+    return read_key_frames(
+        source,
+        videos=data.videos,
+        start=data.start,
+        classes=class_names or tuple(data.class_names) or data.classes,
+        excluded=data.excluded,
+    )

@@ -1,4 +1,4 @@
-"""The geometry of a model: what a classifier or a probe takes over from the checkpoint it uses."""
+"""The geometry of a model: what a run takes over from the checkpoint that it starts from."""
 
 from collections.abc import Mapping, Set
 from typing import Any
@@ -11,11 +11,13 @@ Geometry = Mapping[str, Any]  # config values by dotted key, such as {"clip.fram
 
 SIZE = ("clip.height", "clip.width")
 SOURCE_SIZE = ("clip.source_height", "clip.source_width")
+STATISTICS = ("model.mean", "model.std")
+IMAGENET = (0.485, 0.456, 0.406)
 # The keys of one group are taken over together, or not at all if the user gave one of them.
 GROUPS = (
     *((f"model.encoder.{name}",) for name in ("width", "depth", "heads", "mlp_width")),
     ("model.patch",),
-    ("model.mean", "model.std"),
+    STATISTICS,
     ("clip.frames",),
     ("clip.stride",),
     SIZE,
@@ -27,10 +29,10 @@ def geometry_of(config: ConfigDict) -> dict[str, Any]:
     """Return the geometry in the config of a run.
 
     That is the encoder's size, the patch, the pixel statistics, and the frames, stride, size and
-    source size of clips. There is no stride where clips are sampled sparsely.
+    source size of clips, if they have one. There is no stride where clips are sampled sparsely.
     """
     leaves = flatten(config)
-    geometry = {key: leaves[key] for group in GROUPS for key in group}
+    geometry = {key: leaves[key] for group in GROUPS for key in group if key in leaves}
     if leaves.get("clip.sampling") == "sparse":
         del geometry["clip.stride"]
     return geometry
@@ -52,6 +54,8 @@ def adopt_geometry(
     for group in GROUPS:
         if group == SOURCE_SIZE and not changes.keys() & set(SIZE):
             continue
+        if group == STATISTICS and _keeps_statistics(old, source):
+            continue
         if given.isdisjoint(group):
             for key in group:
                 if key in old and key in source and source[key] != old[key]:
@@ -62,3 +66,8 @@ def adopt_geometry(
     config.update_from_flattened_dict({key: new for key, (_, new) in changes.items()})
     changed = ", ".join(f"{key} {before} -> {new}" for key, (before, new) in changes.items())
     return config.lock(), f"geometry of {name}: {changed}"
+
+
+def _keeps_statistics(old: Geometry, source: Geometry) -> bool:
+    mean, other = old["model.mean"], source.get("model.mean", ())
+    return mean != IMAGENET and len(mean) == len(other)

@@ -32,7 +32,9 @@ def rate_line(config: ConfigDict, schedule: Schedule) -> str:
     base = config.base_lr
     product = f"{base:g} x {config.batch_size} / 256 = " if base else ""
     layers = ""
-    if config.layer_decay < 1:
+    if config.layer_decay == 0:
+        layers = "; the embedding and the blocks frozen"
+    elif config.layer_decay < 1:
         layers = f"; x {config.layer_decay:g} from each block to the one below"
     return (
         f"{product}{schedule.peak_lr:.4g} after {schedule.warmup_steps:,} warm-up steps, "
@@ -82,11 +84,11 @@ def data_line(train: Videos, held_out: Videos | None) -> str:
     return f"{len(train):,} of {train.name}{rest}{notes}"
 
 
-def classes_line(rows: list[ClassRow]) -> str:
-    """Return the classes with their numbers of training videos, at most `SHOWN` of them."""
+def classes_line(rows: list[ClassRow], *, unit: str = "videos") -> str:
+    """Return the classes with how often they are trained on, at most `SHOWN` of them."""
     shown = ", ".join(f"{row.name} {row.train:,}" for row in rows[:SHOWN])
     more = f", ... all {len(rows)} in {CLASSES}" if len(rows) > SHOWN else ""
-    return f"{shown}{more} (training videos)"
+    return f"{shown}{more} (training {unit})"
 
 
 def workdir_line(

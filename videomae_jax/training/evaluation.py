@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from videomae_jax.data.pipeline import eval_batches
 from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.unreadable import BadVideos
-from videomae_jax.data.videos import Videos
+from videomae_jax.data.videos import Videos, pick_videos
 from videomae_jax.devices.prefetch import DevicePrefetcher
 from videomae_jax.devices.sharding import batch_sharding, batch_share
 from videomae_jax.errors import UserError
@@ -58,7 +58,7 @@ def evaluate(
     rows: dict[str, list[Rows]] = {name: [] for name in weights}
     pictures: dict[str, np.ndarray] | None = None
     with closing(_batches(config, videos, sampler, mesh=mesh, bad=bad)) as batches:
-        for batch in batches:
+        for batch, numbers in batches:
             if stopped():
                 return None
             if pictures is None:
@@ -68,7 +68,8 @@ def evaluate(
                 sums = {k: np.float64(v) for k, v in sums.items()}
                 totals[name] = jax.tree.map(np.add, totals[name], sums) if name in totals else sums
                 if found is not None:
-                    rows[name].append(jax.device_get(found))
+                    found = jax.device_get(found)
+                    rows[name].append(found._replace(ids=numbers[found.ids]))
     if pictures is None or not totals[""]["count"]:
         raise UserError(f"held-out data: {bad}")
     unread = int(multihost_utils.process_allgather(np.int32(len(bad))).sum())
@@ -90,21 +91,23 @@ def evaluate(
 
 def _batches(
     config: ConfigDict, videos: Videos, sampler: ClipSampler, *, mesh: Mesh, bad: BadVideos
-) -> Generator[Batch, None, None]:
-    """Yield every video once, in global arrays."""
+) -> Generator[tuple[Batch, np.ndarray], None, None]:
+    """Yield every video once, in global arrays, with the number of each id in the list."""
     share, shares = batch_share(mesh)
-    batches = eval_batches(
-        videos,
-        sampler=sampler,
-        batch_size=config.batch_size * config.repeats,
-        seed=config.seed,
-        bad=bad,
-        process_index=share,
-        process_count=shares,
-        threads=config.data.threads or None,
-    )
-    with DevicePrefetcher(batches, sharding=batch_sharding(mesh)) as feed:
-        yield from feed
+    for indices, of_one_shape in sampler.groups(videos):
+        batches = eval_batches(
+            pick_videos(videos, indices),
+            sampler=of_one_shape,
+            batch_size=config.batch_size * config.repeats,
+            seed=config.seed,
+            bad=bad,
+            process_index=share,
+            process_count=shares,
+            threads=config.data.threads or None,
+        )
+        with DevicePrefetcher(batches, sharding=batch_sharding(mesh)) as feed:
+            for batch in feed:
+                yield batch, np.array(indices)
 
 
 def _join(rows: list[Rows]) -> tuple[np.ndarray, np.ndarray]:

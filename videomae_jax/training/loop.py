@@ -36,7 +36,13 @@ from videomae_jax.training.evaluation import Evaluator, Scores, evaluate, named_
 from videomae_jax.training.lock import only_run
 from videomae_jax.training.monitor import Monitor
 from videomae_jax.training.online_knn import OnlineKnn
-from videomae_jax.training.optim import Schedule, make_optimizer, make_schedule, warmup_cosine
+from videomae_jax.training.optim import (
+    Schedule,
+    average_decay,
+    make_optimizer,
+    make_schedule,
+    warmup_cosine,
+)
 from videomae_jax.training.signals import StopSignal, Watchdog, stop_signals
 from videomae_jax.training.step import Steps, TrainState, abstract_batch, jit_steps, put_params
 from videomae_jax.training.transfer import transfer_encoder
@@ -114,7 +120,7 @@ def train(
             mesh,
             seed=config.seed,
             accumulation=config.accumulation,
-            ema_decay=config.ema_decay,
+            ema_decay=average_decay(config, task, steps=schedule.steps),
         )
         run = Run(config, workdir, mesh, task, schedule, functions, train_videos, eval_videos, bad)
         checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
@@ -238,8 +244,8 @@ def _samplers(run: Run) -> tuple[ClipSampler, ClipSampler]:
     if run.config.data.train != "synthetic":
         return train_sampler, eval_sampler
     return (
-        SyntheticSampler(train_sampler.shape, sized=train_sampler.sized),
-        SyntheticSampler(eval_sampler.shape, sized=eval_sampler.sized),
+        SyntheticSampler(train_sampler.spec),
+        SyntheticSampler(eval_sampler.spec),
     )
 
 
@@ -299,7 +305,8 @@ def _class_rows(run: Run) -> dict[str, str]:
         return {}
     names = tuple(run.config.data.class_names)
     rows = write_classes(run.workdir, names, model.classes, run.train_videos, run.eval_videos)
-    return {"classes": banner.classes_line(rows)}
+    unit = "videos" if run.train_videos.key_frames is None else "boxes"
+    return {"classes": banner.classes_line(rows, unit=unit)}
 
 
 def _compile_step(

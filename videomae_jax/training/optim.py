@@ -71,6 +71,16 @@ def warmup_cosine(schedule: Schedule) -> optax.Schedule:
     return rate
 
 
+def average_decay(config: ConfigDict, task: Task, *, steps: int) -> optax.Schedule | None:
+    """Return a function step -> the weight of the old moving average before that step.
+
+    None if the run keeps no average. steps: of the run.
+    """
+    if task.average_decay:
+        return task.average_decay(steps)
+    return optax.constant_schedule(config.ema_decay) if config.ema_decay else None
+
+
 def decay_mask(params: Any) -> Any:
     """Return a tree of bool: True for matrices, not for biases, norms and the mask token."""
 
@@ -102,8 +112,8 @@ def make_optimizer(config: ConfigDict, task: Task) -> optax.GradientTransformati
     """
     if task.wrap_optimizer:
         return task.wrap_optimizer(adamw(config))
-    if not 0 < config.layer_decay <= 1:
-        raise UserError(f"layer_decay is {config.layer_decay:g}: use above 0 to 1 (none)")
+    if not 0 <= config.layer_decay <= 1:
+        raise UserError(f"layer_decay is {config.layer_decay:g}: use 0 (frozen blocks) to 1 (none)")
     if config.layer_decay == 1:
         return adamw(config)
     return optax.chain(adamw(config), scale_by_layer(config.layer_decay))
@@ -113,6 +123,7 @@ def layer_decay_scales(depth: int, decay: float) -> np.ndarray:
     """Return decay^(depth + 1 - id) for each layer id, float64 [depth + 2].
 
     Id 0 is the patch embedding, i + 1 is block i, and depth + 1 is the layers after the blocks.
+    A decay of 0 trains only these.
     """
     return decay ** np.arange(depth + 1, -1, -1, dtype=np.float64)
 

@@ -1,4 +1,4 @@
-"""Load the encoder of a checkpoint into a model that is fine-tuned or probed."""
+"""Load the encoder of a checkpoint into a model that is fine-tuned, probed or made a detector."""
 
 from typing import Any, NamedTuple
 
@@ -7,14 +7,17 @@ import jax
 from videomae_jax.devices.sharding import path_name
 from videomae_jax.errors import UserError
 
-# Parameters of a checkpoint that a classifier or probe does not have, or learns from scratch.
+# Parameters of a checkpoint that the new model does not have, or learns from scratch.
+NORM = "encoder/norm/"
 LEFT_OUT = (
-    "encoder/norm/",
+    NORM,
     "encoder_to_decoder/",
     "decoder/",
     "mask_token",
     "fc_norm/",
     "head/",
+    "projector/",
+    "predictor/",
 )
 
 
@@ -23,8 +26,9 @@ class LoadTable(NamedTuple):
 
     matched: loaded. missing: of the encoder, but not in the checkpoint. reshaped: in both, but
     of different shapes, "NAME SHAPE -> SHAPE". unexpected: in the checkpoint, but unknown.
-    left_out: in the checkpoint, but not of the encoder. fresh: initialized, because the head is
-    learned from scratch.
+    left_out: in the checkpoint, but not of the encoder. fresh: initialized, because they are
+    learned from scratch: the head, and the norm of the encoder of a detector that starts from a
+    classifier, which has none.
     """
 
     matched: tuple[str, ...]
@@ -46,13 +50,16 @@ class LoadTable(NamedTuple):
 def transfer_encoder(pretrained: Any, fresh: Any) -> tuple[Any, LoadTable]:
     """Return `fresh` with the encoder of `pretrained`, and the table of its parameters.
 
-    pretrained: parameters of `mae.VideoMAE` or of a classifier, whose head is left out. fresh:
-    parameters of `classifier.VideoClassifier` or `probe.Probe`. Leaves are not copied or
-    converted, so trees of shapes can be checked before any weight is read. Raises UserError if
-    an encoder weight is missing or has another shape.
+    pretrained: parameters of `mae.VideoMAE`, or of a classifier or detector, whose head is left
+    out. fresh: parameters of `classifier.VideoClassifier`, `probe.Probe` or
+    `detector.VideoDetector`. Leaves are not copied or converted, so trees of shapes can be checked
+    before any weight is read. Raises UserError if an encoder weight is missing or has another
+    shape.
     """
     found, wanted = _by_name(pretrained), _by_name(fresh)
     encoder = [name for name in wanted if name.startswith("encoder/")]
+    if "head/kernel" in wanted:  # of a detector; the norm of a probe is not trained
+        encoder = [name for name in encoder if name in found or not name.startswith(NORM)]
     table = LoadTable(
         matched=tuple(n for n in encoder if n in found and found[n].shape == wanted[n].shape),
         missing=tuple(n for n in encoder if n not in found),

@@ -30,7 +30,7 @@ FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.E
 
 
 class ClassRow(NamedTuple):
-    """One class of a classifier, with its numbers of training and held-out videos."""
+    """One class, with its numbers of training and held-out videos, or boxes of a detector."""
 
     label: int
     name: str
@@ -141,6 +141,8 @@ def write_classes(
     """
 
     def count(videos: Videos | None) -> list[int]:
+        if videos is not None and videos.key_frames is not None:
+            return videos.key_frames.targets.sum(0).tolist()
         return [0] * classes if videos is None else count_labels(videos, classes).tolist()
 
     names = names or tuple(map(str, range(classes)))

@@ -3,9 +3,14 @@
 Decodes a few frames of each video, on all cores. Writes clean.csv (the videos to train on),
 bad.csv (the videos left out, with the reason) and report.html.
 
+Of an annotation file of action detection it draws the boxes and the actions on key frames from all
+over the file, in report.html and boxes.png: look whether they are around the persons. Boxes at
+another moment need --start, boxes across persons have other axes.
+
 examples:
   videomae data check train.csv
   videomae data check train.csv --against val.csv --json check.json
+  videomae data check ava_val_v2.2.csv --videos movies/ --class-list ava_action_list_v2.2.pbtxt
 """
 
 import argparse
@@ -14,6 +19,8 @@ from typing import TYPE_CHECKING
 from videomae_jax.commands import options
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from videomae_jax.data.survey import Survey
 
 IMAGES = 48  # in the contact sheet of the report
@@ -21,7 +28,9 @@ IMAGES = 48  # in the contact sheet of the report
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("manifest", metavar="VIDEOS", help="a list or a folder of videos")
+    parser.add_argument(
+        "manifest", metavar="VIDEOS", help="a list or a folder of videos, or an annotation file"
+    )
     parser.add_argument(
         "--against",
         metavar="OTHER",
@@ -39,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="leave out videos with fewer frames; 1 keeps all (default: %(default)s, one clip)",
     )
+    options.add_annotations(parser)
     options.add_json(parser, of="the findings")
 
 
@@ -48,6 +58,7 @@ def main(args: argparse.Namespace) -> None:
     import io
     from pathlib import Path
 
+    from videomae_jax.data.box_files import is_box_file
     from videomae_jax.data.manifest import write_lines, write_manifest
     from videomae_jax.data.quality import describe, leaks, left_out, remark, report, summarize
     from videomae_jax.data.sources import read_videos
@@ -57,12 +68,12 @@ def main(args: argparse.Namespace) -> None:
 
     source = Path(args.manifest).expanduser().absolute()
     out = Path(args.out) if args.out else source.with_name(f"{source.stem}_check")
+    if source.is_file() and is_box_file(source):
+        check_boxes(args, source, out)
+        return
     videos = read_videos(source)
     other = read_videos(args.against) if args.against else None
-    try:  # before the survey, which may take hours
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out} ({error.strerror}): give --out") from None
+    _make_folder(out)  # before the survey, which may take hours
     count = len(videos)
     paths = [*videos.paths, *(other.paths if other else ())]
     shown = set(range(0, count, -(-count // IMAGES)))
@@ -108,6 +119,65 @@ def main(args: argparse.Namespace) -> None:
     print(f"report: {out / 'report.html'}")
     if not len(clean):
         raise UserError(f"none of {count:,} videos is clean: see {out / 'bad.csv'}")
+
+
+def check_boxes(args: argparse.Namespace, source: "Path", out: "Path") -> None:
+    """Count annotations, and draw key frames."""
+    from html import escape
+
+    from videomae_jax.data.box_pictures import draw_key_frames, jpeg, make_sheet
+    from videomae_jax.data.box_report import summarize_boxes, text
+    from videomae_jax.data.html import bars, charts, page, sheet, table
+    from videomae_jax.data.manifest import write_lines
+    from videomae_jax.errors import UserError
+    from videomae_jax.host import count_cores
+    from videomae_jax.progress import Progress
+
+    if args.against:
+        raise UserError(f"--against compares videos, {source} lists boxes: leave it out")
+    _make_folder(out)
+    videos = options.read_annotations(args, source)
+    assert videos.key_frames is not None
+    boxed = [index for index, count in enumerate(videos.key_frames.counts) if count]
+    shown = boxed[:: -(-len(boxed) // IMAGES)] if boxed else []
+    progress = Progress(len(shown))
+
+    def report(done: int) -> None:
+        progress.show(done, count=done, unit="key frames", of=f"{done} of {len(shown)}")
+
+    pictures = draw_key_frames(videos, shown, threads=count_cores(), report=report)
+    progress.close()
+    summary = summarize_boxes(videos)
+    unread = [(p.caption, p.reason) for p in pictures if p.image is None]
+    images = [(jpeg(p.image), p.caption) for p in pictures if p.image is not None]
+    sections = [
+        ("Key frames", sheet(images, large=True)),
+        ("Found", "".join(f"<p>{line}</p>" for line in map(escape, summary["notes"]))),
+        ("Labels", charts([bars("of each class", list(summary["classes"].items()))])),
+        ("Unreadable", table(("key frame", "reason"), unread, limit=IMAGES, more="")),
+    ]
+    lead = (
+        f"{summary['boxes']:,} boxes with {summary['labels']:,} labels in "
+        f"{summary['key_frames']:,} key frames of {summary['videos']:,} videos."
+    )
+    write_lines(out / "report.html", [page(f"Boxes of {source}", lead, sections)])
+    print(f"{source}\n{text(summary)}")
+    for caption, reason in unread[:5]:
+        print(f"unreadable: {caption} ({reason})")
+    if not images:
+        raise UserError(f"none of {len(shown)} key frames could be read")
+    make_sheet(pictures).save(out / "boxes.png")
+    print(f"{len(images)} key frames with their boxes: {out / 'boxes.png'}, {out / 'report.html'}")
+    options.write_json(args.json, summary | {"pictures": len(images), "unread": unread})
+
+
+def _make_folder(out: "Path") -> None:
+    from videomae_jax.errors import UserError
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out} ({error.strerror}): give --out") from None
 
 
 def _survey(paths: list[str], shown: set[int]) -> "list[Survey]":

@@ -1,12 +1,16 @@
-"""Write the list of the videos in a folder, or of a public data set.
+"""Write the list of the videos in a folder, or of a public data set; or count annotations.
 
 Layouts are folders (one folder for each class), flat (no classes), and ucf101, hmdb51, ssv2 and
 kinetics, which need their official lists. The validation split comes from the official lists or
 from --val-list, or it is a random fraction, --holdout.
 
+Of an annotation file of action detection it says what is in it: videos, key frames, boxes and the
+labels of each class, and what is wrong with them.
+
 examples:
   videomae data list clips/ --out train.csv --val val.csv --holdout 0.1
   videomae data list UCF-101/ --layout ucf101 --split 1 --out train.csv --val val.csv
+  videomae data list ava_val_v2.2.csv --videos movies/ --class-list ava_action_list_v2.2.pbtxt
 """
 
 import argparse
@@ -15,6 +19,8 @@ from typing import TYPE_CHECKING
 from videomae_jax.commands import options
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from videomae_jax.data.videos import Videos
 
 LAYOUTS = ("folders", "flat", "ucf101", "hmdb51", "ssv2", "kinetics")
@@ -23,11 +29,11 @@ LAYOUTS = ("folders", "flat", "ucf101", "hmdb51", "ssv2", "kinetics")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument(
-        "folder", metavar="DIR", help="a folder of videos, searched with all its sub-folders"
+        "folder",
+        metavar="DIR",
+        help="a folder of videos, searched with all its sub-folders, or an annotation file",
     )
-    parser.add_argument(
-        "--out", metavar="FILE", required=True, help="write the training list to this .csv file"
-    )
+    parser.add_argument("--out", metavar="FILE", help="write the training list to this .csv file")
     parser.add_argument("--val", metavar="FILE", help="write the validation list to this .csv file")
     parser.add_argument(
         "--layout",
@@ -69,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--numbers", action="store_true", help="write labels as numbers instead of class names"
     )
+    options.add_annotations(parser)
     options.add_json(parser, of="the counts")
 
 
@@ -81,6 +88,12 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.data.sources import describe_skipped
     from videomae_jax.errors import UserError
 
+    source = Path(args.folder).expanduser()
+    if source.is_file():
+        count_boxes(args, source)
+        return
+    if not args.out:
+        raise UserError("give --out FILE.csv, the training list to write: see data list --help")
     listing, layout = read_listing(
         args.folder, layout=args.layout, lists=args.lists, split=args.split
     )
@@ -133,6 +146,22 @@ def main(args: argparse.Namespace) -> None:
         unlisted=listing.unlisted,
     )
     options.write_json(args.json, result)
+
+
+def count_boxes(args: argparse.Namespace, source: "Path") -> None:
+    """Print what is in an annotation file."""
+    from videomae_jax.data.box_files import is_box_file
+    from videomae_jax.data.box_report import summarize_boxes, text
+    from videomae_jax.errors import UserError
+
+    if not is_box_file(source):
+        raise UserError(
+            f"{source} is neither a folder nor an annotation file with boxes; check a list of "
+            "videos with `videomae data check`"
+        )
+    summary = summarize_boxes(options.read_annotations(args, source))
+    print(f"{source}\n{text(summary)}")
+    options.write_json(args.json, summary)
 
 
 def split(videos: "Videos", args: argparse.Namespace) -> "tuple[Videos, Videos]":

@@ -1,0 +1,612 @@
+"""Annotations and person boxes of action detection -> key frames of videos."""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from videomae_jax.data.box_files import read_table
+from videomae_jax.data.box_table import Table
+from videomae_jax.data.class_lists import name_classes, read_class_list
+from videomae_jax.data.key_frames import KeyFrames
+from videomae_jax.data.sources import find_videos, nearest_path, read_videos
+from videomae_jax.data.videos import SUFFIXES, ClipReader, Videos, pick_videos
+from videomae_jax.errors import UserError
+
+# Corners above this are pixels: a detector may put a fraction a little outside of the image.
+FRACTION = 1.5
+# The second at which copies of AVA's movies are often cut.
+CUT = 900.0
+# Videos of a list that are opened to find the second at which they begin.
+OPENED = 64
+# How far a key frame may be behind the end of its video, in seconds: durations are rounded.
+SLACK = 0.5
+# Videos read at once: the time is that of the disk.
+READERS = 8
+# How far a box may reach beyond the image without a note: corners are rounded.
+BORDER = 0.01
+# Fraction of detected boxes that may be empty.
+EMPTY = 0.01
+
+_SEGMENT = re.compile(r"(.+)_(\d{6})_(\d{6})")  # of AVA-Kinetics: id, first and last second
+Value = TypeVar("Value")
+
+
+def read_key_frames(
+    source: str | os.PathLike[str],
+    *,
+    videos: str = "",
+    start: str | float = "auto",
+    classes: str | tuple[str, ...] = "",
+    excluded: str = "",
+) -> Videos:
+    """Open the annotations of a data set: videos with `key_frames`, one for each annotated moment.
+
+    source: a file in one of the formats of `box_files`, or a folder of `videomae data pack` of such
+    a file, which has its own videos. videos: the folder of the videos, by
+    default that of the file; they are found by their names without the suffix. start: the second
+    of the annotations at which the video files begin, "auto" to find it. classes: a class list, or
+    the names of ids 1, 2, ...; by default the ids or the names of the file. excluded: a csv of
+    `video,second` rows, the key frames to leave out.
+    What was decided is in `notes`. Videos that are missing are unreadable later; their paths are
+    what they would be. Raises UserError for a bad file, unknown classes, boxes that are not of
+    these videos, if no video is found, and if all key frames are beyond the end of the videos.
+    """
+    name = os.path.expanduser(os.fspath(source))
+    if "://" in name or os.path.isdir(name):
+        return _open_packed(name, classes, excluded)
+    path = Path(name).absolute()
+    if not path.is_file():
+        raise UserError(f"no such annotation file: {path}{nearest_path(path)}")
+    found = Findings()
+    table = _leave_out(read_table(path), excluded)
+    films = _find_films(table, path, videos)
+    class_names, numbers = _number_classes(table, classes, path, found)
+    table = _to_fractions(table, films, path, found)
+    key_frames, paths = _group(table, films, numbers, len(class_names), found)
+    key_frames = _set_seconds(key_frames, paths, table, start, path, found)
+    missing = sorted(film for film in set(paths) if not os.path.exists(film))
+    if missing:
+        found.faults[f"videos are missing, first {missing[0]}"] = len(missing)
+    return Videos(
+        paths=tuple(paths),
+        labels=None,
+        class_names=class_names,
+        name=str(path),
+        notes=found.notes(),
+        key_frames=replace(key_frames, notes=found.notes()),
+    )
+
+
+def _open_packed(folder: str, classes: str | tuple[str, ...], excluded: str) -> Videos:
+    """Open packed records of annotations, with the ids of `classes`."""
+    videos = read_videos(folder)
+    frames = videos.key_frames
+    if frames is None:
+        raise UserError(f"{folder} has no boxes: give an annotation file, or records packed of one")
+    if excluded:
+        out = read_excluded(excluded)
+        kept = [m not in out for m in map(_moment, frames.names, frames.stamps.tolist())]
+        videos = pick_videos(videos, np.flatnonzero(kept).tolist())
+        frames = frames.pick(np.flatnonzero(kept))
+    old = videos.class_names or ()
+    new = classes if isinstance(classes, tuple) else ()
+    if isinstance(classes, str) and classes:
+        new = name_classes(read_class_list(classes))
+    if not new or new == old:
+        return videos
+    places = _class_places(new)
+    used = frames.targets.any(axis=0).tolist()
+    unknown = [name for name, there in zip(old, used, strict=True) if there and name not in places]
+    if unknown:
+        raise UserError(f"{folder}: {_unknown_action(unknown[0], new)}")
+    targets = np.zeros((len(frames.targets), len(new)), bool)
+    for number, name in enumerate(old):
+        if name in places:
+            targets[:, places[name]] |= frames.targets[:, number]
+    return replace(videos, class_names=new, key_frames=replace(frames, targets=targets))
+
+
+def _class_places(names: Sequence[str]) -> dict[str, int]:
+    """Return the position of each class by its name, and by its id."""
+    places = {str(number): number - 1 for number in range(1, len(names) + 1)}
+    return places | {name: number for number, name in enumerate(names)}
+
+
+def _unknown_action(action: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(action, names, n=1)
+    meant = f"did you mean {close[0]!r}?" if close else f"their ids are 1 to {len(names)}"
+    return f"action {action!r} is not among the {len(names)} classes; {meant}"
+
+
+def read_excluded(path: str | os.PathLike[str]) -> set[tuple[str, float]]:
+    """Return the (video, second) of key frames that are left out. Raises UserError."""
+    table = read_table(Path(path).expanduser())
+    return set(map(_moment, table.names, table.moments.tolist()))
+
+
+def read_detections(source: str | os.PathLike[str], videos: Videos) -> KeyFrames:
+    """Open the boxes of a person detector, in one of the formats of `box_files`.
+
+    videos: key frames of the same data set, for the size and the times of the videos: corners in
+    pixels become fractions. Boxes of other videos are left out. `seconds` are those of the files;
+    targets are bool [total, 0]; `notes` say what was decided and left out. Raises UserError if no
+    box is of these videos.
+    """
+    path = Path(source).expanduser().absolute()
+    found = Findings()
+    table = read_table(path, images=Path(videos.name))
+    clocks = _Clocks(videos)
+    films = [clocks.find(*pair) for pair in zip(table.names, table.moments.tolist(), strict=True)]
+    known = np.array([film is not None for film in films], bool)
+    if not known.any():
+        close = difflib.get_close_matches(table.names[0], clocks.names, n=1)
+        near = f"; the nearest name is {close[0]!r}" if close else ""
+        raise UserError(
+            f"{path}: none of its {len(set(table.names)):,} videos is in {videos.name}, first "
+            f"{table.names[0]!r}{near}"
+        )
+    found.decisions.append(f"{path.name}: {table.kind}")
+    if not known.all():
+        first = table.names[int(np.flatnonzero(~known)[0])]
+        found.faults[f"boxes are of other videos, first {first}"] = int((~known).sum())
+    table = _pick_rows(table, known)
+    paths = [film for film in films if film is not None]
+    table = _to_fractions(table, paths, path, found, videos.reader)
+    key_frames, paths = _group(table, paths, [[]] * len(paths), 0, found)
+    if table.by_frame:
+        key_frames = _time_frames(key_frames, paths, path)
+    else:
+        key_frames = replace(key_frames, seconds=clocks.seconds(key_frames, paths))
+    return replace(key_frames, notes=found.notes())
+
+
+def read_film_detections(source: str | os.PathLike[str], film: str) -> KeyFrames:
+    """Open the detected boxes of one video file, see `read_detections`.
+
+    They are found by the name of the file. Raises UserError if there are none of it, and if all
+    are beyond its end.
+    """
+    path = Path(source).expanduser().absolute()
+    found = Findings()
+    table = read_table(path)
+    segment = _SEGMENT.fullmatch(Path(film).stem)
+
+    def is_of_film(name: str, moment: float) -> bool:
+        if segment and name == segment[1]:
+            return float(segment[2]) <= moment <= float(segment[3])
+        return name == Path(film).stem or Path(name).name == Path(film).name
+
+    rows = zip(table.names, table.moments.tolist(), strict=True)
+    known = np.array([is_of_film(*row) for row in rows], bool)
+    if not known.any():
+        names = list(dict.fromkeys(table.names))
+        close = difflib.get_close_matches(Path(film).stem, names, n=1) or names[:1]
+        raise UserError(
+            f"{path} has boxes of {len(names):,} videos, none is named {Path(film).stem!r}"
+            + "".join(f"; the nearest name is {name!r}" for name in close)
+        )
+    table = _pick_rows(table, known)
+    films = [film] * len(table.names)
+    table = _to_fractions(table, films, path, found)
+    key_frames, paths = _group(table, films, [[]] * len(films), 0, found)
+    key_frames = _set_seconds(key_frames, paths, table, "auto", path, found)
+    return replace(key_frames, notes=found.notes())
+
+
+def with_detections(videos: Videos, detections: KeyFrames, *, min_score: float) -> Videos:
+    """Return videos with detected boxes of at least `min_score` in the place of annotated ones.
+
+    It has a key frame for each moment with such boxes, annotated or not; the targets are False.
+    The last of the notes says how many boxes that are, and how many annotated key frames have
+    none. Raises UserError if no score is so high.
+    """
+    assert videos.key_frames is not None
+    high = detections.scores >= min_score
+    if not high.any():
+        best = f"the highest is {detections.scores.max():.3g}" if len(high) else "there are none"
+        raise UserError(f"no box has a score of {min_score:g} or more, {best}: use --min-score")
+    kept = detections.keep(high)
+    kept = replace(
+        kept, targets=np.zeros((len(kept.boxes), videos.key_frames.targets.shape[1]), bool)
+    )
+    clocks = _Clocks(videos)
+    paths = [clocks.find(*pair) for pair in zip(kept.names, kept.stamps.tolist(), strict=True)]
+    annotated = set(map(_moment, videos.key_frames.names, videos.key_frames.stamps.tolist()))
+    empty = len(annotated - set(map(_moment, kept.names, kept.stamps.tolist())))
+    note = (
+        f"{len(kept.boxes):,} of {len(high):,} detected boxes have a score of {min_score:g} or "
+        f"more, in {len(kept):,} key frames; {empty:,} of {len(annotated):,} annotated ones have "
+        "none"
+    )
+    return replace(
+        videos,
+        paths=tuple(path for path in paths if path is not None),
+        notes=(*videos.notes, *detections.notes, note),
+        key_frames=kept,
+    )
+
+
+@dataclass
+class Findings:
+    """What was decided about a file, and the numbers of its faults, by what they are."""
+
+    decisions: list[str] = field(default_factory=list)
+    faults: dict[str, int] = field(default_factory=dict)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return one text for each."""
+        faults = [f"{number:,} {what}" for what, number in self.faults.items()]
+        return (*self.decisions, *faults)
+
+
+class _Clocks:
+    """Finds the video of a moment among key frames, and the second in its file."""
+
+    def __init__(self, videos: Videos):
+        assert videos.key_frames is not None
+        self.names: dict[str, set[str]] = {}
+        self._exact: dict[tuple[str, float], str] = {}
+        self._starts: dict[str, float] = {}
+        frames = videos.key_frames
+        starts = (frames.stamps - frames.seconds).tolist()
+        for path, name, stamp, start in zip(
+            videos.paths, frames.names, frames.stamps.tolist(), starts, strict=True
+        ):
+            self._exact[_moment(name, stamp)] = path
+            self.names.setdefault(name, set()).add(path)
+            self._starts.setdefault(path, start)
+
+    def find(self, name: str, stamp: float) -> str | None:
+        """Return the path of the video of a moment; None if it is not among them."""
+        paths = self.names.get(name, set())
+        exact = self._exact.get(_moment(name, stamp))
+        return exact or (next(iter(paths)) if len(paths) == 1 else None)
+
+    def seconds(self, key_frames: KeyFrames, paths: Sequence[str]) -> np.ndarray:
+        """Return the seconds in the files, float64 [n]."""
+        return key_frames.stamps - np.array([self._starts[path] for path in paths])
+
+
+def _moment(name: str, stamp: float) -> tuple[str, float]:
+    """Return what two files write for the same moment: seconds are rounded to milliseconds."""
+    return name, round(stamp, 3)
+
+
+def _leave_out(table: Table, excluded: str) -> Table:
+    if not excluded:
+        return table
+    out = read_excluded(excluded)
+    moments = zip(table.names, table.moments.tolist(), strict=True)
+    kept = np.array([_moment(*moment) not in out for moment in moments], bool)
+    if kept.all():
+        raise UserError(f"{excluded} excludes no key frame of these annotations: is it of them?")
+    return _pick_rows(table, kept)
+
+
+def _pick_rows(table: Table, kept: np.ndarray) -> Table:
+    rows = np.flatnonzero(kept).tolist()
+    return replace(
+        table,
+        lines=table.lines[rows],
+        names=[table.names[row] for row in rows],
+        moments=table.moments[rows],
+        corners=table.corners[rows],
+        actions=[table.actions[row] for row in rows],
+        persons=table.persons[rows],
+        scores=None if table.scores is None else table.scores[rows],
+    )
+
+
+def _find_films(table: Table, path: Path, folder: str) -> list[str]:
+    """Return the path of the video of each row. Raises UserError if none is found."""
+    root = Path(folder).expanduser().absolute() if folder else path.parent
+    if not root.is_dir():
+        raise UserError(f"no such folder of videos: {root}")
+    stems: dict[str, list[str]] = {}
+    segments: dict[str, list[tuple[float, float, str]]] = {}
+    for file in find_videos(root):
+        stem = Path(file).stem
+        stems.setdefault(stem, []).append(file)
+        if match := _SEGMENT.fullmatch(stem):
+            segments.setdefault(match[1], []).append((float(match[2]), float(match[3]), file))
+    found: dict[tuple[str, float], str] = {}
+
+    def find(name: str, moment: float) -> str:
+        if name in segments and name not in stems:
+            for first, last, file in segments[name]:
+                if first <= moment <= last:
+                    return str(root / file)
+        files = stems.get(Path(name).stem if _is_file(name) else name, [])
+        if len(files) > 1:
+            # `train.csv` beside `train/` and `val/`; or a path.
+            inside = [file for file in files if file.startswith((name, f"{path.stem}{os.sep}"))]
+            files = inside if len(inside) == 1 else files
+        if len(files) > 1:
+            raise UserError(
+                f"{name} is there {len(files)} times below {root}: {files[0]}, {files[1]}; name a "
+                "folder that has one of each as config.data.videos (--videos)"
+            )
+        return str(root / (files[0] if files else name if _is_file(name) else f"{name}.mp4"))
+
+    for name, moment in zip(table.names, table.moments.tolist(), strict=True):
+        key = (name, moment) if name in segments else (name, 0.0)
+        if key not in found:
+            found[key] = find(name, moment)
+    if not any(map(os.path.exists, found.values())):
+        name = table.names[0]
+        close = difflib.get_close_matches(name, [*stems, *segments], n=1)
+        near = f"; the nearest name is {close[0]!r}" if close else ""
+        raise UserError(
+            f"{path}: none of its {len(set(table.names)):,} videos is in {root}, first {name!r}"
+            f"{near}; give their folder as config.data.videos (--videos)"
+        )
+    keys = zip(table.names, table.moments.tolist(), strict=True)
+    return [found[(name, moment) if name in segments else (name, 0.0)] for name, moment in keys]
+
+
+def _is_file(name: str) -> bool:
+    return name.lower().endswith(tuple(f".{suffix}" for suffix in SUFFIXES))
+
+
+def _to_fractions(
+    table: Table,
+    films: Sequence[str],
+    path: Path,
+    found: Findings,
+    reader: ClipReader | None = None,
+) -> Table:
+    """Return the table with corners as fractions in 0 to 1. reader: of the videos, if not files.
+
+    Raises UserError for corners out of order, and if most boxes are outside of the images.
+    Detectors find a few empty boxes: these are left out.
+    """
+    corners = table.corners.copy()
+    boxed = ~np.isnan(corners[:, 0])
+    if not boxed.any():
+        return table
+    wrong = boxed & ~((corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3]))
+    if wrong.any() and table.scores is not None and wrong.sum() <= EMPTY * boxed.sum():
+        found.faults["boxes are empty, and are left out"] = int(wrong.sum())
+        corners[wrong] = np.nan
+    elif wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        cells = ", ".join(f"{value:g}" for value in corners[row])
+        raise UserError(
+            f"{path} line {table.lines[row]}: corners {cells} are out of order, as are those of "
+            f"{int(wrong.sum()):,} of {int(boxed.sum()):,} boxes: x1 < x2 and y1 < y2 are needed, "
+            "not x, y, width, height"
+        )
+    largest = float(np.nanmax(corners))
+    said = "corners are fractions of width and height"
+    if largest > FRACTION:
+        sizes = read_sizes(films, reader)
+        if not sizes:
+            raise UserError(
+                f"{path}: corners are pixels (up to {largest:g}), and no video can be read for its "
+                "size; give fractions of width and height"
+            )
+        common = next(iter(sizes.values()))
+        whole = np.array([sizes.get(film, common) for film in films], float)
+        corners /= whole[:, [1, 0, 1, 0]]
+        said = f"corners are pixels (up to {largest:g})"
+    found.decisions.append(said)
+    beyond = boxed & ((corners < -BORDER) | (corners > 1 + BORDER)).any(axis=1)
+    gone = boxed & ((corners[:, :2] >= 1).any(axis=1) | (corners[:, 2:] <= 0).any(axis=1))
+    if gone.sum() * 2 > boxed.sum():
+        row = int(np.flatnonzero(gone)[0])
+        raise UserError(
+            f"{path}: {int(gone.sum()):,} of {int(boxed.sum()):,} boxes are outside of the image, "
+            f"first line {table.lines[row]}; {said}: are they of videos of another size?"
+        )
+    if (beyond & ~gone).any():
+        what = "boxes reach beyond the image, and are cut at its border"
+        found.faults[what] = int((beyond & ~gone).sum())
+    if gone.any():
+        found.faults["boxes are outside of the image, and are left out"] = int(gone.sum())
+        corners[gone] = np.nan
+    return replace(table, corners=np.clip(corners, 0, 1))
+
+
+def read_sizes(
+    paths: Iterable[str], reader: ClipReader | None = None
+) -> dict[str, tuple[int, int]]:
+    """Return the height and the width of each video that can be read. reader: if not files."""
+    from videomae_jax.data.decode import read_size
+
+    return _read_each(reader.size if reader else read_size, paths)
+
+
+def read_durations(paths: Iterable[str]) -> dict[str, float]:
+    """Return the seconds of each video that can be read, as its container states them."""
+    from videomae_jax.data.decode import read_duration
+
+    return _read_each(read_duration, paths)
+
+
+def _read_each(read: Callable[[str], Value], paths: Iterable[str]) -> dict[str, Value]:
+    """Return what `read` returns for each path, without the videos that cannot be read."""
+    from videomae_jax.data.decode import UnreadableVideo
+
+    def attempt(path: str) -> Value | None:
+        try:
+            return read(path)
+        except UnreadableVideo:
+            return None
+
+    distinct = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor(READERS) as pool:
+        found = zip(distinct, pool.map(attempt, distinct), strict=True)
+        return {path: value for path, value in found if value is not None}
+
+
+def _number_classes(
+    table: Table, classes: str | tuple[str, ...], path: Path, found: Findings
+) -> tuple[tuple[str, ...], list[list[int]]]:
+    """Return class names, and the classes of each row counted from 0."""
+    split = {action: [part.strip() for part in action.split("|")] for action in set(table.actions)}
+    used = {part for parts in split.values() for part in parts if part}
+    if isinstance(classes, str) and classes:
+        names = name_classes(read_class_list(classes))
+        said = f"{len(names)} classes of {classes}"
+    elif classes:
+        names = tuple(classes)
+        said = f"{len(names)} classes of training"
+    elif used and all(part.isdecimal() for part in used):
+        names = tuple(map(str, range(1, max(map(int, used)) + 1)))
+        said = f"no class list: classes are ids 1 to {len(names)}"
+    else:
+        names = tuple(sorted(used))
+        said = f"no class list: {len(names)} classes, by name in alphabetical order"
+        said = said if names else "no actions"
+    places = _class_places(names)
+    unknown = sorted(used - places.keys())
+    if unknown:
+        row = next(r for r, action in enumerate(table.actions) if unknown[0] in split[action])
+        raise UserError(f"{path} line {table.lines[row]}: {_unknown_action(unknown[0], names)}")
+    numbers = {action: [places[part] for part in parts if part] for action, parts in split.items()}
+    found.decisions += [table.kind, said]
+    return names, [numbers[action] for action in table.actions]
+
+
+def _group(
+    table: Table,
+    films: Sequence[str],
+    numbers: Sequence[Sequence[int]],
+    classes: int,
+    found: Findings,
+) -> tuple[KeyFrames, list[str]]:
+    """Join the rows of a box, and the boxes of a moment, in the order of appearance.
+
+    films, numbers: the path and the classes of each row. Returns key frames whose `seconds` are
+    still those of the file, and the path of each.
+    """
+    moments: dict[tuple[str, float], int] = {}
+    boxes: list[dict[tuple[float, ...], int]] = []  # of each moment: corners -> the first row
+    labels: list[set[int]] = [set() for _ in table.names]  # of the first row of each box
+    paths: list[str] = []
+    repeated = 0
+    corners = list(map(tuple, table.corners.tolist()))
+    missing = np.isnan(table.corners[:, 0]).tolist()
+    for row, (name, stamp) in enumerate(zip(table.names, table.moments.tolist(), strict=True)):
+        place = moments.setdefault(_moment(name, stamp), len(moments))
+        if place == len(boxes):
+            boxes.append({})
+            paths.append(films[row])
+        if missing[row]:
+            continue
+        first = boxes[place].setdefault(corners[row], row)
+        repeated += first != row and set(numbers[row]) <= labels[first]
+        labels[first].update(numbers[row])
+    rows = np.array([row for of in boxes for row in of.values()], np.int64)
+    targets = np.zeros((len(rows), classes), bool)
+    for box, row in enumerate(rows.tolist()):
+        targets[box, list(labels[row])] = True
+    stamps = np.array([stamp for _, stamp in moments], float)
+    key_frames = KeyFrames(
+        seconds=stamps,
+        names=tuple(name for name, _ in moments),
+        stamps=stamps,
+        offsets=np.concatenate([[0], np.cumsum([len(of) for of in boxes], dtype=np.int64)]),
+        boxes=table.corners[rows].astype(np.float32),
+        targets=targets,
+        scores=np.ones(len(rows), np.float32)
+        if table.scores is None
+        else table.scores[rows].astype(np.float32),
+        persons=table.persons[rows],
+    )
+    if repeated:
+        found.faults["rows repeat others"] = repeated
+    return key_frames, paths
+
+
+def _set_seconds(
+    key_frames: KeyFrames,
+    paths: Sequence[str],
+    table: Table,
+    start: str | float,
+    path: Path,
+    found: Findings,
+) -> KeyFrames:
+    """Set the seconds in the video files."""
+    if table.by_frame:
+        found.decisions.append("moments are numbers of frames, from 0")
+        return _time_frames(key_frames, paths, path)
+    key_frames, said = _start_films(key_frames, paths, start, path)
+    found.decisions.append(said)
+    return key_frames
+
+
+def _time_frames(key_frames: KeyFrames, paths: Sequence[str], path: Path) -> KeyFrames:
+    """Replace the numbers of frames by their seconds, which are also the stamps then."""
+    from videomae_jax.data.decode import read_seconds
+
+    times = _read_each(read_seconds, paths)
+    if not times:
+        raise UserError(f"{path}: no video can be read for the times of its frames")
+    seconds = np.empty(len(key_frames))
+    for index, (film, frame) in enumerate(zip(paths, key_frames.stamps.tolist(), strict=True)):
+        known = times.get(film)
+        if known is not None and not 0 <= frame < len(known) - 1:
+            raise UserError(
+                f"{path}: frame {frame:g} of {film}, which has {len(known) - 1:,}; use 0 to "
+                f"{len(known) - 2}"
+            )
+        seconds[index] = 0.0 if known is None else known[int(frame)]
+    return replace(key_frames, seconds=seconds, stamps=seconds)
+
+
+def _start_films(
+    key_frames: KeyFrames, paths: Sequence[str], start: str | float, path: Path
+) -> tuple[KeyFrames, str]:
+    """Subtract the second at which the video files begin.
+
+    Raises UserError if all key frames are then beyond the end of the videos that are opened.
+    """
+    stamps = key_frames.stamps
+    segments = [_SEGMENT.fullmatch(Path(film).stem) for film in paths]
+    cut = np.array(
+        [
+            float(m[2]) if m and m[1] == n else 0.0
+            for m, n in zip(segments, key_frames.names, strict=True)
+        ]
+    )
+    said = "seconds count from the beginning of the files"
+    if cut.any():
+        said = "seconds count from the first second in the names of the files"
+    elif start != "auto":
+        try:
+            cut = np.full(len(stamps), float(start))
+        except ValueError:
+            raise UserError(f"data.start {start!r}: use auto or a number, such as 900") from None
+        said = f"files begin at second {cut[0]:g} (data.start)"
+    distinct = [film for film in dict.fromkeys(paths) if os.path.exists(film)]
+    durations = read_durations(distinct[:: -(-len(distinct) // OPENED)])
+    ends = np.array([durations.get(film, np.nan) for film in paths]) + SLACK
+    known = ~np.isnan(ends)
+    seconds = stamps - cut
+    fits = (seconds >= -1e-6) & (seconds <= ends)
+    if not known.any() or fits[known].any():
+        late = int((known & ~fits).sum())
+        if late:
+            said += f"; {late:,} of {int(known.sum()):,} key frames looked at are beyond the end"
+        return replace(key_frames, seconds=seconds), said
+    moved = stamps - CUT
+    if start == "auto" and not cut.any() and ((moved >= 0) & (moved <= ends))[known].all():
+        said = (
+            f"files begin at second {CUT:g}: all {int(known.sum()):,} key frames looked at are "
+            f"beyond the end, and fit after {CUT:g} is subtracted"
+        )
+        return replace(key_frames, seconds=moved), said
+    row = int(np.flatnonzero(known)[0])
+    raise UserError(
+        f"{path}: all key frames are outside of their videos, first second {stamps[row]:g} of "
+        f"{paths[row]}, which has {ends[row] - SLACK:.1f} s; give the second at which the files "
+        f"begin as config.data.start (--start), such as {stamps[known].min() // 1:g}"
+    )

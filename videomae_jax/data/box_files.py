@@ -1,0 +1,32 @@
+"""Annotation and box files of action detection: the format is decided by the content."""
+
+from pathlib import Path
+
+from videomae_jax.data.box_csv import is_box_csv, read_csv
+from videomae_jax.data.box_json import read_json
+from videomae_jax.data.box_pickle import read_pickle
+from videomae_jax.data.box_table import Table
+from videomae_jax.errors import UserError
+
+JSON, PICKLE = (".json",), (".pkl", ".pickle")
+
+
+def is_box_file(path: Path) -> bool:
+    """Return whether a file holds boxes; otherwise it may be a list of videos."""
+    return path.suffix.lower() in (*JSON, *PICKLE) or is_box_csv(path)
+
+
+def read_table(path: Path, *, images: Path | None = None) -> Table:
+    """Read the boxes of a file: csv, see `box_csv`; json, see `box_json`; or mmaction2's pickle.
+
+    images: the annotations that have the moments of the image ids of a list of detections. Raises
+    UserError for a file in none of these formats, and for bad rows.
+    """
+    try:
+        if path.suffix.lower() in JSON:
+            return read_json(path, images=images)
+        if path.suffix.lower() in PICKLE:
+            return read_pickle(path)
+        return read_csv(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None

@@ -1,0 +1,90 @@
+"""Score the actions that a model finds in boxes against the annotations of key frames."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from videomae_jax.data.class_lists import read_class_list
+from videomae_jax.data.key_frames import KeyFrames
+from videomae_jax.detection_metrics import (
+    AVA_EVALUATED,
+    Boxes,
+    MeanPrecision,
+    is_ava,
+    mean_average_precision,
+)
+from videomae_jax.errors import UserError
+
+Key = tuple[str, float]  # the id of a video, and the second as annotation files write it
+
+
+def frame_keys(frames: KeyFrames) -> list[Key]:
+    """Return what a key frame is called in annotations, box files and lists of excluded ones."""
+    stamps = frames.stamps.round(3).tolist()
+    return list(zip(frames.names, stamps, strict=True))
+
+
+def evaluated_labels(names: Sequence[str], classes: int, *, file: str = "") -> list[int]:
+    """Return the labels of the classes that are scored.
+
+    file: a list of them, see `class_lists`; "" is the 60 that count of AVA's 80 classes, and all
+    of others. Raises UserError for a class that is not among the names.
+    """
+    if not file:
+        return [number - 1 for number in AVA_EVALUATED] if is_ava(names) else list(range(classes))
+    chosen = read_class_list(file)
+    known = list(names) or [str(number) for number in range(1, classes + 1)]
+    for name in chosen.values():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"{file}: the model has no class {name!r}{meant}")
+    return sorted(known.index(name) for name in chosen.values())
+
+
+def box_scores(probabilities: np.ndarray, persons: np.ndarray, *, protocol: str) -> np.ndarray:
+    """Return the scores by which boxes are ranked, [boxes, K].
+
+    persons: [boxes], the scores of the person detector. What is published multiplies them with
+    the probabilities of the actions, mmaction2 does not.
+    """
+    return probabilities if protocol == "mmaction2" else probabilities * persons[:, None]
+
+
+def score_boxes(
+    truth: KeyFrames,
+    shown: KeyFrames,
+    probabilities: np.ndarray,
+    *,
+    protocol: str = "published",
+    evaluated: Sequence[int] | None = None,
+    excluded: Iterable[Key] = (),
+) -> MeanPrecision:
+    """Return the frame mAP of the boxes that a model was shown.
+
+    truth: annotations. shown: key frames with the boxes that the model was given.
+    probabilities: float32 [boxes of shown, K]. protocol, evaluated: see `mean_average_precision`.
+    excluded: key frames that do not count.
+    """
+    excluded = list(excluded)
+    shown_keys, truth_keys = frame_keys(shown), frame_keys(truth)
+    numbers = {key: n for n, key in enumerate(sorted({*shown_keys, *truth_keys, *excluded}))}
+
+    def numbered(keys: Sequence[Key]) -> np.ndarray:
+        return np.array([numbers[key] for key in keys], np.int64)
+
+    scores = box_scores(probabilities, shown.scores, protocol=protocol)
+    return mean_average_precision(
+        Boxes(np.repeat(numbered(truth_keys), truth.counts), truth.boxes, truth.targets),
+        Boxes(np.repeat(numbered(shown_keys), shown.counts), shown.boxes, scores),
+        protocol=protocol,
+        evaluated=evaluated,
+        listed=numbered(truth_keys),
+        excluded=numbered(excluded),
+    )
+
+
+def present_boxes(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return values [n, M, ...] without those of absent boxes: [sum of counts, ...]."""
+    return values[np.arange(values.shape[1]) < counts[:, None]]
