@@ -17,6 +17,7 @@ from videos import turn, write_video
 
 from videomae_jax import cli
 from videomae_jax.data.decode import read_clip, read_facts
+from videomae_jax.data.sources import read_videos
 from videomae_jax.data.survey import find_copies, find_look_alikes, survey_video, survey_videos
 
 WALKS = sorted(map(str, (CLIPS / "train/walk").iterdir()))[:10]
@@ -172,3 +173,17 @@ def test_an_unreadable_video_of_the_other_list_is_named(tmp_path, capsys):
     cli.main(["data", "check", *map(str, lists)])
     said = capsys.readouterr().out
     assert "1 of 1 videos are clean" in said and f"{torn} (the file is empty)" in said
+
+
+def test_several_labels_are_counted_shown_and_kept(tmp_path, capsys):
+    names = [str(path) for path in WALKS[:2]]
+    shutil.copy(WALKS[0], tmp_path / "copy.mp4")
+    (tmp_path / "list.csv").write_text(f"{names[0]},run|walk\n{names[1]},|\ncopy.mp4,walk\n")
+    result = tmp_path / "result.json"
+    cli.main(["data", "check", str(tmp_path / "list.csv"), "--json", str(result)])
+    summary = json.loads(result.read_text())["summary"]
+    assert summary["classes"] == {"run": 1, "walk": 1} and summary["left out"] == {"copy": 1}
+    html = (tmp_path / "list_check/report.html").read_text()
+    assert "run, walk" in html and "no class" in html and "which has another label" in html
+    clean = read_videos(tmp_path / "list_check/clean.csv")
+    assert clean.labels.tolist() == [[True, True], [False, False]]

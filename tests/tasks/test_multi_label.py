@@ -18,6 +18,8 @@ from videomae_jax.config import differences, load_config
 from videomae_jax.data.synthetic import synthetic_batches
 from videomae_jax.data.videos import Videos
 from videomae_jax.devices.sharding import batch_sharding, make_mesh
+from videomae_jax.diagnostics import plan
+from videomae_jax.diagnostics.topology import find_devices
 from videomae_jax.errors import UserError
 from videomae_jax.tasks import classify
 from videomae_jax.training.checkpoint import config_from_json, load_params
@@ -254,6 +256,16 @@ def test_neighbours_and_models_of_one_label_name_what_works(lists, classifier, c
     knn = ["--config=demo", f"--config.data.train={train}", "--config.knn.k=1"]
     said = fails(capsys, "train", "--workdir=never", *knn, f"--config.data.eval={val}")
     assert "use --config.knn.k=0 and train a probe" in said
+
+
+def test_a_plan_has_the_labels_of_such_a_batch():
+    overrides = [*TINY[1:], "--config.model.multi_label=True", "--config.model.classes=7"]
+    config, videos = plan.prepare_config(
+        load_config("finetune:tiny,custom", overrides), classify, examples=16
+    )
+    devices, hosts = find_devices("here")
+    plan.plan_step(config, classify, devices=devices, hosts=hosts, examples=len(videos))
+    assert videos.labels.shape == (16, 7)
 
 
 def several(rows, names=None, name="list"):

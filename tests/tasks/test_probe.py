@@ -158,3 +158,18 @@ def test_mistakes_are_one_line(probed, pretrained, labelled, tmp_path, capsys):
     none = tmp_path / "none.csv"
     none.write_text(rows("train", KINDS, range(2), label=lambda _: ""))
     assert "has no labels" in says(f"--config.data.train={none}")
+
+
+def test_heads_of_several_labels_are_compared_by_map(pretrained, tmp_path):
+    lines = rows("train", KINDS, range(4)).splitlines()
+    lines[0] += "|walk"
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    data = [f"--config.data.{part}={tmp_path}/list.csv" for part in ("train", "eval")]
+    two = "--config.rates=(0.5,2.0)"
+    cli.main(arguments(tmp_path / "run", pretrained, *data, two, steps=3))
+    (row,) = held_out(tmp_path / "run")
+    every = {rate: row[f"eval/map_x{rate:g}"] for rate in (0.5, 2.0)}
+    assert row["eval/map"] == max(every.values()) == every[row["eval/best_rate"]]
+    assert "eval/top1" not in row
+    first = next(row for row in read_metrics(tmp_path / "run") if "loss" in row)
+    assert first["loss"] == pytest.approx(np.log(2))  # heads of zeros

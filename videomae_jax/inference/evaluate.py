@@ -47,7 +47,7 @@ class ClassScore(NamedTuple):
     top1: float | None
 
 
-class ClassPrecision(NamedTuple):
+class MultiLabelClassScore(NamedTuple):
     """The average precision of one class, 0 to 1; None if none of the videos has this label."""
 
     name: str
@@ -87,7 +87,7 @@ class MultiLabelEvaluation(NamedTuple):
     map: float
     hit: Proportion
     protocol: str
-    classes: list[ClassPrecision]
+    classes: list[MultiLabelClassScore]
     ids: np.ndarray
     probabilities: np.ndarray
     unreadable: dict[str, str]
@@ -366,7 +366,7 @@ def _summarize_multi_label(
     counts = labels.sum(axis=0).tolist()
     scored = sum(map(bool, counts))
     classes = [
-        ClassPrecision(name, count, precision if count else None)
+        MultiLabelClassScore(name, count, precision if count else None)
         for name, count, precision in zip(names, counts, precisions.tolist(), strict=True)
     ]
     return MultiLabelEvaluation(
