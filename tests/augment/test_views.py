@@ -27,7 +27,7 @@ def image(seed=0):
     return np.asarray(Image.fromarray(small).resize((48, 40), Image.Resampling.BICUBIC))
 
 
-@functools.partial(jax.jit, static_argnames=("keys", "height", "width", "min_area", "flip"))
+@functools.partial(jax.jit, static_argnames=[*ON, "keys"])
 def augmented(number, *, keys, **settings):
     """Return augmented clips of one still image, uint8 [keys, 3, 40, 48, 3]."""
     video = jnp.asarray(np.stack([image()] * 3))

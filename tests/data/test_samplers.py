@@ -38,7 +38,8 @@ def test_the_two_views_of_a_video_are_drawn_apart_from_one_reading():
         frames=4, stride=3, height=64, width=96, channels=3, train=True, canvas=(64, 96)
     )
     rngs = [np.random.default_rng([0, row]) for row in range(2)]
-    clips, sizes = sampler.sample_many(Source(), 0, rngs)
+    made = sampler.sample_many(Source(), 0, rngs)
+    clips, sizes = made["video"], made["size"]
     assert len(read) == 1 and clips.shape == (2, *sampler.shape) and (sizes == [64, 96]).all()
     times, lefts = clips[:, :, 0, 0, 0].astype(int), clips[:, 0, 0, 0, 1]
     assert (np.diff(times) == 3).all() and times[0, 0] != times[1, 0] and lefts[0] != lefts[1]

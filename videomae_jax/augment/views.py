@@ -46,13 +46,16 @@ def augment_view(
         mirrored = jax.random.bernoulli(flip_key)
         source = source @ jnp.where(mirrored, flip_map(width), jnp.eye(3))
     x = resample(video, source, size, height=height, width=width)
-    which, draw = jax.random.split(jitter_key)
-    x = jnp.where(jax.random.bernoulli(which, jitter), jitter_colours(draw, x, colours), x)
-    x = jnp.where(jax.random.bernoulli(grey_key, grey), luma(x), x)
-    which, draw = jax.random.split(blur_key)
-    sigma = jax.random.uniform(draw, minval=SIGMA[0], maxval=SIGMA[1])
-    blurred = jax.random.bernoulli(which, jnp.asarray(blur)[view])
-    x = jnp.where(blurred, gaussian_blur(x, sigma), x)
+    if jitter:
+        which, draw = jax.random.split(jitter_key)
+        x = jnp.where(jax.random.bernoulli(which, jitter), jitter_colours(draw, x, colours), x)
+    if grey:
+        x = jnp.where(jax.random.bernoulli(grey_key, grey), luma(x), x)
+    if any(blur):
+        which, draw = jax.random.split(blur_key)
+        sigma = jax.random.uniform(draw, minval=SIGMA[0], maxval=SIGMA[1])
+        blurred = jax.random.bernoulli(which, jnp.asarray(blur)[view])
+        x = jnp.where(blurred, gaussian_blur(x, sigma), x)
     # To whole levels, as images have them; also a quarter of the memory.
     levels = jnp.round(x)
     negated = jax.random.bernoulli(solarize_key, jnp.asarray(solarize)[view])
