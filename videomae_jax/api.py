@@ -5,20 +5,22 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import numpy as np
 
 from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
-from videomae_jax.inference.network import build_network, outputs
+from videomae_jax.inference.network import build_network, check_detector, outputs
 from videomae_jax.inference.network import predict as predict_patches
 from videomae_jax.interop.checkpoint_files import Checkpoint, load_checkpoint, save_checkpoint
+from videomae_jax.models.detector import VideoDetector
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.tokens import patch_grid
 
 if TYPE_CHECKING:
+    from videomae_jax.inference.detect import Boxes, Detection
     from videomae_jax.inference.evaluate import Evaluation, MultiLabelEvaluation
     from videomae_jax.inference.evaluate_boxes import BoxEvaluation
     from videomae_jax.inference.predict import VideoClasses
@@ -44,6 +46,7 @@ File = str | os.PathLike[str]
 def load(
     path: File,
     *,
+    task: str | None = None,
     num_heads: int | None = None,
     decoder_num_heads: int | None = None,
     frames: int | None = None,
@@ -59,6 +62,8 @@ def load(
     Args:
         path: a work directory, one of its checkpoints, a .pth, a .safetensors, or a folder of
             transformers.
+        task: "detect" or "classify", only needed for a file with a head whose names do not say
+            it: an action detector of other classes than those of AVA.
         num_heads, decoder_num_heads: attention heads, only needed for model sizes that are not
             published.
         frames, image_size: frames and side of the training clips, for files without a config.
@@ -82,6 +87,7 @@ def load(
     """
     checkpoint = load_checkpoint(
         str(path),
+        task=task,
         num_heads=num_heads,
         decoder_num_heads=decoder_num_heads,
         frames=frames,
@@ -225,12 +231,65 @@ class Model:
         Their softmax are the probabilities of the classes; for a model of several labels a video
         (`config.model.multi_label`) their sigmoid.
         """
+        if isinstance(self._network, VideoDetector):
+            raise UserError(f"{self._source} has scores of boxes, not of videos: use detect")
         if "head" not in self.params:
             raise UserError(
                 f"a model of task {self.config.task!r} has no classes: use features, or load a "
                 "fine-tuned one"
             )
         return self._outputs(self.params, self._check(video), name="logits")
+
+    def detect(
+        self,
+        video: File,
+        boxes: "Boxes",
+        *,
+        every: float = 1.0,
+        min_score: float | None = None,
+        batch_size: int | None = None,
+    ) -> "list[Detection]":
+        """Name the actions of each person in a video, as `videomae predict --boxes` does.
+
+        Args:
+            video: a video file.
+            boxes: around persons: a file of boxes, rows or an array of (second, x1, y1, x2, y2)
+                or (second, x1, y1, x2, y2, score), or "whole", one box, the whole picture. The
+                corners of rows are fractions of the width and the height. score: of the person.
+            every: seconds between the key times; each has the boxes nearest to it, at most half
+                of this away.
+            min_score: leave out persons of a lower score; None: as in the recipe.
+            batch_size: clips on all devices, None for 4 on each.
+
+        Returns:
+            For each box, in the order of time, (seconds, box, person, actions): box is (x1, y1,
+            x2, y2) as fractions, person the score of the person, actions the score (0 to 1) of
+            each class, which the person's score does not change.
+
+        Raises:
+            UserError: the model is no detector, the video cannot be read, or it has no boxes.
+
+        Example:
+            >>> model = vm.load("runs/detect")
+            >>> found = model.detect("holiday.mp4", [(2.0, 0.1, 0.2, 0.4, 0.9)])
+            >>> found[0].actions["walk"]
+            0.93
+        """
+        from videomae_jax.inference.detect import detect
+
+        check_detector(self.config, self._source)
+        moments = detect(
+            cast(VideoDetector, self._network),
+            self.params,
+            self.config,
+            os.fspath(video),
+            boxes,
+            source=self._source,
+            every=every,
+            min_score=min_score,
+            batch_size=batch_size,
+        )
+        return [found for moment in moments for found in moment.detections]
 
     def reconstruct(self, video: Any, masked: Any) -> tuple[jax.Array, jax.Array]:
         """Predict the masked patches; return (prediction [B, T, M, P], loss, a scalar).

@@ -46,15 +46,15 @@ class Task(NamedTuple):
     wrap_optimizer: (
         Callable[[optax.GradientTransformation], optax.GradientTransformation] | None
     ) = None
-    # Steps of the run -> the schedule of the decay of the moving average; None for the constant
-    # `config.ema_decay`.
-    average_decay: Callable[[int], optax.Schedule] | None = None
     # What `score` needs of each clip, [B, ...]; None: all metrics are made of sums. It begins like
     # `eval_sums`, and as they are compiled together XLA computes what they share once.
     outputs: Callable[[Params, Batch], jax.Array] | None = None
     # Metrics that no sum gives, such as average precision: (held-out videos, ids int64 [n] of
     # those that could be read, ascending, their outputs [n, ...]) -> {name: value}.
     score: Callable[[Videos, np.ndarray, np.ndarray], dict[str, float]] | None = None
+    # Steps of the run -> the schedule of the decay of the moving average; None for the constant
+    # `config.ema_decay`.
+    average_decay: Callable[[int], optax.Schedule] | None = None
 
 
 class TaskModule(Protocol):
