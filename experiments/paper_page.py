@@ -46,11 +46,12 @@ How to read the rows:
   of a step, or all its test views, from one decode. Evaluations during training are not counted.
 
 Data sets have the sizes that the paper gives: {sizes}.
+Of AVA these are all seconds in range; fewer have labels.
 
 In commands, $DATA has a folder for each data set, $WEIGHTS image models of others, $WORK is for
 lists and work directories, and $VIDEO is any video. Runs that several rows share are trained once.
-`videomae data pack` makes reading faster ([data.md](data.md#pack-videos)): then train on the
-packed records instead of the list.
+`videomae data pack` makes reading of the other data sets faster too
+([data.md](data.md#pack-videos)): then train on the packed records instead of the list.
 """
 
 
@@ -117,7 +118,7 @@ def published(row: paper.Row) -> str:
 
 
 KINDS = {
-    "Lists": "videomae data list",
+    "Data": "videomae data",
     "Image models": "videomae convert",
     "Pre-training": "videomae train --config=pretrain",
     "MoCo v3": "videomae train --config=contrast",

@@ -136,22 +136,37 @@ def source_of(row: Row) -> str:
 def row_commands(row: Row) -> list[str]:
     """Return the command lines of a row, in order."""
     runs = chain(row.runs)
-    lines = [line for run in runs for line in (*list_commands(run), train_command(run))]
+    lines = [line for run in runs for line in (*data_commands(run), train_command(run))]
     lines += [line for run in row.runs for line in score_commands(row, run)]
     return list(dict.fromkeys(lines))
 
 
-def list_commands(run: Run) -> list[str]:
-    """Return the commands that write the inputs of a run: lists, and encoders of image models."""
-    lines = []
-    if layout := DATASETS[run.data].layout:
+def data_commands(run: Run) -> list[str]:
+    """Return the commands that write what a run reads: its videos, and the encoder of an image.
+
+    Videos are listed; of the movies of detection, what is around their key frames is packed.
+    """
+    data, lines = run.data, []
+    if layout := DATASETS[data].layout:
         lines.append(
-            f"videomae data list $DATA/{run.data} --layout {layout} "
-            f"--out $WORK/{run.data}-train.csv --val $WORK/{run.data}-val.csv"
+            f"videomae data list $DATA/{data} --layout {layout} "
+            f"--out $WORK/{data}-train.csv --val $WORK/{data}-val.csv"
         )
+    else:
+        lines += [
+            f"videomae data pack {annotations(data, split)} $WORK/{data}-{split} "
+            f"--videos $DATA/{data}/videos --class-list $DATA/{data}/{data}_action_list_v2.2.pbtxt"
+            for split in ("train", "val")
+        ]
     if isinstance(run.start, Image):
-        lines.append(f"videomae convert $WEIGHTS/{run.start.file} $WORK/{run.start.name}")
+        source, target = f"$WEIGHTS/{run.start.file}", f"$WORK/{run.start.name}"
+        lines.append(f"videomae convert {source} {target} --inflate mean")
     return lines
+
+
+def annotations(data: str, split: str) -> str:
+    """Return a file of AlphAction's, which VideoMAE's detection uses."""
+    return f"$DATA/{data}/{data}_{split}_v2.2_min.json"
 
 
 def train_command(run: Run) -> str:
@@ -162,47 +177,36 @@ def train_command(run: Run) -> str:
 
 def overrides(run: Run) -> list[str]:
     """Return the overrides of a run: its data, its start and its changes."""
-    train, held_out = data_paths(run.data)
-    values = [f"data.train={train}"]
-    if not run.config.startswith("pretrain:") and not run.config.startswith("contrast:"):
-        values.append(f"data.eval={held_out}")
-    if not DATASETS[run.data].layout:
-        folder = f"$DATA/{run.data}"
-        values += [
-            f"data.videos={folder}/videos",
-            f"data.classes={folder}/{run.data}_action_list_v2.2.pbtxt",
-        ]
+    ending = ".csv" if DATASETS[run.data].layout else ""
+    values = [f"data.train=$WORK/{run.data}-train{ending}"]
+    if run.config.partition(":")[0] not in ("pretrain", "contrast"):
+        values.append(f"data.eval=$WORK/{run.data}-val{ending}")
     if run.start:
         values.append(f"init_from=$WORK/{run.start.name}")
     return [f"--config.{value}" for value in (*values, *run.changes)]
 
 
-def data_paths(data: str) -> tuple[str, str]:
-    """Return the lists, or the annotations of key frames, for training and evaluation."""
-    if DATASETS[data].layout:
-        return f"$WORK/{data}-train.csv", f"$WORK/{data}-val.csv"
-    # The files of AlphAction, which VideoMAE's detection uses.
-    return f"$DATA/{data}/{data}_train_v2.2_min.json", f"$DATA/{data}/{data}_val_v2.2_min.json"
-
-
 def score_commands(row: Row, run: Run) -> list[str]:
     """Return the command that measures a run, if any."""
-    _, held_out = data_paths(run.data)
+    work, data = f"$WORK/{run.name}", run.data
     if row.mask:
-        picture = f"$WORK/{run.name}-{row.mask:g}.gif"
         return [
-            f"videomae visualize $VIDEO --checkpoint $WORK/{run.name} "
-            f"--ratio {row.mask:g} --statistics truth --out {picture}"
+            f"videomae visualize $VIDEO --checkpoint {work} --ratio {row.mask:g} "
+            f"--statistics truth --out {work}-{row.mask:g}.gif"
         ]
     if not row.views:
         return []
-    command = f"videomae evaluate --checkpoint $WORK/{run.name} --manifest {held_out}"
-    if DATASETS[run.data].layout:
-        options, out = f"--views {row.views}", row.views
-    else:
-        boxes = f"$DATA/{run.data}/{run.data}_val_det_person_bbox.json"
-        options, out = f"--boxes {boxes} --min-score 0.8", "boxes"
-    return [f"{command} {options} --out $WORK/{run.name}-{out}"]
+    if DATASETS[data].layout:
+        return [
+            f"videomae evaluate --checkpoint {work} --manifest $WORK/{data}-val.csv "
+            f"--views {row.views} --out {work}-{row.views}"
+        ]
+    # The annotations and not their packed records: the boxes have the numbers of their images.
+    return [
+        f"videomae evaluate --checkpoint {work} --manifest {annotations(data, 'val')} "
+        f"--videos $DATA/{data}/videos --boxes $DATA/{data}/{data}_val_det_person_bbox.json "
+        f"--min-score 0.8 --out {work}-boxes"
+    ]
 
 
 @functools.cache
