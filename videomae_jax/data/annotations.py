@@ -102,8 +102,8 @@ def _open_packed(folder: str, classes: str | tuple[str, ...], excluded: str) -> 
     if not new or new == old:
         return videos
     places = _class_places(new)
-    used = frames.targets.any(axis=0).tolist()
-    unknown = [name for name, there in zip(old, used, strict=True) if there and name not in places]
+    used = np.flatnonzero(frames.targets.any(axis=0)).tolist()
+    unknown = [old[number] for number in used if old[number] not in places]
     if unknown:
         raise UserError(f"{folder}: {_unknown_action(unknown[0], new)}")
     targets = np.zeros((len(frames.targets), len(new)), bool)
