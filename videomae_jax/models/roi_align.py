@@ -46,15 +46,20 @@ def sample_weights(
     start, stop: float32 [...], of the boxes, in map cells. See `roi_align` for the others. A
     sample more than one cell outside of the map has no weight.
     """
-    start = start - 0.5 if aligned else start
-    extent = stop - (start + 0.5 if aligned else start)
-    if not aligned:
+    extent = stop - start
+    if aligned:
+        start = start - 0.5
+    else:
         extent = jnp.maximum(extent, 1)
     # The number of samples depends on the box: a static number of them is masked.
     most = ratio or -(-length // size)
-    count = jnp.full(extent.shape, ratio) if ratio else jnp.ceil(extent / size)
-    count = jnp.minimum(count, most)[..., None, None]
     sample = jnp.arange(most)
+    if ratio:
+        count = jnp.full(extent.shape, ratio)
+    else:
+        # ceil(extent / size), but compiled code multiplies by 1 / size: 21 / 7 would be above 3.
+        count = (sample * size < extent[..., None]).sum(-1)
+    count = count[..., None, None]
     cell = jnp.arange(size)[:, None]
     inner = (sample + 0.5) / jnp.maximum(count, 1)
     points = start[..., None, None] + (cell + inner) * (extent / size)[..., None, None]

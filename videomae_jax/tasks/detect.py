@@ -67,36 +67,33 @@ def prepare(
     the classes that training never sees, and tell the loss of a predictor of the class
     frequencies. Raises UserError for more classes than the model has, and without boxes.
     """
-    names = train.class_names or ()
-    classes = config.model.classes or len(names)
+    classes = config.model.classes or len(train.class_names or ())
+    train = fit_classes(train, classes)
     if train.key_frames is not None:  # synthetic videos have none
-        train = fit_classes(train, classes)
         if held_out:
             held_out = fit_classes(held_out, classes)
-        names = train.class_names or ()
         train = _leave_out_empty(train)
         train = replace(train, notes=(*train.notes, *_notes(train, held_out)))
     config = config.copy_and_resolve_references()
-    config.model.classes, config.data.class_names = classes, names
+    config.model.classes, config.data.class_names = classes, train.class_names
     scored_labels(config)  # a wrong list is said before the training
     return config.lock(), train, held_out
 
 
 def fit_classes(videos: Videos, classes: int) -> Videos:
     """Return key frames with targets bool [total, classes]; added classes are named by their id."""
-    assert videos.key_frames is not None
-    targets, names = videos.key_frames.targets, videos.class_names or ()
-    known = targets.shape[1]
+    names, frames = videos.class_names or (), videos.key_frames
+    known = len(names)
     if known > classes:
         raise UserError(
             f"{videos.name} has {known} classes, model.classes is {classes}: use "
             f"--config.model.classes={known} or more"
         )
-    targets = np.pad(targets, ((0, 0), (0, classes - known)))
     names += tuple(map(str, range(known + 1, classes + 1)))
-    return replace(
-        videos, key_frames=replace(videos.key_frames, targets=targets), class_names=names
-    )
+    if frames is not None:
+        targets = np.pad(frames.targets, ((0, 0), (0, classes - frames.targets.shape[1])))
+        frames = replace(frames, targets=targets)
+    return replace(videos, key_frames=frames, class_names=names)
 
 
 def _leave_out_empty(videos: Videos) -> Videos:
@@ -194,6 +191,8 @@ def build_task(config: ConfigDict) -> Task:
         return jax.nn.sigmoid(box_logits(model, params, batch, whole=boxes.whole))
 
     def score(videos, ids, values):
+        if videos.key_frames is None:  # synthetic
+            return {}
         frames = videos.key_frames.pick(ids)
         labels = scored_labels(config)
         probabilities = present_boxes(values, frames.counts)
