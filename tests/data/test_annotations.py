@@ -224,10 +224,7 @@ def test_a_pickle_runs_nothing(tmp_path, protocol):
         (["a,one,0,0,1,1,1,1", "b,1,0,0,1,1,1,1"], "column 'a' is not known; a header has"),
         (["a,1,0,0,1,1,1,1", "a,x,0,0,1,1,1,1"], "line 2: second 'x' is not a number"),
         (["a,1,0,0,1,,1,1", "a,1,0,0,1,1,1,1"], "line 1"),
-        (
-            ["video,timestamp,x1,y1,x2,z2", "a,1,0,0,1,1"],
-            "column 'z2' is not known; did you mean '[xy]2'",
-        ),
+        (["video,timestmp,x1,y1,x2,y2", "a,1,0,0,1,1"], "'timestmp' .*; did you mean 'timestamp'"),
         (["video,x1,y1,x2,y2", "a,0,0,1,1"], "has no column 'timestamp'"),
         (["video,second,x1,y1,x2,y2", "a,0,0,0,1,1,5"], "line 2 has 7 columns, the header 6"),
         (["video,frame,x1,y1,x2,y2", "a,90,0,0,1,1"], "frame 90 of .*use 0 to 89"),
