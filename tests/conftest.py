@@ -24,12 +24,12 @@ if not jax.config.jax_compilation_cache_dir:
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 import pytest  # noqa: E402
-from runs import CLASSIFIER, CLIPS, KINDS, SMALL, rows  # noqa: E402
+from runs import CLASSIFIER, CLIPS, DETECTOR, KINDS, SMALL, rows  # noqa: E402
 from videos import write_video  # noqa: E402
 
 from videomae_jax import cli  # noqa: E402
 from videomae_jax.config import load_config  # noqa: E402
-from videomae_jax.tasks import classify  # noqa: E402
+from videomae_jax.tasks import classify, detect  # noqa: E402
 from videomae_jax.training.checkpoint import save_params  # noqa: E402
 
 
@@ -58,6 +58,18 @@ def classifier(tmp_path_factory):
     config = load_config("finetune:tiny,custom", CLASSIFIER)
     params = classify.build_task(config).init(jax.random.key(0))
     # The head begins almost at zero: all videos alike.
+    params["head"]["kernel"] = 2e4 * params["head"]["kernel"]
+    save_params(str(folder), params, config)
+    return folder, params, config
+
+
+@pytest.fixture(scope="session")
+def detector(tmp_path_factory):
+    """A detector of three actions with random weights: (folder, params, config)."""
+    folder = tmp_path_factory.mktemp("detector")
+    config = load_config("detect:tiny,custom", DETECTOR)
+    params = detect.build_task(config).init(jax.random.key(0))
+    # The head begins almost at zero: all boxes alike.
     params["head"]["kernel"] = 2e4 * params["head"]["kernel"]
     save_params(str(folder), params, config)
     return folder, params, config

@@ -43,6 +43,9 @@ CLASSIFIER = [
     f"--config.data.class_names={KINDS}",
 ]
 
+# Of a detector of these actions.
+DETECTOR = CLASSIFIER
+
 # A pre-training of two blocks and one of the decoder, at 32 x 32.
 TINY = [
     "--config.clip.height=32",

@@ -29,7 +29,7 @@ ROOMS = {
         *("metrics", "detection_metrics", "pictures"),
     },
 }
-ROOMS["inference"] = {"tasks", "progress", "host"} | ROOMS["tasks"]
+ROOMS["inference"] = {"tasks", "progress", "host", "drawing"} | ROOMS["tasks"]
 ROOMS["training"] = {"inference"} | ROOMS["inference"]
 ROOMS["interop"] = {"training"} | ROOMS["training"]
 ROOMS["api"] = {"interop"} | ROOMS["interop"]

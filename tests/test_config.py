@@ -89,7 +89,7 @@ def test_a_file_imports_modules_of_its_own_folder(tmp_path):
     [
         ("pretrian:b", "did you mean pretrain?"),
         ("configs/pretrian.py:b", "did you mean pretrain?"),
-        ("nothing/like/it.py", "the recipes are demo, detect, finetune, pretrain, probe"),
+        ("nothing/like/it.py", "the recipes are contrast, demo, detect, finetune, pretrain, probe"),
         ("pretrain:xl", "size 'xl' is unknown: use one of tiny, s, b"),
     ],
 )

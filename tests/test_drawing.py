@@ -28,8 +28,8 @@ def test_the_edge_of_a_box_is_where_the_box_is():
     picture = blank()
     drawn = draw_boxes(picture, np.array([[0.25, 0.1, 0.75, 0.9]], np.float32), [[]])
     assert where(drawn, GREY) == (50, 12, 150, 108)
-    # A frame one pixel wide: the inside and the outside are untouched, and so is the argument.
-    assert (drawn != 7).any(-1).sum() == 2 * 100 + 2 * 96 - 4
+    # Lines of two pixels: the inside and the outside are untouched, and so is the argument.
+    assert (drawn != 7).any(-1).sum() == 100 * 96 - 96 * 92
     assert (picture == 7).all()
 
 

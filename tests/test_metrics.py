@@ -64,6 +64,40 @@ def test_average_precision_without_relevant_examples_or_without_a_list():
     assert metrics.average_precision(np.zeros(0), np.zeros(0, bool), total=2) == 0
 
 
+def test_the_precision_of_a_class_is_that_of_scikit_learn():
+    """With ties; computed by average_precision_score of scikit-learn 1.9.1."""
+    scores = [
+        [3, 5, 5, 3, 2, 3, 3, 2, 0, 2, 1, 4],
+        [1, 1, 5, 0, 0, 4, 5, 3, 0, 3, 0, 2],
+        [5, 3, 4, 4, 1, 3, 4, 3, 3, 1, 2, 2],
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
+    ]
+    labels = [
+        [0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0],
+        [0, 0, 1, 0, 1, 1, 0, 1, 1, 0, 1, 0],
+        [0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0],
+        [0] * 12,
+    ]
+    scores, labels = np.array(scores).T, np.array(labels, bool).T
+    found = metrics.class_precisions(scores, labels)
+    np.testing.assert_allclose(found[:3], [0.171429, 0.544444, 0.266667], atol=1e-6)
+    assert math.isnan(found[3])
+    assert metrics.mean_precision(found) == pytest.approx(found[:3].mean())
+    assert math.isnan(metrics.mean_precision(found[3:]))
+    # Equal scores say nothing: the precision is the fraction of the class, in any order.
+    order = np.random.default_rng(0).permutation(12)
+    constant = metrics.class_precisions(np.zeros((12, 4)), labels[order])
+    np.testing.assert_allclose(constant[:3], labels.mean(axis=0)[:3])
+    np.testing.assert_allclose(metrics.class_precisions(scores[order], labels[order]), found)
+
+
+def test_hits_are_counted_where_there_is_a_label():
+    probabilities = np.array([[0.9, 0.8], [0.2, 0.1], [0.3, 0.4], [0.7, 0.2]])
+    labels = np.array([[1, 1], [0, 1], [0, 0], [1, 0]], bool)
+    found = metrics.hit(probabilities, labels)
+    assert (found.value, found.count) == (2 / 3, 3)
+
+
 def reference(bank, labels, queries, *, k, temperature):
     """Vote for one query and one neighbour at a time, in float64."""
 

@@ -76,7 +76,7 @@ def write_attributes(folder: Path, count: int) -> str:
     lines = []
     for index in range(count):
         red, moving = index % 2, index // 2 % 2
-        pictures = np.full((16, 32, 32, 3), 90, np.uint8)
+        pictures = np.full((16, 32, 32, 3), 40 + 3 * index, np.uint8)
         for frame, picture in enumerate(pictures):
             left = 4 + (5 * index + 8 * moving * frame) % 20
             picture[8:24, left : left + 8] = (230, 20, 20) if red else (20, 20, 230)

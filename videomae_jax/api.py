@@ -5,21 +5,24 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import numpy as np
 
 from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
-from videomae_jax.inference.network import build_network, outputs
+from videomae_jax.inference.network import build_network, check_detector, outputs
 from videomae_jax.inference.network import predict as predict_patches
 from videomae_jax.interop.checkpoint_files import Checkpoint, load_checkpoint, save_checkpoint
+from videomae_jax.models.detector import VideoDetector
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.tokens import patch_grid
 
 if TYPE_CHECKING:
+    from videomae_jax.inference.detect import Boxes, Detection
     from videomae_jax.inference.evaluate import Evaluation, MultiLabelEvaluation
+    from videomae_jax.inference.evaluate_boxes import BoxEvaluation
     from videomae_jax.inference.predict import VideoClasses
 
 # Functions import what only they need: TensorFlow and PyAV are slow to import, and a model that
@@ -29,6 +32,8 @@ __all__ = [
     "UserError",
     "VideoMAE",
     "evaluate",
+    "evaluate_detector",
+    "evaluate_detector",
     "extract",
     "load",
     "predict",
@@ -41,6 +46,7 @@ File = str | os.PathLike[str]
 def load(
     path: File,
     *,
+    task: str | None = None,
     num_heads: int | None = None,
     decoder_num_heads: int | None = None,
     frames: int | None = None,
@@ -56,6 +62,8 @@ def load(
     Args:
         path: a work directory, one of its checkpoints, a .pth, a .safetensors, or a folder of
             transformers.
+        task: "detect" or "classify", only needed for a file with a head whose names do not say
+            it: an action detector of other classes than those of AVA.
         num_heads, decoder_num_heads: attention heads, only needed for model sizes that are not
             published.
         frames, image_size: frames and side of the training clips, for files without a config.
@@ -79,6 +87,7 @@ def load(
     """
     checkpoint = load_checkpoint(
         str(path),
+        task=task,
         num_heads=num_heads,
         decoder_num_heads=decoder_num_heads,
         frames=frames,
@@ -222,12 +231,65 @@ class Model:
         Their softmax are the probabilities of the classes; for a model of several labels a video
         (`config.model.multi_label`) their sigmoid.
         """
+        if isinstance(self._network, VideoDetector):
+            raise UserError(f"{self._source} has scores of boxes, not of videos: use detect")
         if "head" not in self.params:
             raise UserError(
                 f"a model of task {self.config.task!r} has no classes: use features, or load a "
                 "fine-tuned one"
             )
         return self._outputs(self.params, self._check(video), name="logits")
+
+    def detect(
+        self,
+        video: File,
+        boxes: "Boxes",
+        *,
+        every: float = 1.0,
+        min_score: float | None = None,
+        batch_size: int | None = None,
+    ) -> "list[Detection]":
+        """Name the actions of each person in a video, as `videomae predict --boxes` does.
+
+        Args:
+            video: a video file.
+            boxes: around persons: a file of boxes, rows or an array of (second, x1, y1, x2, y2)
+                or (second, x1, y1, x2, y2, score), or "whole", one box, the whole picture. The
+                corners of rows are fractions of the width and the height. score: of the person.
+            every: seconds between the key times; each has the boxes nearest to it, at most half
+                of this away.
+            min_score: leave out persons of a lower score; None: as in the recipe.
+            batch_size: clips on all devices, None for 4 on each.
+
+        Returns:
+            For each box, in the order of time, (seconds, box, person, actions): box is (x1, y1,
+            x2, y2) as fractions, person the score of the person, actions the score (0 to 1) of
+            each class, which the person's score does not change.
+
+        Raises:
+            UserError: the model is no detector, the video cannot be read, or it has no boxes.
+
+        Example:
+            >>> model = vm.load("runs/detect")
+            >>> found = model.detect("holiday.mp4", [(2.0, 0.1, 0.2, 0.4, 0.9)])
+            >>> found[0].actions["walk"]
+            0.93
+        """
+        from videomae_jax.inference.detect import detect
+
+        check_detector(self.config, self._source)
+        moments = detect(
+            cast(VideoDetector, self._network),
+            self.params,
+            self.config,
+            os.fspath(video),
+            boxes,
+            source=self._source,
+            every=every,
+            min_score=min_score,
+            batch_size=batch_size,
+        )
+        return [found for moment in moments for found in moment.detections]
 
     def reconstruct(self, video: Any, masked: Any) -> tuple[jax.Array, jax.Array]:
         """Predict the masked patches; return (prediction [B, T, M, P], loss, a scalar).
@@ -350,6 +412,79 @@ def evaluate(
         views=views,
         batch_size=batch_size,
         out=None if out is None else Path(out),
+        stopped=stopped,
+    )
+
+
+def evaluate_detector(
+    model: Model | File,
+    annotations: File,
+    *,
+    boxes: File | None = None,
+    min_score: float | None = None,
+    protocol: str = "published",
+    evaluated: File | None = None,
+    excluded: File | None = None,
+    videos: File | None = None,
+    start: float | None = None,
+    batch_size: int | None = None,
+    out: File | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> "BoxEvaluation | None":
+    """Measure a detector on annotated key frames, as `videomae evaluate` does.
+
+    Args:
+        model: a detector, or its path.
+        annotations: a file of boxes with actions, see docs/detection.md.
+        boxes: a file of boxes of a person detector. None gives the model the annotated boxes,
+            which is an upper bound.
+        min_score: least score of a person in `boxes`; None: as in the recipe.
+        protocol: how mAP is computed, "published", "official" or "mmaction2", see
+            docs/evaluation.md.
+        evaluated: a list of the classes that count; None: as in the recipe, of AVA the usual 60.
+        excluded: a csv of key frames (video, second) that do not count.
+        videos: the folder of the videos; None: as in the recipe.
+        start: the second of the annotations at which the video files begin; None: as in the
+            recipe.
+        batch_size: key frames on all devices, None for one on each.
+        out: a folder for the scores, the detections, the precision of each class and the list of
+            unreadable videos. The same call resumes from the scores in it.
+        stopped: called after every batch; when it returns true, the scores are saved.
+
+    Returns:
+        map (0 to 1), the average precision of each class and the scores of each box; see
+        `inference.evaluate_boxes.BoxEvaluation`. None if `stopped` returned true.
+
+    Raises:
+        UserError: the model is no detector, a file cannot be read, the boxes are of other
+            videos, or an argument is out of range.
+
+    Example:
+        >>> vm.evaluate_detector("runs/detect", "val.csv", boxes="val_boxes.csv").map
+        0.31
+    """
+    from videomae_jax.inference.evaluate_boxes import evaluate_files
+
+    model = _open_model(model)
+
+    def text(path: File | None) -> str | None:
+        return None if path is None else os.fspath(path)
+
+    return evaluate_files(
+        model._network,
+        model.params,
+        model.config,
+        os.fspath(annotations),
+        source=model._source,
+        boxes=text(boxes),
+        min_score=min_score,
+        protocol=protocol,
+        evaluated=text(evaluated),
+        excluded=text(excluded),
+        videos=text(videos),
+        start=start,
+        batch_size=batch_size,
+        out=text(out),
         stopped=stopped,
     )
 

@@ -20,6 +20,7 @@ COMMANDS = (
     "convert",
     "data",
     "plan",
+    "paper",
     "benchmark",
     "doctor",
 )

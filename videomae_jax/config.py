@@ -36,7 +36,8 @@ class Limit(NamedTuple):
 
 
 LIMITS = (
-    Limit(r"batch_size|repeats|accumulation|(log|eval|save)_every|keep_checkpoints", 1),
+    Limit(r"batch_size|repeats|accumulation|chunks|model\.head\.(hidden|dim)", 1),
+    Limit(r"(log|eval|save)_every|keep_checkpoints", 1),
     Limit(r"max_skipped_steps|(watchdog|heartbeat)_seconds|data\.ahead|knn\.videos", 1),
     Limit(r"clip\.(frames|stride|(source_)?(height|width))|augment\.group", 1),
     Limit(r"model\.(encoder|decoder)\.(width|depth|heads|mlp_width)|model\.patch", 1),
@@ -48,6 +49,8 @@ LIMITS = (
     Limit(r"clip\.rate", 0.1),
     Limit(r"seed", 0, 2**32, below=True),
     Limit(r"data\.max_bad_share|boxes\.min_score|augment\.(erase|switch)", 0, 1),
+    Limit(r"augment\.(jitter|colours|grey|blur|solarize)", 0, 1),
+    Limit(r"temperature", 1e-3),
     Limit(r"data\.holdout|mask\.decoder_ratio|optimizer\.b[12]|ema_decay", 0, 1, below=True),
     Limit(r"label_smoothing|drop_path|head_dropout", 0, 1, below=True),
     Limit(r"augment\.min_area", 1e-6, 1),

@@ -17,7 +17,8 @@ Rectangle = tuple[
 GREY: Colour = (190, 190, 190)  # a box without labels
 # In pixels; of larger pictures, the short side divided by this.
 FONT_SIZE, FONT_SHARE = 10, 36
-LINE_WIDTH, LINE_SHARE = 1, 240
+# Lines of one pixel would lose their colour, of which films store one value for four pixels.
+LINE_WIDTH, LINE_SHARE = 2, 240
 # A label that covers a person is better than one that covers a label.
 PERSON_COST = 0.2
 

@@ -70,3 +70,66 @@ def test_a_released_file_is_read_and_up_to_five_classes_are_named(tmp_path, caps
     with pytest.raises(SystemExit):
         cli.main(["predict", str(clip), "--checkpoint", str(file)])
     assert "--num-heads" in capsys.readouterr().err
+
+
+BOXES = """video,timestamp,x1,y1,x2,y2,score
+a,1,.1,.2,.4,.9,.95
+a,1.1,.5,.2,.9,.9,.9
+a,2,.2,.2,.6,.9,.5
+"""
+
+
+def test_the_actions_of_persons_in_boxes(detector, tmp_path, capsys):
+    folder, *_ = detector
+    film = write_video(tmp_path / "a.mp4", count=70)
+    (tmp_path / "boxes.csv").write_text(BOXES)
+    command = ["predict", film, "--checkpoint", folder, "--boxes", tmp_path / "boxes.csv"]
+    command += ["--out", tmp_path / "new/b.mp4", "--json", tmp_path / "a.json"]
+    command += ["--detections", tmp_path / "a.csv", "--min-score=.4", "--threshold=0"]
+    cli.main(list(map(str, command)))
+    said = capsys.readouterr()
+    assert "boxes: corners are fractions" in said.err
+    assert "boxes at 2 of 3 times used" in said.err
+    first, second, last = said.out.splitlines()
+    assert first.startswith("    1.00 s  0.100 0.200 0.400 0.900  person 0.95  ")
+    assert all(name in first for name in KINDS) and "person 0.50" in second
+    assert last == f"{tmp_path}/new/b.mp4: 70 frames"
+
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert result["video"] == film and [row["seconds"] for row in result["persons"]] == [1, 2]
+    rows = [line.split(",") for line in (tmp_path / "a.csv").read_text().splitlines()]
+    assert [row[:2] + row[6:7] for row in rows] == [
+        ["a", second, number] for second in "12" for number in "123"
+    ]
+    assert all(len(row[-1].split(".")[1]) >= 5 for row in rows)
+    scores = [score for row in result["persons"] for score in row["actions"].values()]
+    np.testing.assert_allclose([float(row[-1]) for row in rows], scores, atol=1e-6)
+    found = vm.load(folder).detect(film, tmp_path / "boxes.csv", min_score=0.4)
+    assert [row.actions for row in found] == [row["actions"] for row in result["persons"]]
+
+    # Only what is likely is printed, by score.
+    cli.main(list(map(str, ["predict", film, "--checkpoint", folder, "--boxes=whole"])))
+    for line in capsys.readouterr().out.splitlines():
+        shown = [float(text.split()[1]) for text in line.split("  ")[-1].split(", ") if text != "-"]
+        assert shown == sorted(shown, reverse=True) and all(score >= 0.3 for score in shown)
+
+
+def test_boxes_and_models_that_do_not_fit(classifier, detector, tmp_path, capsys):
+    film = write_video(tmp_path / "a.mp4", count=70)
+    other = write_video(tmp_path / "b.mp4", count=3)
+    (tmp_path / "boxes.csv").write_text(BOXES)
+    boxes = ["--boxes", tmp_path / "boxes.csv"]
+    plain = ["predict", film, "--checkpoint", classifier[0]]
+    assert "--boxes is for detectors" in fails(capsys, *plain, *boxes)
+    assert "--threshold is for detectors" in fails(capsys, *plain, "--threshold=0")
+    command = ["predict", film, "--checkpoint", detector[0]]
+    said = fails(capsys, *command)
+    assert "give --boxes FILE" in said and "docs/detection.md" in said
+    assert "--top is for classifiers" in fails(capsys, *command, *boxes, "--top=1")
+    assert "2 videos: give a detector one" in fails(capsys, "predict", other, *command[1:], *boxes)
+    assert "use 0 to 1" in fails(capsys, *command, *boxes, "--threshold=2")
+    assert "does not end in .mp4" in fails(capsys, *command, *boxes, "--out=b.gif")
+    assert "is the video itself" in fails(capsys, *command, *boxes, "--out", film)
+    said = fails(capsys, "predict", other, *command[2:], *boxes)
+    assert "none is named 'b'; the nearest name is 'a'" in said
+    assert not (tmp_path / "new").exists()

@@ -12,6 +12,7 @@ SIZES, DATA = ("tiny", "s", "b", "l", "h"), ("k400", "ssv2", "ucf101", "hmdb51",
 ARGUMENTS = {
     "pretrain": itertools.product((*SIZES, "g"), DATA, ("v1", "v2", "cross")),
     "finetune": [*itertools.product(SIZES, DATA), ("b", "k400", "e800"), ("b", "ssv2", "e800")],
+    "contrast": itertools.product(SIZES, DATA),
     "detect": itertools.product(SIZES, ("ava", "ava_ft", "custom")),
     "probe": itertools.product(("linear", "attentive"), SIZES, DATA),
 }

@@ -11,7 +11,7 @@ import pytest
 
 from videomae_jax.data.manifest import write_manifest
 from videomae_jax.data.sources import find_videos, read_videos
-from videomae_jax.data.videos import number_labels, split_videos
+from videomae_jax.data.videos import list_labels, number_labels, split_videos
 from videomae_jax.errors import UserError
 
 
@@ -65,6 +65,41 @@ def test_names_are_numbered_in_alphabetical_order(tmp_path):
     assert videos.class_names == ("high jump", "walk")
     assert videos.labels.tolist() == [1, 0, 1]
     assert videos.paths[0] == str(tmp_path / "ä, ö.MP4")
+
+
+# Of each, the labels of a.mp4, b c.mp4 and, if there is one, d.mp4.
+SEVERAL = {
+    "names": ("a.mp4,jump|walk\nb c.mp4,walk\nd.mp4,|\n", "jump+walk walk -"),
+    "spaces": ("a.mp4 walk | jump\nb c.mp4 jump\n", "jump+walk jump"),
+    "quotes": ('path,label\n"a.mp4","jump|walk"\n"b c.mp4","jump"\n', "jump+walk jump"),
+    "numbers": ("path,label\na.mp4,0|2.0\nb c.mp4,1\n", "0+2 1"),
+    "empty cells, of pandas": ("path,label\na.mp4,2|0|2\nb c.mp4,\nd.mp4,1\n", "0+2 - 1"),
+    "a bar at the end": ("a.mp4 jump|\nb c.mp4 walk\n", "jump walk"),
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_several_labels_a_video(tmp_path, kind):
+    text, labels = SEVERAL[kind]
+    touch(tmp_path, "a.mp4", "b c.mp4", "d.mp4")
+    videos = listed(tmp_path, text)
+    assert videos.multi_label and videos.labels.dtype == bool
+    names = videos.class_names or "012"
+    found = ["+".join(names[label] for label in row) or "-" for row in list_labels(videos)]
+    assert " ".join(found) == labels and videos.labels.shape == (len(videos), len(set(names)))
+    write_manifest(videos, tmp_path / "again.csv")
+    again = read_videos(tmp_path / "again.csv")
+    assert again.paths == videos.paths and again.class_names == videos.class_names
+    np.testing.assert_array_equal(again.labels, videos.labels)
+
+
+def test_a_class_name_with_a_bar_is_written_as_a_number(tmp_path):
+    touch(tmp_path, "set/a|b/1.mp4", "set/c/1.mp4")
+    videos = read_videos(tmp_path / "set")
+    assert not videos.multi_label and videos.class_names == ("a|b", "c")
+    write_manifest(videos, tmp_path / "list.csv")
+    again = read_videos(tmp_path / "list.csv")
+    assert again.labels.tolist() == [0, 1] and again.class_names is None
 
 
 def test_quotes_are_those_of_csv(tmp_path):
@@ -126,6 +161,9 @@ def test_some_missing_files_are_left_for_later_and_all_missing_are_not(tmp_path)
         ("a.mp4 0\nb.mp4 0 1\n", "line 2 has 3 columns"),
         ("a.mp4,0\nb.mp4,0,train\n", "line 2 has 3 columns"),
         ("a.mp4 0\nb.mp4\n", "1 of 2 rows have no label, first line 2"),
+        ("a.mp4,walk,run\n", "line 1 has 3 columns, .* several labels are `a|b`"),
+        ("a.mp4 0|walk\n", "line 1 has 0, line 1 has walk; use one kind"),
+        ("a.mp4 0|70000\n", "label 70000; labels count from 0, of several a video up to 65,535"),
         ("a.mp4 0\nb.mp4 jump\n", "mixes numbers and names .* line 1 has 0, line 2 has jump"),
         ("a.mp4 0\nb.mp4 -1\n", "line 2: label -1"),
         ("a.mp4 0\nb.mp4 --1\n", "mixes numbers and names .* line 2 has --1"),

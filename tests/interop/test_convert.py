@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from golden import DATA, load_golden
+from golden import DATA, load_golden, read_torch, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from videomae_jax.commands import convert
+from videomae_jax.config import load_recipe
+from videomae_jax.data.ava_classes import AVA_CLASSES
 from videomae_jax.errors import UserError
 from videomae_jax.inference.network import build_network, outputs, predict
 from videomae_jax.interop.checkpoint_files import FORMATS, load_checkpoint, save_checkpoint
@@ -29,6 +31,7 @@ from videomae_jax.models.mae import Decoder, VideoMAE
 from videomae_jax.models.masking import Mask, gather_tubes, mask_from_bool
 from videomae_jax.models.tokens import patchify, positions, sincos_positions
 from videomae_jax.models.vit import SIZES, Size
+from videomae_jax.tasks.detect import box_logits
 
 PATCH = (2, 16, 16)
 HEADS = dict(num_heads=3, decoder_num_heads=2)
@@ -36,6 +39,7 @@ FILES = {
     "pretrain": DATA / "pretrain_tiny.pth",
     "classify": DATA / "finetune_tiny_deepspeed.pth",
 }
+DETECTOR = DATA / "detect_tiny.pth"
 
 
 def same(a, b):
@@ -59,6 +63,13 @@ def golden_params(task):
 
 def golden_tensors(task="pretrain", dialect="mcg"):
     return from_native(golden_params(task), dialect, patch=PATCH)
+
+
+@functools.cache
+def detector_tensors():
+    tensors, where = find_tensors(read_torch(DETECTOR), source="x.pth")
+    assert where == "model"
+    return {key: np.asarray(tensor) for key, tensor in tensors.items()}
 
 
 def problems(tensors, **keywords):
@@ -222,9 +233,11 @@ def test_half_precision_is_widened():
 
 @settings(max_examples=150, deadline=None, database=None)
 @given(
+    task=st.sampled_from(["classify", "detect"]),
     edits=st.dictionaries(
         st.sampled_from(
-            sorted(golden_tensors("classify")) + ["pos_embed", "blocks.9.x", "blocks.3.k_bias"]
+            sorted(golden_tensors("classify"))
+            + ["norm.weight", "norm.bias", "pos_embed", "blocks.9.x", "blocks.3.k_bias"]
         ),
         st.lists(st.integers(0, 50), max_size=5) | st.none(),
         min_size=1,
@@ -232,19 +245,20 @@ def test_half_precision_is_widened():
     ),
     dtype=st.sampled_from([np.float32, np.int8, np.bool_, ml_dtypes.bfloat16]),
 )
-def test_whatever_the_shapes_only_a_report_comes_out(edits, dtype):
-    tensors = golden_tensors("classify")
+def test_whatever_the_shapes_only_a_report_comes_out(task, edits, dtype):
+    tensors = dict(golden_tensors("classify") if task == "classify" else detector_tensors())
     for key, shape in edits.items():
         if shape is None:
             tensors.pop(key, None)
         elif np.prod(shape) < 1e5:
             tensors[key] = np.zeros(shape, dtype)
     try:
-        params, _ = to_native(tensors, num_heads=3)
+        params, facts = to_native(tensors, num_heads=3)
     except UserError as problem:
-        assert "fit" in str(problem)
+        assert "fit" in str(problem) or "not the 80 of AVA" in str(problem)
     else:
-        assert jax.tree.structure(params) == jax.tree.structure(golden_params("classify"))
+        norm = {"fc_norm"} if facts.task == "classify" else set()
+        assert facts.task == task and params.keys() == {"encoder", "head"} | norm
 
 
 @pytest.mark.parametrize(
@@ -268,6 +282,126 @@ def test_only_our_own_tiny_model_owns_its_width():
     for wrong in (0, -1, 5, 1000):
         with pytest.raises(UserError, match="do not divide"):
             choose_heads("encoder", 48, 3, wrong)
+
+
+# Action detectors: `norm` and `head`, and no `fc_norm`.
+
+
+def with_outputs(count):
+    """Return the tensors of the detector with another number of outputs."""
+    tensors = detector_tensors()
+    head = {
+        k: np.resize(tensors[k], (count, *tensors[k].shape[1:])) for k in tensors if "head" in k
+    }
+    return tensors | head
+
+
+def test_a_released_detector_goes_in_and_out_under_its_own_names():
+    tensors = detector_tensors()
+    params, facts = to_native(tensors, num_heads=2)
+    assert (facts.task, facts.dialect, facts.classes, facts.patch) == ("detect", "mcg", 80, PATCH)
+    assert facts.encoder == Size(24, 2, 2, 96)
+    assert params.keys() == {"encoder", "head"}
+    assert np.array_equal(params["encoder"]["norm"]["scale"], tensors["norm.weight"])
+    assert np.array_equal(params["head"]["kernel"], tensors["head.weight"].T)
+    back = from_native(params, "mcg", patch=PATCH)
+    assert back.keys() == tensors.keys()
+    assert all(np.array_equal(back[key], tensors[key]) for key in tensors)
+    for dialect in ("hf", "mm"):
+        with pytest.raises(UserError, match="has no action detector: use mcg, safetensors or nat"):
+            from_native(params, dialect, patch=PATCH)
+
+
+def test_only_80_outputs_tell_a_detector_from_a_classifier_without_pooling():
+    tensors = with_outputs(13)
+    report = problems(tensors, num_heads=2)
+    assert "13 outputs, not the 80 of AVA" in report and "--task detect" in report
+    params, facts = to_native(tensors, task="detect", num_heads=2)
+    assert (facts.task, facts.classes) == ("detect", 13)
+    assert params["head"]["kernel"].shape == (24, 13)
+    # A classifier with 80 classes and mean pooling has another norm.
+    tensors = detector_tensors()
+    pooled = {f"fc_{key}" if key.startswith("norm.") else key: tensors[key] for key in tensors}
+    assert to_native(pooled, num_heads=2)[1].task == "classify"
+
+
+def test_the_task_that_the_user_gives_says_what_is_missing():
+    tensors = detector_tensors()
+    report = problems(tensors, task="classify", num_heads=2)
+    assert "missing     fc_norm.weight (24,)" in report and "unexpected  norm.weight" in report
+    some = {key: x for key, x in tensors.items() if key != "norm.bias"}
+    assert "missing     norm.bias (24,)" in problems(some, num_heads=2)
+    del some["norm.weight"]
+    assert "missing     norm.weight (24,)" in problems(some, task="detect", num_heads=2)
+    for task, dialect in (("pretrain", "mcg"), ("classify", "hf")):
+        report = problems(golden_tensors(task, dialect), task="detect")
+        assert "holds no action detector: leave out --task detect" in report
+    assert "holds no classifier" in problems(golden_tensors(), task="classify")
+
+
+def load_detector(path=DETECTOR, **keywords):
+    return load_checkpoint(str(path), num_heads=2, frames=4, image_size=64, **keywords)
+
+
+def test_the_config_of_a_released_detector_is_that_of_the_recipe():
+    checkpoint = load_detector()
+    config, recipe = checkpoint.config, load_recipe("detect", "b,ava")
+    assert config.task == "detect" and config.model.classes == 80
+    for key in ("mean", "std"):
+        assert config.model[key] == recipe.model[key] != load_recipe("finetune").model[key]
+    assert config.roi == recipe.roi and not config.roi.aligned
+    assert (config.clip.frames, config.clip.height) == (4, 64)
+    assert checkpoint.labels == config.data.class_names == AVA_CLASSES
+    for said in ("detect, 32 tensors", "not read: epoch, scaler, args", "those of the reference's"):
+        assert said in checkpoint.report
+
+
+def test_files_beside_a_detector_come_first(tmp_path):
+    write_torch(tmp_path / "x.pth", with_outputs(13))
+    with_preprocessor(tmp_path, HALF)
+    checkpoint = load_detector(tmp_path / "x.pth", task="detect")
+    assert checkpoint.config.model.mean == (0.5,) * 3
+    assert checkpoint.config.model.classes == 13 and checkpoint.labels == ()
+
+
+@pytest.mark.parametrize("clip", ["square", "wide", "padded"])
+def test_a_released_detector_gives_the_logits_of_pytorch(clip):
+    """At the size of training clips, at another with resized positions, and for a smaller image."""
+    golden = np.load(DATA / "detect_tiny.npz")
+    batch = {name: golden[f"{clip}/{name}"][None] for name in ("video", "size", "boxes")}
+    batch["present"] = np.ones(batch["boxes"].shape[:2], bool)
+    checkpoint = load_detector()
+    network = build_network(checkpoint.config)
+    ours = box_logits(network, checkpoint.params, batch, whole=False)[0]
+    assert relative_error(ours, golden[f"{clip}/logits"]) < 1e-5
+
+
+def test_a_detector_through_every_format(tmp_path, capsys):
+    params = load_detector().params
+    run(DETECTOR, tmp_path / "run", "--num-heads", 2)
+    assert "CC-BY-NC" in capsys.readouterr().out
+    native = load_checkpoint(str(tmp_path / "run"))
+    assert same(jax.tree.map(np.asarray, native.params), params)
+    assert native.config.task == "detect" and native.labels == AVA_CLASSES
+    for name in ("x.pth", "x.safetensors"):
+        run(tmp_path / "run", tmp_path / name)
+        assert "note" not in capsys.readouterr().out
+        assert same(load_detector(tmp_path / name).params, params)
+    for to, cause in (("hf", "no action detector"), ("stablehlo", "no boxes")):
+        with pytest.raises(UserError, match=f"{cause}.*: use .*native"):
+            run(tmp_path / "run", tmp_path / "y", "--to", to)
+    with pytest.raises(UserError, match="run of ours, which says its task: leave out --task"):
+        run(tmp_path / "run", tmp_path / "y", "--task", "detect")
+    # Other settings are not in a file of weights, and the command says so.
+    config = native.config.copy_and_resolve_references()
+    config.roi.aligned, config.model.mean = True, (0.5,) * 3
+    save_checkpoint(str(tmp_path / "custom"), native._replace(config=config), to="native")
+    run(tmp_path / "custom", tmp_path / "custom.pth")
+    said = capsys.readouterr().out
+    assert "roi.aligned True is not in the file, and the reference's detectors have False" in said
+    assert "model.mean (0.5, 0.5, 0.5) is not in the file" in said
+    run(tmp_path / "custom", tmp_path / "copy")
+    assert "note" not in capsys.readouterr().out
 
 
 def saved_hf(tmp_path, task="classify", labels=()):

@@ -17,8 +17,10 @@ from videomae_jax.interop.checkpoint_files import (
     save_checkpoint,
 )
 from videomae_jax.interop.init_from import with_source_geometry
+from videomae_jax.tasks import TASKS
 from videomae_jax.tasks.geometry import geometry_of
 from videomae_jax.training.checkpoint import load_params, load_run_config
+from videomae_jax.training.transfer import transfer_encoder
 
 
 def started_from(path, recipe, *overrides):
@@ -95,3 +97,42 @@ def test_foreign_files_say_all_but_the_stride(file, tmp_path):
     assert geometry_of(config) == said | {"clip.stride": 2}
     with pytest.raises(UserError, match="give --num-heads"):
         read_geometry(str(DATA / f"{file}.pth"))
+
+
+HEADS = {
+    "pretrain_tiny": dict(num_heads=3, decoder_num_heads=2),
+    "finetune_tiny_deepspeed": dict(num_heads=3),
+    "detect_tiny": dict(num_heads=2),
+}
+
+
+@pytest.mark.parametrize(
+    "file, to",
+    [("pretrain_tiny", "native"), ("pretrain_tiny", "hf"), ("detect_tiny", "native")]
+    + [("finetune_tiny_deepspeed", "native"), ("finetune_tiny_deepspeed", "hf")],
+)
+@pytest.mark.parametrize("data", ["ava", "custom"])
+def test_a_detector_starts_from_any_released_model(tmp_path, file, to, data):
+    source = str(tmp_path / "source")
+    checkpoint = load_checkpoint(str(DATA / f"{file}.pth"), frames=8, image_size=64, **HEADS[file])
+    save_checkpoint(source, checkpoint, to=to)
+    config = started_from(source, f"detect:b,{data}", "--config.model.classes=5")
+    said, recipe = geometry_of(checkpoint.config), load_config_and_given(f"detect:b,{data}").config
+    for key in ("model.encoder.width", "model.patch", "clip.frames", "clip.height", "clip.width"):
+        assert geometry_of(config)[key] == said[key]
+    # AVA has statistics of its own; other recipes take those of the checkpoint.
+    mean = (recipe if data == "ava" else checkpoint.config).model.mean
+    assert config.model.mean == mean and config.roi == recipe.roi
+
+    pretrained = load_checkpoint(source).params
+    fresh = jax.eval_shape(TASKS["detect"].build_task(config).init, jax.random.key(0))
+    params, table = transfer_encoder(pretrained, fresh)
+    norm, head = [("encoder/norm/bias", "encoder/norm/scale"), ("head/bias", "head/kernel")]
+    if "finetune" in file:
+        assert set(table.fresh) == {*norm, *head}
+        assert set(table.left_out) == {"fc_norm/bias", "fc_norm/scale", *head}
+    else:
+        assert set(norm) <= set(table.matched) and set(table.fresh) == set(head)
+        loaded, source = (tree["encoder"]["norm"]["scale"] for tree in (params, pretrained))
+        assert np.array_equal(loaded, source)
+    assert params["head"]["kernel"].shape == (said["model.encoder.width"], 5)

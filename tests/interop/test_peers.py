@@ -23,6 +23,7 @@ from videomae_jax.models.tokens import patch_grid, patchify, sincos_positions
 from videomae_jax.models.vit import SIZES, Size
 
 torch = pytest.importorskip("torch")
+torch_detector = pytest.importorskip("torch_detector")
 transformers = pytest.importorskip("transformers")
 # PyTorch's threads wait by spinning: beside JAX's, on few cores, seconds become minutes.
 torch.set_num_threads(1)
@@ -394,3 +395,46 @@ def test_the_index_of_label_names(tmp_path):
     model = transformers.VideoMAEForVideoClassification.from_pretrained(tmp_path / "hf")
     assert model.config.id2label[9] == "j" and model.config.num_labels == 10
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["label2id"]["j"] == 9
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_roi_align_of_the_golden_detector_is_torchvisions(aligned):
+    ops = pytest.importorskip("torchvision").ops
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        height, width = generator.integers(2, 30, 2)
+        features = generator.standard_normal([3, height, width])
+        corners = generator.uniform(-20, 16 * max(height, width) + 20, [2, 2])
+        box = np.sort(corners, axis=0).reshape(-1)
+        theirs = ops.roi_align(
+            torch.from_numpy(features[None]), [torch.from_numpy(box[None])], 7, 1 / 16, 0, aligned
+        )
+        ours = torch_detector.roi_align(features, box, 7, 1 / 16, aligned)
+        np.testing.assert_allclose(ours, theirs[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("width, heads", [(24, 2), (384, 6), (160, 2)], ids=["golden", "S", "80"])
+def test_detection_agrees_with_pytorch(tmp_path, width, heads):
+    """Released names, at the size of the training clips and at that of a test."""
+    state = torch_detector.random_state(width, 2, 13, seed=1)
+    torch.save({"model": state}, tmp_path / "x.pth")
+    m = vm.load(
+        tmp_path / "x.pth",
+        task="detect",
+        num_heads=heads,
+        frames=4,
+        image_size=SIDE,
+    )
+    for name in ("square", "wide"):
+        rows, columns = torch_detector.SIZES[name]
+        video = np.random.default_rng(5).integers(0, 256, [4, rows, columns, 3], np.uint8)
+        boxes = np.asarray(torch_detector.BOXES[name], np.float32)
+        clip = torch_detector.normalized(video, (rows, columns))
+        theirs = torch_detector.detect(state, clip, boxes, heads=heads, grid=torch_detector.GRID)
+        grid = patch_grid((4, rows, columns), PATCH)
+        ours = build_network(m.config).apply(
+            {"params": m.params}, patchify(jnp.asarray(video[None]), PATCH), grid, boxes[None]
+        )[0]
+        error = relative_error(ours, theirs)
+        print(f"\ndetect {width}, {name}: {error:.1e}")
+        assert error < 1e-5

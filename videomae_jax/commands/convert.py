@@ -1,12 +1,14 @@
 """Convert a checkpoint between this project, the original's .pth and transformers.
 
-SRC is a work directory or one of its checkpoints, a .pth, a .safetensors or a folder of
-transformers. An image ViT or MAE becomes a video encoder, to start a training from. If tensors do
-not fit, all of them are reported and nothing is written.
+SRC is a work directory or one of its checkpoints, a .pth or .safetensors (pre-trained, fine-tuned
+or an action detector of AVA) or a folder of transformers. An image ViT or MAE becomes a video
+encoder, to start a training from. If tensors do not fit, all of them are reported and nothing is
+written.
 
 examples:
   videomae convert runs/demo model.pth
   videomae convert vit_b.pth runs/vit_b
+  videomae convert ava.pth runs/ava
   videomae convert runs/finetune hub/ --to hf
 """
 
@@ -14,6 +16,7 @@ import argparse
 
 from videomae_jax.commands import options
 
+TASKS = ("detect", "classify")
 ENDINGS = {".pth": "mcg", ".pt": "mcg", ".safetensors": "safetensors"}
 LICENCE = (
     "If these are published VideoMAE or MAE weights: they are licensed CC-BY-NC 4.0, for "
@@ -32,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "transformers; safetensors: one file with the original's names; stablehlo: a folder with "
         "the function from a video to features and logits, for jax.export (default: mcg for .pth, "
         "safetensors for .safetensors, else native)",
+    )
+    parser.add_argument(
+        "--task",
+        choices=TASKS,
+        help="what a file with a head is; needed for an action detector without the 80 outputs of "
+        "AVA, which has the names of a classifier that does not pool its tokens",
     )
     options.add_heads(parser, decoder=True)
     parser.add_argument(
@@ -64,11 +73,16 @@ def main(args: argparse.Namespace) -> None:
     """Run the command."""
     from pathlib import Path
 
-    from videomae_jax.interop.checkpoint_files import load_checkpoint, save_checkpoint
+    from videomae_jax.interop.checkpoint_files import (
+        left_out_of,
+        load_checkpoint,
+        save_checkpoint,
+    )
 
     to = args.to or ENDINGS.get(Path(args.target).suffix, "native")
     checkpoint = load_checkpoint(
         args.source,
+        task=args.task,
         num_heads=args.num_heads,
         decoder_num_heads=args.decoder_num_heads,
         frames=args.frames,
@@ -81,8 +95,7 @@ def main(args: argparse.Namespace) -> None:
         print(checkpoint.report)
     save_checkpoint(args.target, checkpoint, to=to)
     print(f"wrote {args.target} ({to})")
-    config = checkpoint.config
-    if to in ("mcg", "safetensors") and config.task == "classify" and config.model.multi_label:
-        print("note: this format does not say that the model knows several labels a video")
+    for line in left_out_of(checkpoint.config, to):
+        print(f"note: {line}")
     if checkpoint.report:
         print(LICENCE)

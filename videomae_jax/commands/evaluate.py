@@ -157,34 +157,24 @@ def measure_detector(
     stopped: Callable[[], bool],
 ) -> dict[str, Any] | None:
     """Print the scores of a detector, and return them for JSON; None if stopped."""
-    from videomae_jax.data.annotations import read_excluded
     from videomae_jax.errors import UserError
-    from videomae_jax.inference.evaluate_boxes import evaluate_boxes, give_boxes, open_annotations
-    from videomae_jax.tasks.detection_scores import evaluated_labels
+    from videomae_jax.inference.evaluate_boxes import evaluate_files
 
     if args.views:
         raise UserError("--views is for classifiers: a detector sees one clip of each key frame")
-    if args.min_score is not None and not args.boxes:
-        raise UserError("--min-score is of the boxes of a person detector: give --boxes")
-    truth = open_annotations(config, args.manifest, videos=args.videos, start=args.start)
-    detected, boxes = None, ""
-    if args.boxes:
-        detected, boxes = give_boxes(config, truth, args.boxes, min_score=args.min_score)
-    found = evaluate_boxes(
+    found = evaluate_files(
         network,
         params,
         config,
-        truth,
+        args.manifest,
         source=args.checkpoint,
-        detected=detected,
-        boxes=boxes,
+        boxes=args.boxes,
+        min_score=args.min_score,
         protocol=args.protocol or "published",
-        evaluated=evaluated_labels(
-            truth.class_names or (),
-            config.model.classes,
-            file=args.evaluated or config.data.evaluated,
-        ),
-        excluded=sorted(read_excluded(args.excluded)) if args.excluded else (),
+        evaluated=args.evaluated,
+        excluded=args.excluded,
+        videos=args.videos,
+        start=args.start,
         batch_size=args.batch_size,
         out=args.out,
         averaged=args.ema,

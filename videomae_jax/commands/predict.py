@@ -5,16 +5,33 @@ Of a model of several labels a video, each probability is that of one class, pre
 the classes above 50 % are printed.
 If a video cannot be read, the others are still processed, and the exit code is 1.
 
+A detector names the actions of each person in one video, given boxes around them (--boxes), at
+moments one second apart (--every). It prints and draws the actions above --threshold; the score of
+a person is that of the person detector and changes no other score. docs/detection.md has scripts
+that write a file of boxes.
+
 examples:
   videomae predict holiday.mp4 --checkpoint runs/finetune
   videomae predict a.mp4 b.mp4 --checkpoint runs/finetune --top 3 --json classes.json
+  videomae predict holiday.mp4 --checkpoint runs/detect --boxes boxes.csv --out drawn.mp4
+  videomae predict holiday.mp4 --checkpoint runs/detect --boxes whole --every 0.5
 """
 
 import argparse
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from videomae_jax.commands import options
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from videomae_jax.models.detector import VideoDetector
+
+THRESHOLD, EVERY = 0.3, 1.0
+# Options that only a detector has.
+DETECTOR_OPTIONS = ("boxes", "min_score", "every", "threshold", "out", "detections")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +46,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of classes to print (default: up to 5; of several labels a video, those above "
         "50 %%)",
     )
-    options.add_json(parser, of="the classes of each video and of its windows")
+    options.add_json(
+        parser, of="the classes of each video and of its windows, or the actions of each person,"
+    )
+    group = parser.add_argument_group("detectors")
+    group.add_argument(
+        "--boxes",
+        metavar="FILE",
+        help="boxes around persons, in a format of docs/detection.md; whole: one box, the whole "
+        "picture",
+    )
+    group.add_argument(
+        "--min-score",
+        type=float,
+        metavar="P",
+        help="leave out persons of a lower score (default: as in the recipe, 0.8)",
+    )
+    group.add_argument(
+        "--every",
+        type=float,
+        metavar="SECONDS",
+        help="time between the moments; each has the boxes nearest to it, at most half of this "
+        f"away (default: {EVERY:g})",
+    )
+    group.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help=f"lowest score of an action that is printed or drawn (default: {THRESHOLD:g})",
+    )
+    group.add_argument(
+        "--out",
+        metavar="FILE.mp4",
+        help="copy the video with boxes and actions drawn, without its sound",
+    )
+    group.add_argument(
+        "--detections",
+        metavar="FILE.csv",
+        help="write the scores of all classes, as AVA's csv: video, second, x1, y1, x2, y2, class "
+        "id, score",
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -41,6 +97,15 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.interop.checkpoint_files import load_checkpoint
 
     params, config, *_ = load_checkpoint(args.checkpoint, num_heads=args.num_heads, ema=args.ema)
+    if config.task == "detect":
+        _detect(args, params, config)
+        return
+    given = [name for name in DETECTOR_OPTIONS if getattr(args, name) is not None]
+    if given:
+        raise UserError(
+            f"--{given[0].replace('_', '-')} is for detectors, {args.checkpoint} was trained to "
+            f"{config.task}: leave it out, or see docs/detection.md"
+        )
     network = build_network(config)
     videos = Videos(tuple(args.videos), None, None, "the videos given")
     results: dict[str, dict[str, Any]] = {}
@@ -70,3 +135,63 @@ def main(args: argparse.Namespace) -> None:
     options.write_json(args.json, [results[path] for path in videos.paths])
     if unreadable:
         raise UserError(f"{unreadable} of {len(videos)} videos unreadable")
+
+
+def _detect(args: argparse.Namespace, params: Any, config: "ConfigDict") -> None:
+    """Print the actions of each person, and write the files that are asked for."""
+    from videomae_jax.data.decode import UnreadableVideo
+    from videomae_jax.errors import UserError
+    from videomae_jax.inference.detect import detect
+    from videomae_jax.inference.films import write_detections, write_film
+    from videomae_jax.inference.network import build_network
+
+    if len(args.videos) > 1:
+        raise UserError(f"{len(args.videos)} videos: give a detector one at a time")
+    if args.top is not None:
+        raise UserError("--top is for classifiers: give a detector --threshold")
+    if args.boxes is None:
+        raise UserError(
+            f"{args.checkpoint} names the actions of people in boxes: give --boxes FILE (docs/"
+            "detection.md has scripts that find people) or --boxes whole, the whole picture"
+        )
+    threshold = THRESHOLD if args.threshold is None else args.threshold
+    if not 0 <= threshold <= 1:
+        raise UserError(f"--threshold {threshold:g}: use 0 to 1")
+    (video,) = args.videos
+    if args.out is not None:
+        if Path(args.out).suffix.lower() != ".mp4":
+            raise UserError(f"--out {args.out} does not end in .mp4")
+        if Path(args.out).resolve() == Path(video).resolve():
+            raise UserError(f"--out {args.out} is the video itself: use another name")
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    every = EVERY if args.every is None else args.every
+    moments = []
+    for moment in detect(
+        cast("VideoDetector", build_network(config)),
+        params,
+        config,
+        video,
+        args.boxes,
+        source=args.checkpoint,
+        every=every,
+        min_score=args.min_score,
+    ):
+        moments.append(moment)
+        for found in moment.detections:
+            ranked = sorted(found.actions.items(), key=lambda action: -action[1])
+            actions = [f"{name} {score:.2f}" for name, score in ranked if score >= threshold]
+            corners = " ".join(f"{corner:.3f}" for corner in found.box)
+            print(
+                f"{found.seconds:8.2f} s  {corners}  person {found.person:.2f}  "
+                f"{', '.join(actions) or '-'}"
+            )
+    if args.detections is not None:
+        write_detections(args.detections, moments)
+    people = [found._asdict() for moment in moments for found in moment.detections]
+    options.write_json(args.json, dict(video=video, every=every, persons=people))
+    if args.out is not None:
+        try:
+            count = write_film(video, args.out, moments, every=every, threshold=threshold)
+        except UnreadableVideo as error:
+            raise UserError(f"cannot read {video}: {error}") from None
+        print(f"{args.out}: {count:,} frames")

@@ -236,6 +236,18 @@ class PretrainSampler(CropSampler):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewPairSampler(PretrainSampler):
+    """The clip of contrastive pre-training: the frames of pre-training, in the box of fine-tuning.
+
+    The two clips of a video are drawn independently.
+    """
+
+    def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
+        """Draw the largest box of the shape of the clip; the device crops it."""
+        return CropSampler.box(self, width, height, rng)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DenseSampler(CropSampler):
     """The clip of fine-tuning on short actions, such as Kinetics.
 

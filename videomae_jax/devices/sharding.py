@@ -42,6 +42,8 @@ RULES = (
     (r"fc_norm/(scale|bias)", P()),
     (r"(?<!decoder/)head/kernel", P("fsdp", None)),  # [D, classes]
     (r"(?<!decoder/)head/bias", P()),
+    (r"(projector|predictor)/fc\d/kernel", P("fsdp", None)),
+    (r"(projector|predictor)/norm\d/(scale|bias)", P()),
     (r"heads/(query|value|linear/kernel|linear/bias)", P()),  # of probes, [R, ...]
     (r"count|step|skipped", P()),
 )

@@ -31,7 +31,7 @@ from videomae_jax.errors import UserError
 from videomae_jax.host import count_cores
 from videomae_jax.tasks.build import open_videos
 from videomae_jax.tasks.task import Task, TaskModule
-from videomae_jax.training.optim import make_optimizer, warmup_cosine
+from videomae_jax.training.optim import average_decay, make_optimizer, warmup_cosine
 from videomae_jax.training.step import jit_steps
 
 # The most clips per device of the measured step: a CPU takes seconds for one.
@@ -278,7 +278,7 @@ def _step_rate(config: ConfigDict, task: Task, mesh: Mesh, batch: dict[str, jax.
         mesh,
         seed=config.seed,
         accumulation=1,
-        ema_decay=config.ema_decay,
+        ema_decay=average_decay(config, task, steps=SCHEDULE.steps),
     )
     state = steps.init()
     step = steps.train.lower(state, batch).compile()

@@ -23,7 +23,7 @@ from videomae_jax.devices.sharding import check_batch, make_mesh
 from videomae_jax.diagnostics.collectives import Collective, read_collectives
 from videomae_jax.tasks.build import open_videos
 from videomae_jax.tasks.task import Task, TaskModule
-from videomae_jax.training.optim import make_optimizer, make_schedule, warmup_cosine
+from videomae_jax.training.optim import average_decay, make_optimizer, make_schedule, warmup_cosine
 from videomae_jax.training.step import abstract_batch, jit_steps
 
 # Assumed for all devices; one H200 reached 0.25 with ViT-S, 0.35 B, 0.41 L, 0.42 H
@@ -101,7 +101,8 @@ def plan_step(
     with jax.set_mesh(mesh):
         task = task_module.build_task(config)
         task.check_clips(clips // (mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulation))
-        lowered = _lower(config, task, mesh, clips=clips, examples=examples)
+        traced = trace_step(config, task, mesh, clips=clips, examples=examples)
+        lowered = traced.lower(lowering_platforms=(_platform(device),))
         compiled, needed = _compile(lowered)
     flops = task.train_flops * clips / mesh.size
     step = StepPlan(
@@ -144,24 +145,27 @@ def plan_step(
     )
 
 
-def _lower(
+def trace_step(
     config: ConfigDict, task: Task, mesh: Mesh, *, clips: int, examples: int
-) -> jax.stages.Lowered:
-    """Lower the training step for the platform of the mesh."""
+) -> jax.stages.Traced:
+    """Trace the training step of a config on the mesh in use, without arrays.
+
+    clips: of one step. examples: videos in an epoch.
+    """
+    schedule = make_schedule(config, examples=examples)
     steps = jit_steps(
         task,
         make_optimizer(config, task),
-        warmup_cosine(make_schedule(config, examples=examples)),
+        warmup_cosine(schedule),
         mesh,
         seed=config.seed,
         accumulation=config.accumulation,
-        ema_decay=config.ema_decay,
+        ema_decay=average_decay(config, task, steps=schedule.steps),
     )
     several = "multi_label" in config.model and config.model.multi_label
     labels = np.zeros((1, config.model.classes), bool) if several else np.zeros(1, np.int32)
     batch = abstract_batch(task.samplers()[0], clips, mesh, labels=labels)
-    traced = steps.train.trace(steps.abstract_state, batch)
-    return traced.lower(lowering_platforms=(_platform(mesh.devices.flat[0]),))
+    return steps.train.trace(steps.abstract_state, batch)
 
 
 def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:
@@ -200,11 +204,13 @@ def savings(config: ConfigDict, devices: int) -> Iterator[list[dict[str, int | s
     smaller, while recomputing costs up to a third of the FLOPs; with sharded parameters, every
     micro-batch gathers them again, so recomputing comes first.
     """
-    parts = [config.accumulation]
+    # What divides a step: a loss that compares all of its videos has chunks instead.
+    divide = "chunks" if "chunks" in config else "accumulation"
+    parts = [config[divide]]
     while config.batch_size * config.repeats % (devices * parts[-1] * 2) == 0:
         parts.append(parts[-1] * 2)
     remats = list(RECOMPUTED)[list(RECOMPUTED).index(config.run.remat) :]
-    now = {"accumulation": parts[0], "run.remat": remats[0], "mesh.fsdp": config.mesh.fsdp}
+    now = {divide: parts[0], "run.remat": remats[0], "mesh.fsdp": config.mesh.fsdp}
     splits = [config.mesh.fsdp]  # -1: all the devices that are left
     while splits[-1] > 0 and devices % (splits[-1] * 2) == 0:
         splits.append(splits[-1] * 2)

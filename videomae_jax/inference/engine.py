@@ -195,6 +195,27 @@ def predict_windows(
     devices of this process only. Windows are read while the previous batch is computed. On CPUs
     the results do not depend on the batch size or the number of devices, bit for bit.
     """
+
+    def step(params: Params, batch: Batch) -> jax.Array:
+        return outputs(network, params, batch["video"])[name]
+
+    return run_windows(step, params, windows, batch_size=batch_size, mesh=mesh)
+
+
+def run_windows(
+    step: Callable[[Params, Batch], jax.Array],
+    params: Params,
+    windows: Generator[NumberedWindow, None, None],
+    *,
+    batch_size: int,
+    mesh: Mesh,
+    more: Callable[[Window], dict[str, np.ndarray]] = lambda window: {},
+) -> Generator[tuple[list[NumberedWindow], np.ndarray], None, None]:
+    """Yield windows in batches with `step(params, batch)` for each, [b, ...].
+
+    more: what a row of the batch has beside the clip, "video"; rows that only fill up a batch are
+    zeros. The other arguments are those of `predict_windows`.
+    """
     check_batch(batch_size, mesh)
     # At least two on each device: XLA's kernels for a batch of one round differently.
     padded = max(batch_size, 2 * batch_devices(mesh))
@@ -204,13 +225,13 @@ def predict_windows(
     def batches() -> Iterator[dict[str, np.ndarray]]:
         with closing(windows):
             while rows := list(islice(windows, batch_size)):
-                video = np.zeros([padded, *rows[0][1].clip.shape], np.uint8)
-                video[: len(rows)] = [window.clip for _, window in rows]
+                parts = [{"video": window.clip, **more(window)} for _, window in rows]
+                batch = {}
+                for key, leaf in parts[0].items():
+                    batch[key] = np.zeros([padded, *leaf.shape], leaf.dtype)
+                    batch[key][: len(rows)] = [part[key] for part in parts]
                 read.append(rows)
-                yield {"video": video}
-
-    def step(params: Params, video: jax.Array) -> jax.Array:
-        return outputs(network, params, video)[name]
+                yield batch
 
     with jax.set_mesh(mesh):
         params = place_params(params, mesh)
@@ -219,6 +240,6 @@ def predict_windows(
     with DevicePrefetcher(batches(), sharding=split) as prefetcher:
         for batch in prefetcher:
             with jax.set_mesh(mesh):
-                values = np.asarray(jitted(params, batch["video"]))
+                values = np.asarray(jitted(params, batch))
             rows = read.popleft()
             yield rows, values[: len(rows)]

@@ -6,13 +6,13 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from videomae_jax.data.annotations import read_detections, with_detections
+from videomae_jax.data.annotations import read_detections, read_excluded, with_detections
 from videomae_jax.data.key_frames import KeyFrames
 from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.unreadable import BadVideos
@@ -36,6 +36,7 @@ from videomae_jax.tasks.detect import (
 from videomae_jax.tasks.detection_scores import (
     Key,
     box_scores,
+    evaluated_labels,
     frame_keys,
     present_boxes,
     score_boxes,
@@ -92,6 +93,56 @@ class _Found(NamedTuple):
     boxes: np.ndarray
     probabilities: np.ndarray
     errors: np.ndarray
+
+
+def evaluate_files(
+    network: Network,
+    params: Params,
+    config: ConfigDict,
+    annotations: str,
+    *,
+    source: str,
+    boxes: str | None = None,
+    min_score: float | None = None,
+    evaluated: str | None = None,
+    excluded: str | None = None,
+    videos: str | None = None,
+    start: str | float | None = None,
+    **options: Any,
+) -> BoxEvaluation | None:
+    """Open the files of an evaluation, and call `evaluate_boxes`, which has the other arguments.
+
+    annotations, boxes, evaluated, excluded: files. boxes: of a person detector, None for the
+    annotated ones. min_score: the least score of a person, None for that of the recipe. evaluated:
+    the classes that count, None for those of the recipe. videos, start: in the place of
+    `config.data.videos` and `config.data.start`. Raises UserError for a bad file, and for boxes
+    of other videos.
+    """
+    check_detector(config, source)
+    if min_score is not None and boxes is None:
+        raise UserError(
+            f"the least score of a person is {min_score:g}, of boxes that a person detector found: "
+            "give these (--boxes)"
+        )
+    truth = open_annotations(config, annotations, videos=videos, start=start)
+    detected, given = None, ""
+    if boxes is not None:
+        detected, given = give_boxes(config, truth, boxes, min_score=min_score)
+    labels = evaluated_labels(
+        truth.class_names or (), config.model.classes, file=evaluated or config.data.evaluated
+    )
+    return evaluate_boxes(
+        network,
+        params,
+        config,
+        truth,
+        source=source,
+        detected=detected,
+        boxes=given,
+        evaluated=labels,
+        excluded=sorted(read_excluded(excluded)) if excluded else (),
+        **options,
+    )
 
 
 def open_annotations(
@@ -465,7 +516,7 @@ def write_classes(folder: Path, result: BoxEvaluation) -> None:
     names = [f"{score.name} ({score.annotated:,})" for score in scored]
     bars = axes.barh(names, values)
     axes.bar_label(bars, fmt="%.1f", padding=2)
-    axes.axvline(100 * result.map, color="black", linestyle="--", linewidth=1)
+    axes.axvline(100 * result.map, color="grey", linestyle="--", linewidth=1, zorder=0)
     axes.set(xlim=(0, 108), ylim=(-0.6, len(scored) - 0.4), xlabel="average precision, %")
     bound = f"\n{UPPER_BOUND}" if result.upper_bound else ""
     axes.set_title(f"mAP {100 * result.map:.2f} %; class (annotated boxes){bound}", fontsize=10)

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from videomae_jax.errors import UserError
 from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.contrast import MoCo
 from videomae_jax.models.detector import VideoDetector
 from videomae_jax.models.mae import VideoMAE, reconstruction_sums
 from videomae_jax.models.masking import mask_from_bool
@@ -19,7 +20,7 @@ from videomae_jax.tasks.task import Params
 if TYPE_CHECKING:  # else PyAV would be imported, which a model of arrays does not need
     from videomae_jax.data.samplers import ClipSampler
 
-Network = VideoMAE | VideoClassifier | VideoDetector
+Network = VideoMAE | VideoClassifier | VideoDetector | MoCo
 
 
 def build_network(config: ConfigDict, *, dtype: str = "auto", attention: str = "auto") -> Network:

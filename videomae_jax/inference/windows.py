@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,6 +38,10 @@ class Window(NamedTuple):
     total: int
 
 
+# (path, first) -> the windows of a video from `first` on.
+Sampler = Callable[[str, int], Iterator[Window]]
+
+
 @dataclass(frozen=True)
 class WindowSampler:
     """Yields all windows of a video, in order: `sampler(path, first) -> Iterator[Window]`.
@@ -63,23 +67,8 @@ class WindowSampler:
 
     def __call__(self, path: str | bytes, first: int = 0) -> Iterator[Window]:
         with open_frames(path, channels=self.channels) as (seconds, read):
-            indices = self.indices(len(seconds) - 1)[first:]
-            wanted = np.unique(indices).tolist()
-            images = zip(wanted, read(wanted), strict=True)
-            kept: dict[int, np.ndarray] = {}
-            for number, frames in enumerate(indices, start=first):
-                # Each frame is decoded and resized once, however many windows contain it.
-                kept = {index: image for index, image in kept.items() if index >= frames[0]}
-                while frames[-1] not in kept:
-                    index, image = next(images)
-                    kept[index] = self._resize(image)
-                yield Window(
-                    clip=np.stack([kept[index] for index in frames.tolist()]),
-                    frames=frames,
-                    seconds=(float(seconds[frames[0]]), float(seconds[frames[-1] + 1])),
-                    number=number,
-                    total=first + len(indices),
-                )
+            indices = self.indices(len(seconds) - 1)
+            yield from cut_windows(indices, seconds, read, self._resize, first=first)
 
     def indices(self, count: int) -> np.ndarray:
         """Return the frames of each window of a video of `count`: int64 [n, F], increasing."""
@@ -98,11 +87,42 @@ class WindowSampler:
         return resize_crop(image[None], box=box, **size)[0]
 
 
+def cut_windows(
+    indices: np.ndarray,
+    seconds: np.ndarray,
+    read: Callable[[list[int]], Iterator[np.ndarray]],
+    resize: Callable[[np.ndarray], np.ndarray],
+    *,
+    first: int = 0,
+) -> Iterator[Window]:
+    """Yield the windows of a video from `first` on, from one pass over it.
+
+    indices: int64 [n, F], the frames of each window; they increase in a window and from window to
+    window. seconds, read: see `decode.open_frames`. resize: uint8 [h, w, C] -> [H, W, C].
+    """
+    wanted = np.unique(indices[first:]).tolist()
+    images = zip(wanted, read(wanted), strict=True)
+    kept: dict[int, np.ndarray] = {}
+    for number, frames in enumerate(indices[first:], start=first):
+        # Each frame is decoded and resized once, however many windows contain it.
+        kept = {index: image for index, image in kept.items() if index >= frames[0]}
+        while frames[-1] not in kept:
+            index, image = next(images)
+            kept[index] = resize(image)
+        yield Window(
+            clip=np.stack([kept[index] for index in frames.tolist()]),
+            frames=frames,
+            seconds=(float(seconds[frames[0]]), float(seconds[frames[-1] + 1])),
+            number=number,
+            total=len(indices),
+        )
+
+
 def read_windows(
     videos: Videos,
     ids: list[int],
     *,
-    sampler: WindowSampler,
+    sampler: Sampler,
     first: int,
     bad: BadVideos,
     threads: int,
@@ -143,7 +163,7 @@ def read_windows(
 
 def _read_video(
     path: str,
-    sampler: WindowSampler,
+    sampler: Sampler,
     first: int,
     bad: BadVideos,
     ready: queue.Queue,

@@ -11,8 +11,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from videomae_jax.config import load_recipe
+from videomae_jax.data.ava_classes import AVA_CLASSES
 from videomae_jax.errors import UserError
 from videomae_jax.interop.convert import (
+    TASKS,
     ModelFacts,
     find_tensors,
     from_native,
@@ -77,6 +79,7 @@ class _Weights(NamedTuple):
 def load_checkpoint(
     path: str,
     *,
+    task: str | None = None,
     num_heads: int | None = None,
     decoder_num_heads: int | None = None,
     frames: int | None = None,
@@ -88,14 +91,17 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Read a work directory, one of its steps, or a foreign file or folder of weights.
 
-    num_heads, decoder_num_heads, frames, image_size: what a foreign file does not contain; they
-    take precedence over a config in its folder. inflate, tubelet: how to inflate an image model
-    to a video encoder, see `inflate.video_from_image`. channels: the number of input channels to
-    change the patch embedding to, see `inflate.change_channels`. ema: read the moving average of
-    the weights, of a run of ours that keeps one. Raises UserError for anything damaged, missing,
-    unexpected or ambiguous.
+    task: of a foreign file with a head, "detect" or "classify"; None decides, and raises UserError
+    if it cannot. num_heads, decoder_num_heads, frames, image_size: what a foreign file does not
+    contain; they take precedence over a config in its folder. inflate, tubelet: how to inflate an
+    image model to a video encoder, see `inflate.video_from_image`. channels: the number of input
+    channels to change the patch embedding to, see `inflate.change_channels`. ema: read the moving
+    average of the weights, of a run of ours that keeps one. Raises UserError for anything damaged,
+    missing, unexpected or ambiguous.
     """
     if _is_run(path):
+        if task is not None:
+            raise UserError(f"{path} is a run of ours, which says its task: leave out --task")
         checkpoint = _load_run(path, item="ema" if ema else "params")
         _refuse_inflation(path, inflate, tubelet)
     elif ema:
@@ -104,7 +110,9 @@ def load_checkpoint(
         weights = _open_weights(
             path, frames=frames, image_size=image_size, inflate=inflate, tubelet=tubelet
         )
-        checkpoint = _convert(weights, num_heads=num_heads, decoder_num_heads=decoder_num_heads)
+        checkpoint = _convert(
+            weights, task=task, num_heads=num_heads, decoder_num_heads=decoder_num_heads
+        )
     return checkpoint if channels is None else _with_channels(checkpoint, channels)
 
 
@@ -141,7 +149,7 @@ def _load_run(path: str, *, item: str) -> Checkpoint:
 
     params, config = load_params(path, item=item)
     _refuse_probe(path, config)
-    labels = tuple(config.data.class_names) if config.task == "classify" else ()
+    labels = tuple(config.data.class_names) if config.task in TASKS else ()
     return Checkpoint(params, config, labels, "")
 
 
@@ -176,14 +184,36 @@ def _open_weights(
     return _Weights(title, tensors, folder, notes)
 
 
+def left_out_of(config: ConfigDict, to: str) -> list[str]:
+    """Return what a config says and a file of the format `to` cannot, one line each.
+
+    Such files of detectors are read with the values of the reference's own.
+    """
+    if to not in ("mcg", "safetensors"):
+        return []
+    if config.task == "classify" and config.model.multi_label:
+        return ["this format does not say that the model knows several labels a video"]
+    if config.task != "detect":
+        return []
+    reference = load_recipe("detect", "b,ava")
+    values = [(f"model.{key}", config.model[key], reference.model[key]) for key in ("mean", "std")]
+    values += [(f"roi.{key}", config.roi[key], reference.roi[key]) for key in reference.roi]
+    return [
+        f"{name} {value} is not in the file, and the reference's detectors have {other}"
+        for name, value, other in values
+        if value != other
+    ]
+
+
 def _convert(
-    weights: _Weights, *, num_heads: int | None, decoder_num_heads: int | None
+    weights: _Weights, *, task: str | None, num_heads: int | None, decoder_num_heads: int | None
 ) -> Checkpoint:
     """Convert the tensors of a foreign file to our parameters, with a config."""
     folder, notes = weights.folder, weights.notes
     params, facts = to_native(
         weights.tensors,
         source=weights.title,
+        task=task,
         num_heads=num_heads,
         decoder_num_heads=decoder_num_heads,
         config_heads=(folder.num_heads, folder.decoder_num_heads),
@@ -199,14 +229,24 @@ def _convert(
             "use_mean_pooling true"
         )
     folder = _complete(folder, facts)
+    if facts.task == "detect":
+        notes.append("boxes are aligned as in the reference: 7 x 7, roi.aligned False")
     notes.append(_statistics(folder))
     table = dataclasses.replace(facts.table, notes=(*facts.table.notes, *folder.notes, *notes))
     return Checkpoint(params, _config(facts, folder), folder.labels, str(table))
 
 
 def _complete(folder: FolderConfig, facts: ModelFacts) -> FolderConfig:
-    """Replace the pixel statistics and labels that do not fit the tensors."""
+    """Replace the pixel statistics and labels that do not fit the tensors.
+
+    Detectors have those of AVA's recipe, and the names of its classes if they are as many.
+    """
     channels = facts.channels
+    if facts.task == "detect" and not folder.statistics:
+        model = load_recipe("detect", "b,ava").model
+        folder = folder._replace(mean=tuple(model.mean), std=tuple(model.std))
+    if facts.task == "detect" and not folder.labels and facts.classes == len(AVA_CLASSES):
+        folder = folder._replace(labels=AVA_CLASSES)
     if len(folder.mean) != channels:
         # timm leaves three statistics in config.json, whatever the channels of the weights.
         if folder.statistics not in ("", CONFIG):
@@ -227,6 +267,8 @@ def _statistics(folder: FolderConfig) -> str:
     elif folder.mean == IMAGENET_MEAN:
         source = "those of ImageNet, are assumed, as no file says them"
         source += " (the original and MAE use these, some ViTs of timm and transformers 0.5)"
+    elif any(folder.mean):
+        source = "those of the reference's detectors, are assumed, as no file says them"
     else:
         source = f"are assumed for its {len(folder.mean)} channels"
     return f"pixels in [0, 1]: mean {mean}, std {std}, {source}"
@@ -343,8 +385,8 @@ def _read_pth(file: Path) -> tuple[dict[str, MappedTensor], str, Any]:
 
 def _config(facts: ModelFacts, folder: FolderConfig) -> ConfigDict:
     """Return a training config for a converted model."""
-    recipe = "finetune" if facts.task == "classify" else "pretrain"
-    config = load_recipe(recipe, "b,custom").unlock()
+    recipes = {"classify": ("finetune", "b,custom"), "detect": ("detect", "b,ava")}
+    config = load_recipe(*recipes.get(facts.task, ("pretrain", "b,custom"))).unlock()
     config.name = f"{facts.task} model converted from {facts.dialect}"
     config.task = facts.task
     config.model.encoder = ConfigDict(dataclasses.asdict(facts.encoder))
@@ -354,12 +396,14 @@ def _config(facts: ModelFacts, folder: FolderConfig) -> ConfigDict:
     config.model.update(patch=facts.patch, mean=folder.mean, std=folder.std)
     config.clip.update(frames=folder.frames, height=side, width=side)
     # The same margin around the crops as at 224.
-    config.clip.source_height = round(config.clip.source_height * side / 224)
-    config.clip.source_width = round(config.clip.source_width * side / 224)
-    if facts.task == "classify":
+    for name in ("source_height", "source_width", "short_side"):
+        if name in config.clip:
+            config.clip[name] = round(config.clip[name] * side / 224)
+    if facts.task in TASKS:
         config.model.classes = facts.classes
-        config.model.multi_label = folder.multi_label
         config.data.class_names = folder.labels
+        if facts.task == "classify":
+            config.model.multi_label = folder.multi_label
     else:
         config.normalized_targets = folder.normalized_targets
     return config.lock()
@@ -412,6 +456,11 @@ def _write_hf(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def _write_stablehlo(path: Path, checkpoint: Checkpoint) -> None:
+    if checkpoint.config.task == "detect":
+        raise UserError(
+            "a StableHLO function has videos of one size and no boxes, which an action detector "
+            "needs: use native, mcg or safetensors"
+        )
     # Not at the top: it imports the networks of all tasks, which no other format needs.
     from videomae_jax.interop.stablehlo import write_stablehlo
 

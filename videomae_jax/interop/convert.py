@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from videomae_jax.data.ava_classes import AVA_CLASSES
 from videomae_jax.errors import UserError
 from videomae_jax.models.tokens import Triple, sincos_positions
 from videomae_jax.models.vit import SIZES, Size
 
 DIALECTS = {"mcg": "MCG-NJU release", "hf": "transformers", "mm": "MMAction2"}
+TASKS = ("detect", "classify")  # of files with a head, which the names do not always tell apart
 
 # A row: our name | layout | their shape | their name in mcg, hf, mm ("" if there is none).
 # The layouts "norm", "linear" and "conv" have a weight and a bias, the others are one tensor.
@@ -182,7 +184,7 @@ class LoadTable:
 class ModelFacts:
     """The model in a file, by the names and shapes of its tensors.
 
-    task: "pretrain", "classify", or "encoder" for an encoder alone. dialect: a key of
+    task: "pretrain", "classify", "detect", or "encoder" for an encoder alone. dialect: a key of
     `DIALECTS`. decoder: None if there is none. classes: 0 without a head. table: its rows are
     those of the tensors that were converted.
     """
@@ -212,6 +214,7 @@ def to_native(
     tensors: Mapping[str, Any],
     *,
     source: str = "the file",
+    task: str | None = None,
     num_heads: int | None = None,
     decoder_num_heads: int | None = None,
     config_heads: tuple[int | None, int | None] = (None, None),
@@ -223,6 +226,7 @@ def to_native(
     facts, matches = match_tensors(
         tensors,
         source=source,
+        task=task,
         num_heads=num_heads,
         decoder_num_heads=decoder_num_heads,
         config_heads=config_heads,
@@ -242,6 +246,7 @@ def match_tensors(
     tensors: Mapping[str, Any],
     *,
     source: str = "the file",
+    task: str | None = None,
     num_heads: int | None = None,
     decoder_num_heads: int | None = None,
     config_heads: tuple[int | None, int | None] = (None, None),
@@ -249,15 +254,17 @@ def match_tensors(
     """Find the model that the tensors of a file are, and the tensors of each of our arrays.
 
     Only a few small tensors are read. tensors: by name; any objects with a shape and a dtype that
-    `np.asarray` accepts. num_heads, decoder_num_heads: needed for sizes that are not published,
-    because no tensor has that axis. config_heads: both, from a config in the same folder. Raises
-    UserError that lists every missing, unexpected, duplicate or wrongly shaped key.
+    `np.asarray` accepts. task: one of `TASKS`, what a file with a head is; None decides, see
+    `_choose_task`. num_heads, decoder_num_heads: needed for sizes that are not published, because
+    no tensor has that axis. config_heads: both, from a config in the same folder. Raises UserError
+    that lists every missing, unexpected, duplicate or wrongly shaped key.
     """
     keys, problems = _strip(tensors)
     dialect, drop = _detect(keys)
     depths = {part: _depth(part, dialect, drop, keys) for part in ("encoder", "decoder")}
     slots = [slot for rule in RULES for slot in _slots(rule, dialect, drop, depths)]
-    task, slots = _choose_task(slots, keys, dialect)
+    outputs = _dimensions(slots, keys, tensors).get("K")
+    task, slots = _choose_task(slots, keys, dialect, given=task, outputs=outputs, source=source)
     dims = _dimensions(slots, keys, tensors)
 
     arrays, used, misfits = _match(slots, keys, tensors, dims)
@@ -295,7 +302,7 @@ def match_tensors(
         decoder=decoder,
         patch=(dims["t"], dims["h"], dims["w"]),
         channels=dims["C"],
-        classes=dims["K"] if task == "classify" else 0,
+        classes=dims["K"] if task in TASKS else 0,
         table=LoadTable(title, (), tuple(notes)),
     )
     return facts, Matches(arrays, heads)
@@ -305,9 +312,14 @@ def from_native(params: Mapping[str, Any], dialect: str, *, patch: Triple) -> di
     """Return our parameters with the names and layouts of a dialect: float32 arrays by key.
 
     All spellings of a tensor are written. patch: (frames, height, width), which the shape of our
-    embedding matrix does not show. Raises UserError for parameters without a name in the dialect.
+    embedding matrix does not show. The heads of contrastive pre-training, which have served, are
+    left out. Raises UserError for parameters without a name in the dialect.
     """
-    leaves = {path: np.asarray(leaf) for path, leaf in _leaves(params)}
+    leaves = {
+        path: np.asarray(leaf)
+        for path, leaf in _leaves(params)
+        if not path.startswith(("projector/", "predictor/"))
+    }
     if any("/cross/" in path for path in leaves):
         raise UserError(
             f"{DIALECTS[dialect]} has no decoder with cross-attention, which "
@@ -320,7 +332,12 @@ def from_native(params: Mapping[str, Any], dialect: str, *, patch: Triple) -> di
         )
     if dialect != "mcg" and "fc_norm/scale" in leaves and "head/kernel" not in leaves:
         raise UserError(f"{DIALECTS[dialect]} has no fc_norm without a head: use mcg or native")
-    drop = "encoder." if dialect == "mcg" and "fc_norm/scale" in leaves else ""
+    if dialect != "mcg" and "head/kernel" in leaves and "fc_norm/scale" not in leaves:
+        raise UserError(
+            f"{DIALECTS[dialect]} has no action detector: use mcg, safetensors or native"
+        )
+    is_trained_on_labels = "fc_norm/scale" in leaves or "head/kernel" in leaves
+    drop = "encoder." if dialect == "mcg" and is_trained_on_labels else ""
     dims = _native_dimensions(leaves, patch)
     tensors: dict[str, np.ndarray] = {}
     for rule in RULES:
@@ -527,20 +544,44 @@ def _terms(shape: str) -> list[tuple[int, str]]:
 
 
 def _choose_task(
-    slots: list[Slot], keys: Mapping[str, str], dialect: str
+    slots: list[Slot],
+    keys: Mapping[str, str],
+    dialect: str,
+    *,
+    given: str | None,
+    outputs: int | None,
+    source: str,
 ) -> tuple[str, list[Slot]]:
-    """Return the task of a file, and the slots that such a file must fill."""
+    """Return the task of a file, and the slots that such a file must fill.
+
+    A released action detector has `norm` and `head` and no `fc_norm`. So has a classifier that
+    does not pool its tokens, which is no model of ours: only the number of outputs tells them
+    apart. Raises UserError if it does not, and the user did not say the task.
+    """
     present = {
         slot.rule.part
         for slot in slots
         if any(key in keys for spelling in slot.spellings for key in spelling)
     }
+    has_head = "head" in present and "decoder" not in present
+    if given and not (has_head and (given == "classify" or dialect == "mcg")):
+        kind = "action detector" if given == "detect" else "classifier"
+        raise UserError(f"{source} holds no {kind}: leave out --task {given}")
     if "decoder" in present:
         # Only transformers makes such models without the encoder's final norm.
         norm = present & {"norm"} if dialect == "hf" else {"norm"}
         task, wanted = "pretrain", {"encoder", "decoder"} | norm
     elif "head" in present or (dialect != "mcg" and "fc_norm" in present):
-        task, wanted = "classify", {"encoder", "fc_norm", "head"}
+        task = given or "classify"
+        if not given and dialect == "mcg" and "norm" in present and "fc_norm" not in present:
+            if outputs not in (None, len(AVA_CLASSES)):
+                raise UserError(
+                    f"{source} has norm and head, but no fc_norm, and {outputs} outputs, not "
+                    f"the {len(AVA_CLASSES)} of AVA: if it is an action detector, convert it to a "
+                    "work directory with --task detect (in Python task='detect')"
+                )
+            task = "detect"
+        wanted = {"encoder", "head", "norm" if task == "detect" else "fc_norm"}
     else:
         task, wanted = "encoder", {"encoder"} | present
     return task, [slot for slot in slots if slot.rule.part in wanted]

@@ -28,6 +28,20 @@ def finetune_flops(encoder: Size, *, tokens: int, values: int, classes: int) -> 
     return embed + body, 2 * embed + 3 * body
 
 
+def contrast_flops(
+    encoder: Size, *, tokens: int, values: int, hidden: int, dim: int
+) -> tuple[float, float]:
+    """Return the (forward, train) operations of one clip of MoCo v3, of which all are encoded.
+
+    tokens: N. values: P, the values per token. hidden, dim: of the heads. Training is three times
+    the forward pass, except for the frozen embedding, and one forward pass for the keys.
+    """
+    embed = 2 * tokens * values * encoder.width
+    projector = 2 * (encoder.width * hidden + hidden**2 + hidden * dim)
+    query = encoder.depth * block_flops(encoder, tokens) + projector + 4 * hidden * dim
+    return embed + query, 2 * embed + 4 * query - 4 * hidden * dim
+
+
 def pretrain_flops(
     encoder: Size, decoder: Size, *, visible: int, decoded: int, values: int, cross: bool = False
 ) -> tuple[float, float]:

@@ -296,6 +296,11 @@ def check_clip(clip: ConfigDict) -> None:
     """Raise UserError for an unknown sampling or a source smaller than the clip."""
     if clip.sampling not in SAMPLING:
         raise UserError(f"clip.sampling {clip.sampling!r} is unknown: use {' or '.join(SAMPLING)}")
+    check_source(clip)
+
+
+def check_source(clip: ConfigDict) -> None:
+    """Raise UserError for a source smaller than the clip."""
     for side in ("height", "width"):
         source, target = clip[f"source_{side}"], clip[side]
         if source < target:

@@ -29,7 +29,9 @@ class Task(NamedTuple):
     """
 
     init: Callable[[jax.Array], Params]  # key -> float32 parameters
-    train_sums: Callable[[Params, Batch, jax.Array], Sums]  # with the key of the step -> scalars
+    # (params, batch, key of the step) -> scalars; with `average_decay` also average=, the moving
+    # average of the parameters.
+    train_sums: Callable[..., Sums]
     eval_sums: Callable[[Params, Batch], Sums]  # -> one value per clip, [B]; random only by id
     # Scalar sums of jax or NumPy -> metrics, "loss" first.
     summarize: Callable[[Mapping[str, Any]], dict[str, jax.Array]]
@@ -50,6 +52,9 @@ class Task(NamedTuple):
     # Metrics that no sum gives, such as average precision: (held-out videos, ids int64 [n] of
     # those that could be read, ascending, their outputs [n, ...]) -> {name: value}.
     score: Callable[[Videos, np.ndarray, np.ndarray], dict[str, float]] | None = None
+    # Steps of the run -> the schedule of the decay of the moving average; None for the constant
+    # `config.ema_decay`.
+    average_decay: Callable[[int], optax.Schedule] | None = None
 
 
 class TaskModule(Protocol):

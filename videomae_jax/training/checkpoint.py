@@ -147,9 +147,11 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait for the save in flight, and close."""
-        self.wait()
-        self._manager.close()
+        """Wait for the save in flight, and close, also if that save fails."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
 
 def load_params(path: str, *, item: str = "params") -> tuple[Any, ConfigDict]:

@@ -36,7 +36,13 @@ from videomae_jax.training.evaluation import Evaluator, Scores, evaluate, named_
 from videomae_jax.training.lock import only_run
 from videomae_jax.training.monitor import Monitor
 from videomae_jax.training.online_knn import OnlineKnn
-from videomae_jax.training.optim import Schedule, make_optimizer, make_schedule, warmup_cosine
+from videomae_jax.training.optim import (
+    Schedule,
+    average_decay,
+    make_optimizer,
+    make_schedule,
+    warmup_cosine,
+)
 from videomae_jax.training.signals import StopSignal, Watchdog, stop_signals
 from videomae_jax.training.step import Steps, TrainState, abstract_batch, jit_steps, put_params
 from videomae_jax.training.transfer import transfer_encoder
@@ -114,7 +120,7 @@ def train(
             mesh,
             seed=config.seed,
             accumulation=config.accumulation,
-            ema_decay=config.ema_decay,
+            ema_decay=average_decay(config, task, steps=schedule.steps),
         )
         run = Run(config, workdir, mesh, task, schedule, functions, train_videos, eval_videos, bad)
         checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)

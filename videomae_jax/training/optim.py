@@ -71,6 +71,16 @@ def warmup_cosine(schedule: Schedule) -> optax.Schedule:
     return rate
 
 
+def average_decay(config: ConfigDict, task: Task, *, steps: int) -> optax.Schedule | None:
+    """Return a function step -> the weight of the old moving average before that step.
+
+    None if the run keeps no average. steps: of the run.
+    """
+    if task.average_decay:
+        return task.average_decay(steps)
+    return optax.constant_schedule(config.ema_decay) if config.ema_decay else None
+
+
 def decay_mask(params: Any) -> Any:
     """Return a tree of bool: True for matrices, not for biases, norms and the mask token."""
 

@@ -3,6 +3,8 @@
 `jit_steps` compiles it, and the evaluation of one batch.
 """
 
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -74,15 +76,19 @@ def train_step(
     schedule: optax.Schedule,
     seed: int,
     accumulation: int,
-    ema_decay: float = 0.0,
+    ema_decay: optax.Schedule | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimizer step; return the new state and its metrics, scalars.
 
-    A non-finite loss or gradient changes only `step` and `skipped`.
+    ema_decay: see `optim.average_decay`. A non-finite loss or gradient changes only `step` and
+    `skipped`.
     """
     key = jax.random.fold_in(jax.random.key(seed), STEP)
     key = jax.random.fold_in(key, state.step)
-    grads, sums = _gradients(state.params, batch, key, task=task, parts=accumulation)
+    train_sums = task.train_sums
+    if task.average_decay:
+        train_sums = functools.partial(train_sums, average=state.ema)
+    grads, sums = _gradients(state.params, batch, key, train_sums=train_sums, parts=accumulation)
     # Divide only here, so that each part of the batch is weighted by its count.
     grads = jax.tree.map(lambda g: g / sums["count"], grads)
     metrics = task.summarize(sums)
@@ -94,8 +100,10 @@ def train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
         ema = state.ema
-        if ema is not None:
-            ema = jax.tree.map(lambda a, p: ema_decay * a + (1 - ema_decay) * p, ema, params)
+        if ema is not None and ema_decay is not None:
+            # That of the next step, which reads this average.
+            old = ema_decay(state.step + 1)
+            ema = jax.tree.map(lambda a, p: old * a + (1 - old) * p, ema, params)
         zero = jnp.zeros_like(state.skipped)
         return TrainState(state.step + 1, params, opt_state, zero, ema)
 
@@ -115,13 +123,18 @@ def train_step(
 
 
 def _gradients(
-    params: Params, batch: Batch, key: jax.Array, *, task: Task, parts: int
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    train_sums: Callable[[Params, Batch, jax.Array], Sums],
+    parts: int,
 ) -> tuple[Params, Sums]:
     """Return the gradients of the summed error and all sums, accumulated over `parts` parts."""
 
     def part_gradients(params, part, key):
         def error(params):
-            sums = task.train_sums(params, part, key)
+            sums = train_sums(params, part, key)
             return sums["error"], sums
 
         return jax.grad(error, has_aux=True)(params)
@@ -202,17 +215,17 @@ def jit_steps(
     *,
     seed: int,
     accumulation: int,
-    ema_decay: float = 0.0,
+    ema_decay: optax.Schedule | None = None,
 ) -> Steps:
     """Return the functions of a run, jitted with their shardings.
 
-    ema_decay: weight of the old moving average in each step; 0 keeps no average. `train` donates
-    its state. `evaluate` returns scalar sums over the clips whose batch["valid"] is True and, if
-    the task has `outputs`, the rows of all clips, replicated on every process.
+    ema_decay: see `optim.average_decay`. `train` donates its state. `evaluate` returns scalar sums
+    over the clips whose batch["valid"] is True and, if the task has `outputs`, the rows of all
+    clips, replicated on every process.
     """
 
     def init():
-        return make_state(task, optimizer, seed=seed, ema=ema_decay > 0)
+        return make_state(task, optimizer, seed=seed, ema=ema_decay is not None)
 
     def train(state, batch):
         return train_step(

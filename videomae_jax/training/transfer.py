@@ -16,6 +16,8 @@ LEFT_OUT = (
     "mask_token",
     "fc_norm/",
     "head/",
+    "projector/",
+    "predictor/",
 )
 
 

@@ -1,0 +1,121 @@
+"""MoCo v3 beside VideoMAE: contrastive pre-training. A reconstruction.
+
+    videomae train --config=contrast:SIZE,DATA --workdir=DIR \\
+        --config.data.train=VIDEOS [--config.KEY=VALUE ...]
+
+SIZE: tiny, s, b, l, h. DATA: k400, ssv2, ucf101, hmdb51, custom. VIDEOS: a manifest or a folder.
+
+The authors' video recipe was never released. These are the numbers of MoCo v3 for images, with
+VideoMAE's clips; a comment says which are ours.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from videomae_jax.config import feed_keys, machine_keys, parse_choices
+from videomae_jax.models.vit import SIZES
+
+DATA = {
+    "k400": dict(),
+    "ssv2": dict(stride=2, flip=False),
+    # Ours: as many epochs as VideoMAE, and as long a part of them to warm up.
+    "ucf101": dict(epochs=3200, warmup_epochs=400),
+    "hmdb51": dict(epochs=4800, warmup_epochs=600, stride=2),
+    # Our own: a batch that fits one machine, smaller heads, and a twentieth of the videos held out.
+    "custom": dict(
+        batch_size=64, warmup_epochs=30, hidden=1024, dim=128, min_area=0.2, holdout=0.05
+    ),
+}
+
+
+def get_config(arguments: str = "b,k400") -> ConfigDict:
+    """Return the recipe for "SIZE,DATA", with every key."""
+    size, data = parse_choices(arguments, size=("b", "s", "l", "h", "tiny"), data=tuple(DATA))
+    model = SIZES[size]
+    values = dict(
+        batch_size=1024,
+        epochs=300,
+        warmup_epochs=40,
+        stride=4,
+        hidden=4096,
+        dim=256,
+        min_area=0.08,
+        flip=True,
+        holdout=0.0,
+    )
+    values |= DATA[data]
+
+    return ConfigDict(
+        dict(
+            name=f"MoCo v3 on video, ViT-{size}, {data}: "
+            "a reconstruction, the authors' video recipe was never released",
+            task="contrast",
+            seed=0,
+            init_from="",  # checkpoint to load the encoder and its geometry from; "" is random
+            model=dict(
+                encoder=dataclasses.asdict(model.encoder),
+                patch=(2, model.patch, model.patch),
+                mean=(0.485, 0.456, 0.406),  # ImageNet; one number per channel
+                std=(0.229, 0.224, 0.225),
+                position_grid=(),  # grid to interpolate positions from; () recomputes them
+                # Of the projector and the predictor: their width, and that of what is compared.
+                head=dict(hidden=values["hidden"], dim=values["dim"]),
+            ),
+            clip=dict(
+                frames=16,
+                stride=values["stride"],
+                height=224,
+                width=224,
+                # Maximum size of training clips before the crop on the device.
+                source_height=256,
+                source_width=340,
+            ),
+            # Probabilities, of the second view last. One draw for all frames of a clip.
+            augment=dict(
+                min_area=values["min_area"],  # of random crops, as a fraction of the image
+                flip=values["flip"],  # left-right; not for classes that differ by direction
+                jitter=0.8,
+                # Largest change of brightness, contrast and saturation, and of hue in turns.
+                colours=(0.4, 0.4, 0.2, 0.1),
+                grey=0.2,
+                blur=(1.0, 0.1),
+                solarize=(0.0, 0.2),
+            ),
+            temperature=0.2,
+            freeze_patches=True,  # keep the random patch embedding as it is
+            # kNN accuracy on the held-out videos at each evaluation; needs labels.
+            knn=dict(
+                k=0,  # neighbours; 0 is off
+                videos=2000,  # at most this many training videos as neighbours
+            ),
+            layer_decay=1.0,  # one learning rate for all layers
+            # Of the weights that make the keys, at the first step; a cosine takes it to 1.
+            ema_decay=0.99,
+            data=dict(
+                train="",  # manifest, folder, packed records, tfds:NAME[@SPLIT] or synthetic
+                eval="",  # likewise; "" holds out the fraction `holdout` of train
+                holdout=values["holdout"],
+                **feed_keys(),
+            ),
+            batch_size=values["batch_size"],  # videos per optimizer step, over all devices
+            repeats=2,  # the two views of a video, from one decode
+            accumulation=1,  # 1: the loss compares all videos of a step; `chunks` saves memory
+            chunks=1,  # parts of the batch that the encoder takes one after another
+            epochs=values["epochs"],
+            warmup_epochs=values["warmup_epochs"],
+            steps=0,  # if not 0, replaces epochs
+            warmup_steps=0,  # with steps, replaces warmup_epochs
+            base_lr=1.5e-4,  # the learning rate is base_lr * batch_size / 256 ...
+            lr=0.0,  # ... or lr itself; exactly one of the two is not 0
+            min_lr=0.0,  # end of the cosine schedule; scaled like the learning rate
+            optimizer=dict(
+                b1=0.9,
+                b2=0.999,
+                eps=1e-8,
+                weight_decay=0.1,  # of matrices; the released code also decays norms and biases
+                clip_norm=0.0,  # of the global gradient norm; 0 is off
+            ),
+            **machine_keys(),
+        )
+    )
