@@ -371,7 +371,9 @@ def score(workdir: str, videos: str) -> dict[str, float]:
     shares = {}
     for name, change in {"top1": None, "frozen": freeze, "shuffled": shuffle}.items():
         found = predict_videos(
-            functools.partial(classify.view_probabilities, classify.build_model(config)),
+            functools.partial(
+                classify.view_probabilities, classify.build_model(config), multi_label=False
+            ),
             params,
             videos,
             sampler=Changed(sample, change) if change else sample,

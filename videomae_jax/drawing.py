@@ -41,22 +41,30 @@ def class_colour(index: int) -> Colour:
 def draw_boxes(
     picture: np.ndarray, boxes: np.ndarray, labels: Sequence[Sequence[Label]]
 ) -> np.ndarray:
-    """Return the picture with a rectangle and stacked labels for each box.
+    """Return the picture, uint8 [H, W, 3], with boxes on it; see `render_boxes`."""
+    height, width = picture.shape[:2]
+    drawn, where = render_boxes(boxes, labels, height=height, width=width)
+    return np.where(where, drawn, picture)
 
-    picture: uint8 [H, W, 3]. boxes: [n, 4], x1, y1, x2, y2 as fractions of width and height.
-    labels: for each box, the most important one first; it gives the rectangle its colour. All
-    labels stay inside the picture: text that is too wide is shortened, and labels that do not
-    fit below each other are left out.
+
+def render_boxes(
+    boxes: np.ndarray, labels: Sequence[Sequence[Label]], *, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a rectangle and stacked labels for each box: uint8 [H, W, 3], and where, bool [H, W, 1].
+
+    boxes: [n, 4], x1, y1, x2, y2 as fractions of width and height. labels: for each box, the most
+    important one first; it gives the rectangle its colour. All labels stay inside the picture:
+    text that is too wide is shortened, and labels that do not fit below each other are left out.
     """
-    image = Image.fromarray(picture)
+    image = Image.new("RGBA", (width, height))
     draw = ImageDraw.Draw(image)
     short = min(image.size)
-    width = max(LINE_WIDTH, round(short / LINE_SHARE))
+    line = max(LINE_WIDTH, round(short / LINE_SHARE))
     font = _font(max(FONT_SIZE, round(short / FONT_SHARE)))
     edges = [_pixels(box, image.size) for box in np.asarray(boxes, float).tolist()]
     for (left, top, right, bottom), own in zip(edges, labels, strict=True):
         colour = own[0].colour if own else GREY
-        draw.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=width)
+        draw.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=line)
     taken: list[Rectangle] = []
     for edge, own in zip(edges, labels, strict=True):
         lines, size = _fit(own, font, image.size)
@@ -64,7 +72,8 @@ def draw_boxes(
             place = _place(edge, size, image.size, taken=taken, people=edges)
             taken.append(place)
             _write(draw, place, lines, font)
-    return np.asarray(image)
+    drawn = np.asarray(image)
+    return drawn[..., :3], drawn[..., 3:] > 0
 
 
 def _pixels(box: Sequence[float], size: tuple[int, int]) -> Rectangle:

@@ -57,9 +57,7 @@ def test_persons_of_low_score_are_left_out_and_counted():
     assert {time: len(left) for time, left in found.items()} == {1: 1, 3: 1}
     assert "2 of 4 boxes left out, of a person score below 0.8" in notes
     assert len(plan(rows, min_score=0)[0]) == 3
-    with pytest.raises(
-        UserError, match="score of 0.95 or more, the highest is 0.90: .*--min-score"
-    ):
+    with pytest.raises(UserError, match="score of 0.95 or more, the highest is 0.9: .*--min-score"):
         plan(rows, min_score=0.95)
 
 

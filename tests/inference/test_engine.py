@@ -30,7 +30,9 @@ def expected(classifier, unreadable_list):
     videos = read_videos(unreadable_list)
     sampler = classify.view_sampler(config, segments=2, crops=3)
     model = classify.build_model(config)
-    probabilities = jax.jit(functools.partial(classify.view_probabilities, model))
+    probabilities = jax.jit(
+        functools.partial(classify.view_probabilities, model, multi_label=False)
+    )
     views = [sampler(videos, index, None)[:, None] for index in READABLE]
     return np.stack([probabilities(params, alone).mean(axis=0) for alone in views])
 
@@ -43,7 +45,9 @@ def test_every_example_counts_once_on_any_number_of_devices(
     videos = read_videos(unreadable_list)
     bad = BadVideos(videos, max_share=1.0)
     found = predict_videos(
-        functools.partial(classify.view_probabilities, classify.build_model(config)),
+        functools.partial(
+            classify.view_probabilities, classify.build_model(config), multi_label=False
+        ),
         params,
         videos,
         sampler=classify.view_sampler(config, segments=2, crops=3),

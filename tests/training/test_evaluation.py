@@ -11,7 +11,7 @@ from videomae_jax.config import load_config
 from videomae_jax.data.samplers import DenseSampler
 from videomae_jax.data.sources import read_videos
 from videomae_jax.devices.sharding import make_mesh
-from videomae_jax.tasks import classify
+from videomae_jax.tasks import detect
 from videomae_jax.tasks.task import Task
 from videomae_jax.training.evaluation import evaluate
 from videomae_jax.training.optim import Schedule, adamw, warmup_cosine
@@ -122,19 +122,15 @@ def test_a_stop_in_the_middle_gives_no_score(unreadable_list):
 
 def test_outputs_cost_no_second_forward_pass():
     """XLA finds what they share with the sums."""
-    overrides = ["--config.model.classes=3", "--config.model.encoder.depth=1"]
-    overrides += [f"--config.clip.{side}=32" for side in ("height", "width")]
-    config = load_config("finetune:tiny,custom", overrides)
-    task, model = classify.build_task(config), classify.build_model(config)
+    small = ["model.classes=3", "model.encoder.depth=1", "clip.height=32", "clip.width=32"]
+    config = load_config("detect:tiny,custom", [f"--config.{value}" for value in small])
+    task = detect.build_task(config)
     params = jax.eval_shape(task.init, jax.random.key(0))
-    video = jax.ShapeDtypeStruct((2, config.clip.frames, 32, 32, 3), jnp.uint8)
-    batch = {"video": video, "label": jax.ShapeDtypeStruct((2,), jnp.int32)}
-
-    def both(params, batch):
-        views = batch["video"][:, None]
-        return task.eval_sums(params, batch), classify.view_probabilities(model, params, views)
+    spec = detect.eval_sampler(config).spec.items()
+    batch = {name: jax.ShapeDtypeStruct((2, *shape), dtype) for name, (shape, dtype) in spec}
 
     def cost(function):
         return jax.jit(function).lower(params, batch).compile().cost_analysis()["flops"]
 
-    assert cost(both) < 1.01 * cost(task.eval_sums)
+    both = cost(lambda params, batch: (task.eval_sums(params, batch), task.outputs(params, batch)))
+    assert both < 1.01 * cost(task.eval_sums)

@@ -15,8 +15,7 @@ or devices, the command stops with an error and keeps them.
 examples:
   videomae evaluate --checkpoint runs/finetune --manifest val.csv
   videomae evaluate --checkpoint runs/finetune --manifest val.csv --views 5x3 --out runs/scores
-  videomae evaluate --checkpoint runs/ava --manifest ava_val_v2.2.csv --videos movies \\
-      --boxes val_boxes.csv --excluded ava_val_excluded_timestamps_v2.2.csv --out runs/scores
+  videomae evaluate --checkpoint runs/detect --manifest val.csv --videos FOLDER --boxes found.csv
 """
 
 import argparse
@@ -235,7 +234,7 @@ def print_detections(found: "BoxEvaluation") -> dict[str, Any]:
         "upper_bound": found.upper_bound,
         "loss": found.loss,
         "protocol": found.protocol,
-        "key_frames": len(found.key_frames),
+        "key_frames": found.annotated,
         "classes": [
             dict(
                 name=score.name,

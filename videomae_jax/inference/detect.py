@@ -183,7 +183,7 @@ def _plan(
     if not len(found):
         raise UserError(
             f"{source} has no boxes of {path} with a person score of {min_score:g} or more, the "
-            f"highest is {given.scores.max():.2f}: use a lower --min-score"
+            f"highest is {given.scores.max():.3g}: use a lower --min-score"
         )
     if len(found.boxes) < len(given.boxes):
         low = len(given.boxes) - len(found.boxes)

@@ -65,8 +65,9 @@ class BoxEvaluation(NamedTuple):
     map: mean average precision, 0 to 1. groups: means of the groups of AVA's classes. protocol:
     how it was measured, in words. classes: those that are scored. loss: the mean loss of a box;
     None for detected boxes, whose actions are not known. upper_bound: whether the annotated boxes
-    were given. key_frames: those that were read, with the given boxes. scores: float32 [boxes, K],
-    by which the boxes were ranked in each class. unreadable: {path: reason}. notes: lines to print.
+    were given. annotated: key frames whose annotations count. key_frames: those that were read,
+    with the given boxes. scores: float32 [boxes, K], by which the boxes were ranked in each class.
+    unreadable: {path: reason}. notes: what was decided about the files, and what does not count.
     """
 
     map: float
@@ -75,6 +76,7 @@ class BoxEvaluation(NamedTuple):
     classes: list[ClassScore]
     loss: float | None
     upper_bound: bool
+    annotated: int
     key_frames: KeyFrames
     scores: np.ndarray
     unreadable: dict[str, str]
@@ -434,6 +436,8 @@ def _summarize(
         for score in precision.classes
     ]
     counted = sum(score.precision is not None for score in classes)
+    out = set(excluded)
+    count = sum(key not in out for key in frame_keys(annotated))
     upper_bound = truth is shown
     product = protocol != "mmaction2" and not upper_bound
     ranked = "the action x that of the person" if product else "the action"
@@ -442,13 +446,14 @@ def _summarize(
         map=precision.value,
         groups=group_precisions(precision.classes) if is_ava(names) else {},
         protocol=f"frame mAP at IoU 0.5, protocol {protocol}, mean of {counted:,} of "
-        f"{len(names):,} classes, {len(annotated):,} key frames, {boxes or 'annotated boxes'}, "
+        f"{len(names):,} classes, {count:,} key frames, {boxes or 'annotated boxes'}, "
         f"ranked by the score of {ranked}, {_clip_text(config)}{weights}",
         classes=classes,
         loss=float(found.errors.sum(dtype=np.float64) / max(len(probabilities), 1))
         if upper_bound
         else None,
         upper_bound=upper_bound,
+        annotated=count,
         key_frames=frames,
         scores=box_scores(probabilities, frames.scores, protocol=protocol),
         unreadable=bad.reasons,

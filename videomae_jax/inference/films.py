@@ -1,6 +1,7 @@
 """Write the actions found in a video: a film with drawn boxes, and a table of all scores."""
 
 import csv
+import functools
 import itertools
 import os
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import numpy as np
 
 from videomae_jax.data.decode import open_frames, read_facts
 from videomae_jax.data.encode import FilmWriter
-from videomae_jax.drawing import GREY, Label, class_colour, draw_boxes
+from videomae_jax.drawing import GREY, Label, class_colour, render_boxes
 from videomae_jax.errors import UserError
 from videomae_jax.inference.detect import Detection, Moment, nearest
 from videomae_jax.progress import Progress
@@ -26,33 +27,39 @@ def write_film(
 ) -> int:
     """Copy a video with the boxes and actions of every key time drawn; return its frames.
 
-    moments: in the order of time. A frame shows the nearest one, none if that is more than half of
-    `every` seconds away. Frames are read,
-    drawn and written one by one. The copy is H.264, with the size and the times of the original,
-    upright, without sound. threshold: the lowest score of an action that is written. Raises
-    UnreadableVideo, and UserError if the file cannot be written.
+    moments: in the order of time. A frame shows the nearest one, none if that is more than half
+    of `every` seconds away. Frames are read, drawn and written one by one. The copy is H.264,
+    with the size and the times of the original, upright, without sound. threshold: the lowest
+    score of an action that is written. Raises UnreadableVideo, and UserError if the file cannot
+    be written.
     """
     facts = read_facts(path)
     keys = np.array([moment.detections[0].seconds for moment in moments])
     boxes = [np.array([found.box for found in moment.detections]) for moment in moments]
-    drawings = [_labels(moment.detections, threshold) for moment in moments]
+    labels = [_labels(moment.detections, threshold) for moment in moments]
     with open_frames(path) as (seconds, read):
         count = len(seconds) - 1
         frames = read(list(range(count)))
         first = next(frames)
+        height, width = first.shape[:2]
         progress = Progress(count)
+
+        @functools.lru_cache(maxsize=1)
+        def render(key: int) -> tuple[np.ndarray, np.ndarray]:
+            return render_boxes(boxes[key], labels[key], height=height, width=width)
+
         with FilmWriter(
             out,
-            height=first.shape[0],
-            width=first.shape[1],
+            height=height,
+            width=width,
             rate=count / float(seconds[-1]),
             pixel_aspect=facts.pixel_aspect,
         ) as film:
             chosen = nearest(keys, seconds[:-1], within=every / 2).tolist()
             for index, frame in enumerate(itertools.chain([first], frames)):
-                key = chosen[index]
-                if key >= 0:
-                    frame = draw_boxes(frame, boxes[key], drawings[key])
+                if chosen[index] >= 0:
+                    drawn, where = render(chosen[index])
+                    frame = np.where(where, drawn, frame)
                 film.add(frame, start=float(seconds[index]), end=float(seconds[index + 1]))
                 progress.show(
                     index + 1,

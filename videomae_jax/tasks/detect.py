@@ -65,7 +65,8 @@ def prepare(
     `model.classes` stays if the config already has it, and boxes have so many targets then.
     Training key frames without boxes are left out. The notes of the training videos say so, name
     the classes that training never sees, and tell the loss of a predictor of the class
-    frequencies. Raises UserError for more classes than the model has, and without boxes.
+    frequencies. Raises UserError for more classes than the model has, without boxes, and if no
+    held-out box has an action that is scored.
     """
     classes = config.model.classes or len(train.class_names or ())
     train = fit_classes(train, classes)
@@ -76,7 +77,13 @@ def prepare(
         train = replace(train, notes=(*train.notes, *_notes(train, held_out)))
     config = config.copy_and_resolve_references()
     config.model.classes, config.data.class_names = classes, train.class_names
-    scored_labels(config)  # a wrong list is said before the training
+    labels = scored_labels(config)  # a wrong list is said before the training
+    if held_out and held_out.key_frames is not None:
+        if not held_out.key_frames.targets[:, labels].any():
+            raise UserError(
+                f"no held-out box of {held_out.name} has an action among the {len(labels)} classes "
+                "that are scored: there is no mAP; hold out others"
+            )
     return config.lock(), train, held_out
 
 
@@ -190,14 +197,6 @@ def build_task(config: ConfigDict) -> Task:
     def outputs(params, batch):
         return jax.nn.sigmoid(box_logits(model, params, batch, whole=boxes.whole))
 
-    def score(videos, ids, values):
-        if videos.key_frames is None:  # synthetic
-            return {}
-        frames = videos.key_frames.pick(ids)
-        labels = scored_labels(config)
-        probabilities = present_boxes(values, frames.counts)
-        return {"map": score_boxes(frames, frames, probabilities, evaluated=labels).value}
-
     return Task(
         init=init,
         train_sums=train_sums,
@@ -224,8 +223,20 @@ def build_task(config: ConfigDict) -> Task:
             "FLOPs": flops_line(forward_flops, train_flops),
         },
         outputs=outputs,
-        score=score,
+        score=functools.partial(score_held_out, config),
     )
+
+
+def score_held_out(
+    config: ConfigDict, videos: Videos, ids: np.ndarray, values: np.ndarray
+) -> dict[str, float]:
+    """Return the frame mAP with annotated boxes: `Task.score` of a config."""
+    if videos.key_frames is None:  # synthetic
+        return {}
+    frames = videos.key_frames.pick(ids)
+    probabilities = present_boxes(values, frames.counts)
+    labels = scored_labels(config)
+    return {"map": score_boxes(frames, frames, probabilities, evaluated=labels).value}
 
 
 def scored_labels(config: ConfigDict) -> list[int]:
