@@ -69,6 +69,10 @@ def test_picked_key_frames_have_their_boxes():
     assert len(MANY.key_frames.pick([])) == 0
 
 
+def test_unreadable_videos_are_a_share_of_the_videos():
+    assert BadVideos(MANY, max_share=0.5).total == 3
+
+
 def test_a_video_is_on_one_side_of_a_split():
     paths = [f"/films/{index % 7}.mp4" for index in range(21)]
     videos = make(paths, range(21), [[BOX]] * 21)

@@ -297,7 +297,7 @@ def test_damage_is_named_with_its_place_skipped_and_repaired(videos, tmp_path, f
 @pytest.mark.parametrize(
     "change,message",
     [
-        (dict(version=3), "is of version 3, this program reads 1 and 2"),
+        (dict(version=3), "is of version 3, this program reads 1 and 2: pack again"),
         (dict(shards="many"), "no shards of the right type"),
         (dict(columns_sha256="0"), "index.npz is damaged"),
         (dict(videos=3), "does not fit index.json"),
