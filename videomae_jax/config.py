@@ -44,8 +44,11 @@ LIMITS = (
     Limit(r"(warmup_)?(steps|epochs)|data\.(threads|memory_gb)|knn\.k|model\.classes", 0),
     Limit(r"lr|base_lr|min_lr|optimizer\.(weight_decay|clip_norm)", 0),
     Limit(r"augment\.(operations|magnitude|deviation|mixup|cutmix)", 0),
+    Limit(r"boxes\.(jitter|extend)|augment\.(hue|saturation|value)|clip\.short_side|roi\.ratio", 0),
+    Limit(r"boxes\.max|roi\.size", 1),
+    Limit(r"clip\.rate", 0.1),
     Limit(r"seed", 0, 2**32, below=True),
-    Limit(r"data\.max_bad_share|augment\.(erase|switch)", 0, 1),
+    Limit(r"data\.max_bad_share|boxes\.min_score|augment\.(erase|switch)", 0, 1),
     Limit(r"augment\.(jitter|colours|grey|blur|solarize)", 0, 1),
     Limit(r"temperature", 1e-3),
     Limit(r"data\.holdout|mask\.decoder_ratio|optimizer\.b[12]|ema_decay", 0, 1, below=True),
@@ -189,6 +192,12 @@ def check_limits(config: ConfigDict) -> None:
     for key in ("model.patch", "model.position_grid"):
         if leaves.get(key) and len(leaves[key]) != 3:
             raise UserError(f"{key} {leaves[key]}: give 3 numbers, of time, height, width")
+    for key, count, words in (
+        ("boxes.jitter", 4, "out and in along x, out and in along y"),
+        ("boxes.extend", 2, "along x and y"),
+    ):
+        if key in leaves and len(leaves[key]) != count:
+            raise UserError(f"{key} {leaves[key]}: give {count} numbers, {words}")
     for part in ("model.encoder", "model.decoder"):
         width, heads = (leaves.get(f"{part}.{name}", 1) for name in ("width", "heads"))
         if width % heads:

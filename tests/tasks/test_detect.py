@@ -8,14 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import ROOT, fails, held_out, losses
 
+from videomae_jax import cli
 from videomae_jax.config import load_config
 from videomae_jax.data.ava_classes import AVA_CLASSES
+from videomae_jax.data.key_frames import KeyFrames
+from videomae_jax.data.videos import Videos
 from videomae_jax.devices.sharding import batch_sharding, make_mesh, state_sharding
 from videomae_jax.errors import UserError
 from videomae_jax.tasks import detect
 from videomae_jax.tasks.build import open_key_frames
 from videomae_jax.tasks.detection_scores import evaluated_labels
+from videomae_jax.training.checkpoint import load_params
 from videomae_jax.training.optim import make_optimizer
 from videomae_jax.training.step import jit_steps, make_state
 
@@ -290,3 +295,140 @@ def test_colours_need_three_channels():
     grey = ["--config.model.mean=(0.5,)", "--config.model.std=(0.2,)"]
     with pytest.raises(UserError, match="clips have 1 channels: use --config.augment.hue=0"):
         detect.build_task(load(*grey))
+
+
+# Through the command line, on films.
+SCENES = ROOT / "data/mocap_scenes"
+RUN = [
+    "--config=detect:tiny,custom",
+    "--config.clip.frames=4",
+    *(f"--config.clip.{side}=16" for side in ("height", "width")),
+    "--config.model.encoder.depth=1",
+    "--config.boxes.max=8",
+    "--config.batch_size=8",
+    "--config.lr=1e-2",
+    "--config.base_lr=0",
+    "--config.warmup_steps=2",
+    "--config.log_every=1",
+]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """The boxes of four films to train on and of two to evaluate, which are of two sizes."""
+    folder = tmp_path_factory.mktemp("scenes")
+    for name, films in (("train", 4), ("val", 2)):
+        rows = (SCENES / f"{name}.csv").read_text().splitlines()
+        first = sorted({row[:3] for row in rows})[:films]
+        kept = [row for row in rows if row[:3] in first]
+        (folder / f"{name}.csv").write_text("\n".join(kept) + "\n")
+    keys = dict(train=folder / "train.csv", eval=folder / "val.csv", videos=SCENES)
+    return [f"--config.data.{key}={value}" for key, value in keys.items()] + [
+        f"--config.data.classes={SCENES}/classes.pbtxt"
+    ]
+
+
+def arguments(workdir, *more, steps=6):
+    return ["train", f"--workdir={workdir}", *RUN, f"--config.steps={steps}", *map(str, more)]
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory, pretrained, scenes):
+    workdir = tmp_path_factory.mktemp("detector")
+    start = f"--config.init_from={pretrained}"
+    cli.main(arguments(workdir, start, *scenes, "--config.save_every=3"))
+    return workdir
+
+
+def test_a_run_from_pretraining_leaves_a_detector_and_its_map(detector, pretrained):
+    params, config = load_params(str(detector))
+    assert config.model.classes == 13 and config.data.class_names[12] == "near_other"
+    assert params["head"]["bias"].shape == (13,)
+    before, _ = load_params(str(pretrained))
+    assert params["encoder"]["norm"]["scale"].shape == before["encoder"]["norm"]["scale"].shape
+    (row,) = held_out(detector)
+    assert 0 < row["eval/map"] < 1 and 0 <= row["eval/hit"] <= 1
+    values = [loss for loss, _ in losses(detector).values()]
+    assert float.fromhex(values[0]) == pytest.approx(math.log(2), abs=1e-3)
+    assert float.fromhex(values[-1]) < 0.6
+    assert "near_other" in (detector / "classes.csv").read_text()
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(detector, pretrained, scenes, tmp_path, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    (detector / "checkpoints/3").rename(tmp_path / "checkpoints/3")
+    cli.main(arguments(tmp_path, f"--config.init_from={pretrained}", *scenes))
+    assert "going on from step 3" in capsys.readouterr().out
+    straight = losses(detector)
+    assert losses(tmp_path) == {step: straight[step] for step in (4, 5, 6)}
+    assert held_out(tmp_path) == held_out(detector)
+
+
+def test_from_a_classifier_the_table_names_what_is_new(classifier, scenes, tmp_path, capsys):
+    folder, params, _ = classifier
+    start = f"--config.init_from={folder}"
+    cli.main(arguments(tmp_path, start, *scenes, "--config.boxes.whole=True", steps=3))
+    said = capsys.readouterr().out
+    assert "fresh       encoder/norm/bias" in said and "left out    fc_norm/bias" in said
+    assert "the whole image for each" in said
+    assert "loss of a predictor of the class frequencies 0." in said
+    assert "walk " in said and "(training boxes)" in said
+    after, _ = load_params(str(tmp_path))
+    ours, theirs = after["encoder"]["embed"]["kernel"], params["encoder"]["embed"]["kernel"]
+    np.testing.assert_allclose(ours, theirs, atol=0.05)
+
+
+def test_a_detector_goes_on_only_as_what_it_is(detector, scenes, capsys):
+    said = fails(capsys, *arguments(detector, *scenes, "--config.model.classes=14"))
+    assert "holds a checkpoint with data.class_names=" in said
+
+
+def make_videos(counts, labels, names=("a", "b", "c"), name="list"):
+    """Return key frames with `counts` boxes each; labels: the one action of each box, or None."""
+    total = sum(counts)
+    targets = np.zeros([total, len(names)], bool)
+    for row, label in enumerate(labels):
+        if label is not None:
+            targets[row, label] = True
+    frames = KeyFrames(
+        seconds=np.arange(len(counts), dtype=float),
+        names=("film",) * len(counts),
+        stamps=np.arange(len(counts), dtype=float),
+        offsets=np.concatenate([[0], np.cumsum(counts)]),
+        boxes=np.tile(np.float32([0, 0, 1, 1]), (total, 1)),
+        targets=targets,
+        scores=np.ones(total, np.float32),
+        persons=np.full(total, -1),
+    )
+    return Videos(("film.mp4",) * len(counts), None, names, name, key_frames=frames)
+
+
+def test_preparing_names_the_classes_and_says_what_is_left_out():
+    train = make_videos([2, 0, 1], [0, 1, None])
+    held_out_videos = make_videos([1, 0], [2], name="val")
+    config, train, other = detect.prepare(
+        load_config("detect:tiny,custom", ["--config.model.classes=4"]), train, held_out_videos
+    )
+    assert config.model.classes == 4 and config.data.class_names == ("a", "b", "c", "4")
+    assert len(train) == 2 and train.key_frames.targets.shape == (3, 4)
+    assert len(other) == 2 and other.key_frames.targets.shape == (1, 4)
+    left_out, unseen, loss = train.notes
+    assert left_out == "1 key frames without boxes left out"
+    assert unseen == "1 classes of val that training never sees, first c"
+    assert loss.startswith("loss of a predictor of the class frequencies 0.")
+
+
+def test_key_frames_that_cannot_be_learned_are_refused():
+    with pytest.raises(UserError, match="list has no boxes: there is nothing to train on"):
+        detect.prepare(load_config("detect:tiny,custom"), make_videos([0, 0], []), None)
+    config = load_config("detect:tiny,custom", ["--config.model.classes=2"])
+    with pytest.raises(UserError, match="has 3 classes, model.classes is 2: use --config.model"):
+        detect.prepare(config, make_videos([1], [0]), None)
+
+
+def test_a_plan_and_synthetic_videos_need_no_annotations(tmp_path, capsys):
+    cli.main(["plan", *RUN, "--config.steps=3", "--config.model.classes=5"])
+    assert "8 clips a step" in capsys.readouterr().out
+    synthetic = ["--config.data.train=synthetic", "--config.data.holdout=0.001"]
+    cli.main(arguments(tmp_path, *synthetic, "--config.model.classes=5", steps=3))
+    assert "held-out at step 3" in capsys.readouterr().out

@@ -119,8 +119,8 @@ def _read_named(path: Path, rows: list[tuple[int, list[str]]]) -> Table:
             close = difflib.get_close_matches(cell, names, n=1)
             meant = f"; did you mean {close[0]!r}?" if close else ""
             raise UserError(
-                f"{path} line {rows[0][0]}: column {cell!r} is not known{meant} Columns are "
-                f"{', '.join(COLUMNS)}"
+                f"{path} line {rows[0][0]}: column {cell!r} is not known{meant or ';'} a header "
+                f"has {', '.join(COLUMNS)}, a row without a header 8, 7 or 2 columns, as AVA"
             )
         places[names[cell]] = place
     moment = "frame" if "frame" in places else "timestamp"

@@ -560,7 +560,7 @@ def resize_frames(
     """Resize a part of all frames with Pillow's bilinear filter: uint8 [F, height, width, C].
 
     source: left, top, right and bottom of the part in pixels, None is all. The filter also reads
-    the pixels around it, so the result is the same as a box of the resized frames.
+    the pixels around it, so the result is that of a box of the resized frames, within one level.
     """
     from PIL import Image
 

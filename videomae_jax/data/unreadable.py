@@ -29,7 +29,8 @@ class BadVideos:
     ):
         self.max_share = max_share
         self.file = None if file is None else os.fspath(file)
-        self.total = len(videos)
+        # Key frames share videos.
+        self.total = len(videos if videos.key_frames is None else set(videos.paths))
         self.reasons: dict[str, str] = {}
         self._process_index = process_index
         self._lock = threading.Lock()

@@ -1,0 +1,55 @@
+"""Class lists: names and ids, in the forms that users have."""
+
+import pytest
+
+from videomae_jax.data.class_lists import name_classes, read_class_list
+from videomae_jax.errors import UserError
+
+BLOCKS = """item {
+  name: "bend/bow (at the waist)"
+  id: 1
+}
+item { name: "climb (e.g., a mountain)" id: 3 }
+label {
+    name: 'hit'
+    label_id: 2
+    label_type: PERSON_MOVEMENT
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "text,expected",
+    [
+        (BLOCKS, {1: "bend/bow (at the waist)", 3: "climb (e.g., a mountain)", 2: "hit"}),
+        ("walk\nrun fast\n\n", {1: "walk", 2: "run fast"}),
+        ("1 walk\n2 run fast\n", {1: "walk", 2: "run fast"}),
+        ("id,name\n1,walk\n12,run\n", {1: "walk", 12: "run"}),
+        ('name,id\r\n"walk, slowly",2\r\nrun,1\r\n', {2: "walk, slowly", 1: "run"}),
+        ("1: walk\n3: run\n", {1: "walk", 3: "run"}),
+    ],
+)
+def test_a_list_is_read(tmp_path, text, expected):
+    (tmp_path / "list").write_text(text)
+    assert read_class_list(tmp_path / "list") == expected
+
+
+def test_an_id_without_a_name_is_named_by_itself():
+    assert name_classes({3: "run", 1: "walk"}) == ("walk", "2", "run")
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("", "lists no classes"),
+        ("walk\nwalk\n", "class 2 'walk': each id and each name is there once"),
+        ("1,a\n1,b\n", "class 1 'b'"),
+        ("0,a\n1,b\n", "class 0 'a': ids count from 1"),
+    ],
+)
+def test_a_wrong_list_is_an_error(tmp_path, text, message):
+    (tmp_path / "list").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_class_list(tmp_path / "list")
+    with pytest.raises(UserError, match="cannot read the class list"):
+        read_class_list(tmp_path / "other")
