@@ -20,6 +20,7 @@ from videomae_jax.models import flops
 from videomae_jax.models.detector import VideoDetector, init_detector
 from videomae_jax.models.tokens import patch_grid, patchify
 from videomae_jax.tasks.build import (
+    Geometry,
     clip_geometry,
     compute_line,
     encoder_fields,
@@ -206,22 +207,8 @@ def build_task(config: ConfigDict) -> Task:
         samplers=lambda: (train_sampler(config), eval_sampler(config)),
         check_clips=lambda clips: None,
         train_flops=train_flops,
-        summary={
-            "clip": f"{clip.frames} frames, stride {clip.stride} at {clip.rate:g} a second, "
-            f"{clip.height} x {clip.width} of short side {short_side(clip)}, "
-            f"{patches_text(geometry, model)}; {model.classes} classes",
-            "positions": positions_line(grid, model.position_grid) + ", cubic for other sizes",
-            "boxes": "the whole image for each"
-            if boxes.whole
-            else f"at most {boxes.max} a clip, {config.roi.size} x {config.roi.size} cells "
-            f"{'' if config.roi.aligned else 'not '}aligned, sides moved by "
-            + ", ".join(f"{part:g}" for part in boxes.jitter),
-            "augment": f"flip {'on' if change.flip else 'off'}; hue +-{change.hue}, saturation "
-            f"+-{change.saturation}, value +-{change.value}",
-            "drop": f"path {config.drop_path:g}",
-            "compute": compute_line(model.run),
-            "FLOPs": flops_line(forward_flops, train_flops),
-        },
+        summary=_summary(config, model, geometry)
+        | {"FLOPs": flops_line(forward_flops, train_flops)},
         outputs=outputs,
         score=functools.partial(score_held_out, config),
     )
@@ -237,6 +224,30 @@ def score_held_out(
     probabilities = present_boxes(values, frames.counts)
     labels = scored_labels(config)
     return {"map": score_boxes(frames, frames, probabilities, evaluated=labels).value}
+
+
+def _summary(config: ConfigDict, model: VideoDetector, geometry: Geometry) -> dict[str, str]:
+    """Return the lines of the start banner about clips, boxes and augmentations."""
+    clip, change, boxes, roi = config.clip, config.augment, config.boxes, config.roi
+    if boxes.whole:
+        persons = "the whole image for each"
+    else:
+        moves = ", ".join(f"{part:g}" for part in boxes.jitter)
+        persons = (
+            f"at most {boxes.max} a clip, {roi.size} x {roi.size} cells "
+            f"{'' if roi.aligned else 'not '}aligned, sides moved by {moves}"
+        )
+    return {
+        "clip": f"{clip.frames} frames, stride {clip.stride} at {clip.rate:g} a second, "
+        f"{clip.height} x {clip.width} of short side {short_side(clip)}, "
+        f"{patches_text(geometry, model)}; {model.classes} classes",
+        "positions": positions_line(geometry.grid, model.position_grid) + ", cubic for other sizes",
+        "boxes": persons,
+        "augment": f"flip {'on' if change.flip else 'off'}; hue +-{change.hue}, saturation "
+        f"+-{change.saturation}, value +-{change.value}",
+        "drop": f"path {config.drop_path:g}",
+        "compute": compute_line(model.run),
+    }
 
 
 def scored_labels(config: ConfigDict) -> list[int]:
