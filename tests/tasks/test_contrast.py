@@ -10,6 +10,8 @@ from videomae_jax.config import load_config, load_config_and_given
 from videomae_jax.data.synthetic import synthetic_batches
 from videomae_jax.devices.prefetch import DevicePrefetcher
 from videomae_jax.devices.sharding import batch_sharding, make_mesh, path_name
+from videomae_jax.diagnostics.collectives import read_collectives
+from videomae_jax.diagnostics.plan import savings
 from videomae_jax.errors import UserError
 from videomae_jax.interop.checkpoint_files import load_checkpoint, save_checkpoint
 from videomae_jax.interop.init_from import with_source_geometry
@@ -21,7 +23,7 @@ from videomae_jax.training.optim import (
     make_optimizer,
     warmup_cosine,
 )
-from videomae_jax.training.step import jit_steps
+from videomae_jax.training.step import abstract_batch, jit_steps
 from videomae_jax.training.transfer import transfer_encoder
 from videomae_jax.training.workdir import read_metrics
 
@@ -117,6 +119,27 @@ def test_eight_devices_and_chunks_compute_what_one_does(one_device):
     ):
         np.testing.assert_allclose(ours, theirs, atol=1e-3)
     assert all(1 < loss < 3.5 for loss in losses)  # .8 ln 16 = 2.2 knows nothing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_between_devices_go_sums_and_one_gather_of_the_keys(chunks):
+    config = load(f"--config.chunks={chunks}")
+    task, mesh = contrast.build_task(config), make_mesh(dict(data=8, fsdp=1, tensor=1))
+    with jax.set_mesh(mesh):
+        decay = average_decay(config, task, steps=STEPS)
+        options = dict(seed=0, accumulation=1, ema_decay=decay)
+        steps = jit_steps(task, make_optimizer(config, task), lambda _: 1e-3, mesh, **options)
+        batch = abstract_batch(task.samplers()[0], 32, mesh, labels=None)
+        text = steps.train.lower(steps.abstract_state, batch).compile().as_text()
+    found = {row.kind: row for row in read_collectives(text, hosts=[0] * 8)}
+    assert set(found) == {"all-reduce", "all-gather"}
+    # Each device gets the float32 keys of the others: 7/8 of [16, 2, 16].
+    assert found["all-gather"].calls == 1 and found["all-gather"].bytes == 4 * 16 * 2 * 16 * 7 / 8
+
+
+def test_a_plan_divides_the_encoder_s_part_of_a_step():
+    assert next(savings(load(), 1))[0] == {"chunks": 2}
 
 
 @pytest.mark.parametrize(
