@@ -58,12 +58,13 @@ def brightness_task(scored):
     )
 
 
-def run(videos, *, devices, batch_size, sampler=SAMPLER, stopped=lambda: False):
+def run(videos, *, devices, batch_size, sampler=SAMPLER, stopped=lambda: False, outputs=None):
     """Evaluate; return the metrics, what `score` was given, and the note on unreadable videos."""
     overrides = [f"--config.batch_size={batch_size}", "--config.repeats=1"]
     config = load_config("finetune:tiny,custom", overrides)
     scored = []
     task = brightness_task(scored)
+    task = task._replace(outputs=outputs or task.outputs)
     mesh = make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:devices])
     schedule = warmup_cosine(Schedule(100, 2, 10, 1e-3, 1e-5))
     with jax.set_mesh(mesh):
@@ -109,6 +110,36 @@ def test_clips_of_several_shapes_are_scored_together(unreadable_list):
     samplers = [SAMPLER if index % 3 else WIDE for index in READABLE]
     clips = [make(videos, i, None) for make, i in zip(samplers, READABLE, strict=True)]
     expected = np.stack([clip.mean((0, 1, 2)) for clip in clips])
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+class WithBoxes(DenseSampler):
+    """Makes clips with as many boxes as the last digit of their number says, of at most 9."""
+
+    @property
+    def spec(self):
+        return super().spec | {"present": ((9,), np.bool_)}
+
+    def sample_many(self, videos, index, rngs):
+        present = np.tile(np.arange(9) < index, (len(rngs), 1))
+        return super().sample_many(videos, index, rngs) | {"present": present}
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 3), (8, 8)])
+def test_a_score_gets_present_boxes_only(unreadable_list, devices, batch_size):
+    def outputs(params, batch):
+        brightness = batch["video"].mean((1, 2, 3, 4))
+        return brightness[:, None] + jnp.arange(9) + params["head"]["bias"][0]
+
+    videos = read_videos(unreadable_list)
+    sampler = WithBoxes(**dataclasses.asdict(SAMPLER))
+    _, scored = run(
+        videos, devices=devices, batch_size=batch_size, sampler=sampler, outputs=outputs
+    )
+    ids, values = scored[0]
+    assert ids.tolist() == [index for index in READABLE for _ in range(index)]
+    means = {index: SAMPLER(videos, index, None).mean() for index in READABLE}
+    expected = [means[index] + box for index in READABLE for box in range(index)]
     np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 

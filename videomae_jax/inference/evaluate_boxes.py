@@ -38,7 +38,6 @@ from videomae_jax.tasks.detection_scores import (
     box_scores,
     evaluated_labels,
     frame_keys,
-    present_boxes,
     score_boxes,
 )
 from videomae_jax.tasks.task import Batch, Params
@@ -389,7 +388,7 @@ def _to_rows(
     return _Found(
         frames=np.repeat(numbers, rows),
         boxes=np.where(np.repeat(counts, rows) > 0, boxes, -1),
-        probabilities=present_boxes(probabilities, rows),
+        probabilities=probabilities[np.arange(probabilities.shape[1]) < rows[:, None]],
         errors=np.where(boxes == 0, np.repeat(errors, rows), 0),
     )
 

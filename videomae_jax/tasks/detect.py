@@ -28,7 +28,7 @@ from videomae_jax.tasks.build import (
     patches_text,
     positions_line,
 )
-from videomae_jax.tasks.detection_scores import evaluated_labels, present_boxes, score_boxes
+from videomae_jax.tasks.detection_scores import evaluated_labels, score_boxes
 from videomae_jax.tasks.task import Batch, Params, Task
 
 if TYPE_CHECKING:  # it imports PyAV, which is only needed where videos are read
@@ -215,13 +215,12 @@ def build_task(config: ConfigDict) -> Task:
 
 
 def score_held_out(
-    config: ConfigDict, videos: Videos, ids: np.ndarray, values: np.ndarray
+    config: ConfigDict, videos: Videos, ids: np.ndarray, probabilities: np.ndarray
 ) -> dict[str, float]:
     """Return the frame mAP with annotated boxes: `Task.score` of a config."""
     if videos.key_frames is None:  # synthetic
         return {}
-    frames = videos.key_frames.pick(ids)
-    probabilities = present_boxes(values, frames.counts)
+    frames = videos.key_frames.pick(np.unique(ids))
     labels = scored_labels(config)
     return {"map": score_boxes(frames, frames, probabilities, evaluated=labels).value}
 

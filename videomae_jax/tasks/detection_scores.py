@@ -83,8 +83,3 @@ def score_boxes(
         listed=numbered(truth_keys),
         excluded=numbered(excluded),
     )
-
-
-def present_boxes(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return values [n, M, ...] without those of absent boxes: [sum of counts, ...]."""
-    return values[np.arange(values.shape[1]) < counts[:, None]]

@@ -16,7 +16,8 @@ if TYPE_CHECKING:  # it imports PyAV, which is only needed where videos are read
 Params = Any
 # "video" uint8 [B, F, H, W, C], "id" int32 [B] and, for labelled videos, "label" int32 [B]. In
 # training also "row" int32 [B] and, where clips may fill only the top left part of "video",
-# "size" int32 [B, 2], their height and width. In evaluation also "valid" bool [B].
+# "size" int32 [B, 2], their height and width. In evaluation also "valid" bool [B]. Boxes of clips
+# have "present" bool [B, M].
 Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
 
@@ -46,11 +47,13 @@ class Task(NamedTuple):
     wrap_optimizer: (
         Callable[[optax.GradientTransformation], optax.GradientTransformation] | None
     ) = None
-    # What `score` needs of each clip, [B, ...]; None: all metrics are made of sums. It begins like
-    # `eval_sums`, and as they are compiled together XLA computes what they share once.
+    # What `score` needs of each clip, [B, ...], or of each box, [B, M, ...], if batches have
+    # "present"; None: all metrics are made of sums. It begins like `eval_sums`, and as they are
+    # compiled together XLA computes what they share once.
     outputs: Callable[[Params, Batch], jax.Array] | None = None
-    # Metrics that no sum gives, such as average precision: (held-out videos, ids int64 [n] of
-    # those that could be read, ascending, their outputs [n, ...]) -> {name: value}.
+    # Metrics that no sum gives, such as average precision: (held-out videos, ids int64 [n],
+    # ascending, outputs [n, ...]) -> {name: value}. Of a video that could not be read, or a box
+    # that is absent, there is no row.
     score: Callable[[Videos, np.ndarray, np.ndarray], dict[str, float]] | None = None
     # Steps of the run -> the schedule of the decay of the moving average; None for the constant
     # `config.ema_decay`.

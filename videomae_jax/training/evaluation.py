@@ -55,7 +55,7 @@ def evaluate(
     weights = named_weights(state)
     bad = BadVideos(videos, max_share=1.0)
     totals: dict[str, dict[str, np.float64]] = {}
-    rows: dict[str, list[Rows]] = {name: [] for name in weights}
+    rows: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in weights}
     pictures: dict[str, np.ndarray] | None = None
     with closing(_batches(config, videos, sampler, mesh=mesh, bad=bad)) as batches:
         for batch, numbers in batches:
@@ -68,8 +68,7 @@ def evaluate(
                 sums = {k: np.float64(v) for k, v in sums.items()}
                 totals[name] = jax.tree.map(np.add, totals[name], sums) if name in totals else sums
                 if found is not None:
-                    found = jax.device_get(found)
-                    rows[name].append(found._replace(ids=numbers[found.ids]))
+                    rows[name].append(_kept_rows(jax.device_get(found), numbers))
     if pictures is None or not totals[""]["count"]:
         raise UserError(f"held-out data: {bad}")
     unread = int(multihost_utils.process_allgather(np.int32(len(bad))).sum())
@@ -110,10 +109,19 @@ def _batches(
                 yield batch, np.array(indices)
 
 
-def _join(rows: list[Rows]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ids, ascending, and the values of the clips that could be read."""
-    ids, valid, values = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
-    order = np.flatnonzero(valid)[np.argsort(ids[valid], kind="stable")]
+def _kept_rows(found: Rows, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers in the list, int64 [n], and the values, [n, ...], of what is there.
+
+    Absent boxes are most of a batch: kept for all of AVA, they would take ten times the memory.
+    """
+    clips = np.nonzero(found.kept)[0]
+    return numbers[found.ids[clips]], found.values[found.kept]
+
+
+def _join(rows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers and the values of all batches, by ascending number."""
+    ids, values = map(np.concatenate, zip(*rows, strict=True))
+    order = np.argsort(ids, kind="stable")
     return ids[order].astype(np.int64), values[order]
 
 

@@ -191,11 +191,11 @@ def abstract_batch(
 
 
 class Rows(NamedTuple):
-    """The values of each clip of an evaluation batch, for metrics that no sum gives."""
+    """The outputs of an evaluation batch, for metrics that no sum gives."""
 
     ids: jax.Array  # int32 [B]
-    valid: jax.Array  # bool [B]
-    values: jax.Array  # [B, ...], see `Task.outputs`
+    kept: jax.Array  # bool [B], or [B, M] of boxes: whether the clip is valid, the box present
+    values: jax.Array  # [B, ...], or [B, M, ...] of boxes; see `Task.outputs`
 
 
 class Steps(NamedTuple):
@@ -220,7 +220,7 @@ def jit_steps(
     """Return the functions of a run, jitted with their shardings.
 
     ema_decay: see `optim.average_decay`. `train` donates its state. `evaluate` returns scalar sums
-    over the clips whose batch["valid"] is True and, if the task has `outputs`, the rows of all
+    over the clips whose batch["valid"] is True and, if the task has `outputs`, the `Rows` of all
     clips, replicated on every process.
     """
 
@@ -245,7 +245,10 @@ def jit_steps(
         sums = {k: jnp.where(batch["valid"], v, 0).sum() for k, v in sums.items()}
         if task.outputs is None:
             return sums, None
-        return sums, Rows(batch["id"], batch["valid"], task.outputs(params, batch))
+        kept = batch["valid"]
+        if "present" in batch:
+            kept = kept[:, None] & batch["present"]
+        return sums, Rows(batch["id"], kept, task.outputs(params, batch))
 
     shapes = jax.eval_shape(init)
     sharding = state_sharding(shapes, mesh)
