@@ -148,6 +148,15 @@ def test_the_python_method_and_batches_of_other_sizes(detector, films):
     json.dumps(whole)  # plain numbers
 
 
+def test_a_second_video_compiles_nothing(detector, films, caplog):
+    model = vm.load(detector[0])
+    with jax.log_compiles():
+        model.detect(films["plain"], ROWS)
+        caplog.clear()
+        model.detect(films["plain"], [(3, *BOX), *ROWS[:2]])
+    assert not [message for message in caplog.messages if "Compiling" in message]
+
+
 def test_a_classifier_takes_no_boxes_and_a_detector_has_no_logits_of_clips(
     classifier, detector, films
 ):

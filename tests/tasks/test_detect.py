@@ -150,6 +150,18 @@ def test_the_sums_are_those_of_the_formula():
     assert nan["hit"][0] == 0 and jnp.isnan(nan["error"][0])
 
 
+def test_a_box_without_an_action_can_be_no_hit():
+    """As a video without a label, see `test_multi_label`."""
+    targets = jnp.asarray([[[1, 0], [0, 0], [0, 0]]], bool)
+    logits = jnp.asarray([[[2.0, 1.0], [1.0, 2.0], [0.0, 0.0]]])
+    task, *_ = make(STILL)
+    sums = jax.tree.map(
+        jnp.sum, detect.box_sums(logits, targets, jnp.asarray([[True, True, False]]))
+    )
+    assert float(sums["count"]) == 2
+    assert float(task.summarize(sums)["hit"]) == 1
+
+
 def steps(config, *, mesh, devices):
     """Train two steps; returns the losses, and the parameters after and before."""
     task = detect.build_task(config)

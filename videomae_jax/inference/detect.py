@@ -1,9 +1,10 @@
 """Find the actions of the people in a video, given boxes around them at some moments."""
 
+import functools
 import math
 import os
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -96,14 +97,8 @@ def detect(
     bad = BadVideos(videos, max_share=1.0)
     mesh = data_mesh(jax.local_devices())
     reader = _ClipReader(config, path, moments)
-
-    def step(params: Params, batch: Batch) -> jax.Array:
-        extend = tuple(config.boxes.extend)
-        logits = box_logits(network, params, batch, whole=config.boxes.whole, extend=extend)
-        return jax.nn.sigmoid(logits)
-
     batches = run_windows(
-        step,
+        _box_step(network, config.boxes.whole, tuple(config.boxes.extend)),
         params,
         read_windows(videos, [0], sampler=reader, first=0, bad=bad, threads=1),
         batch_size=batch_size or WINDOWS * mesh.size,
@@ -123,6 +118,21 @@ def detect(
     progress.close()
     if bad:
         raise UserError(f"cannot read {path}: {bad.reasons[path]}")
+
+
+@functools.lru_cache(maxsize=8)
+def _box_step(
+    network: VideoDetector, whole: bool, extend: tuple[float, float]
+) -> Callable[[Params, Batch], jax.Array]:
+    """Return a step for `run_windows`, the same function again for the same arguments.
+
+    So `Model.detect` compiles it for the first video only.
+    """
+
+    def step(params: Params, batch: Batch) -> jax.Array:
+        return jax.nn.sigmoid(box_logits(network, params, batch, whole=whole, extend=extend))
+
+    return step
 
 
 def nearest(times: np.ndarray, moments: np.ndarray, *, within: float) -> np.ndarray:

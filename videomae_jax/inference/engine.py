@@ -1,5 +1,6 @@
 """Run a model over all videos of a list, or all windows of them, on any number of devices."""
 
+import functools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -26,10 +27,9 @@ from videomae_jax.devices.sharding import (
 from videomae_jax.errors import UserError, nearest_multiples
 from videomae_jax.inference.network import Network, outputs
 from videomae_jax.inference.windows import Window
-from videomae_jax.tasks.task import Params
+from videomae_jax.tasks.task import Batch, Params
 
 NumberedWindow = tuple[int, Window]
-Batch = dict[str, jax.Array]
 
 
 class Predictions(NamedTuple):
@@ -195,11 +195,14 @@ def predict_windows(
     devices of this process only. Windows are read while the previous batch is computed. On CPUs
     the results do not depend on the batch size or the number of devices, bit for bit.
     """
-
-    def step(params: Params, batch: Batch) -> jax.Array:
-        return outputs(network, params, batch["video"])[name]
-
+    step = _output_step(network, name)
     return run_windows(step, params, windows, batch_size=batch_size, mesh=mesh)
+
+
+@functools.lru_cache(maxsize=8)
+def _output_step(network: Network, name: str) -> Callable[[Params, Batch], jax.Array]:
+    """Return a step for `run_windows`, the same function again for the same arguments."""
+    return lambda params, batch: outputs(network, params, batch["video"])[name]
 
 
 def run_windows(
@@ -213,7 +216,8 @@ def run_windows(
 ) -> Generator[tuple[list[NumberedWindow], np.ndarray], None, None]:
     """Yield windows in batches with `step(params, batch)` for each, [b, ...].
 
-    more: what a row of the batch has beside the clip, "video"; rows that only fill up a batch are
+    step: compiled once for each shape of a batch; another function is compiled again. more: what
+    a row of the batch has in addition to the clip, "video"; rows that only fill up a batch are
     zeros. The other arguments are those of `predict_windows`.
     """
     check_batch(batch_size, mesh)

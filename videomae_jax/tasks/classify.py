@@ -379,10 +379,10 @@ def multi_label_sums(
 
 
 def summarize_multi_label(sums: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Return the mean loss, and how often the highest logit is that of a label.
+    """Return the mean loss, and "hit": how often the highest logit is that of a label.
 
-    Clips without a label do not count in "hit". In training the labels of two mixed clips are
-    those of the first.
+    sums: of clips, or of the boxes of a detector. Those without a label do not count in "hit". In
+    training the labels of two mixed clips are those of the first.
     """
     return {
         "loss": sums["error"] / sums["count"],

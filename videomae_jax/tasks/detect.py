@@ -4,7 +4,6 @@ Every present box counts the same, on any number of devices; absent ones fill up
 """
 
 import functools
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from videomae_jax.tasks.build import (
     patches_text,
     positions_line,
 )
+from videomae_jax.tasks.classify import summarize_multi_label
 from videomae_jax.tasks.detection_scores import evaluated_labels, score_boxes
 from videomae_jax.tasks.task import Batch, Params, Task
 
@@ -202,7 +202,7 @@ def build_task(config: ConfigDict) -> Task:
         init=init,
         train_sums=train_sums,
         eval_sums=eval_sums,
-        summarize=summarize,
+        summarize=summarize_multi_label,
         pictures=lambda params, batch: {},
         samplers=lambda: (train_sampler(config), eval_sampler(config)),
         check_clips=lambda clips: None,
@@ -335,22 +335,20 @@ def box_logits(
 
 
 def box_sums(logits: jax.Array, targets: jax.Array, present: jax.Array) -> dict[str, jax.Array]:
-    """Return the terms of loss and accuracy of each clip, float32 [B], sums over its boxes.
+    """Return the terms of loss and hit rate of each clip, float32 [B], sums over its boxes.
 
-    logits: float32 [B, M, classes]. targets: bool [B, M, classes]. present: bool [B, M]. "error"
-    is the sigmoid cross-entropy, a mean over the classes; "hit" is 1 for a box whose highest
-    logit is that of a true action; "count" is 1 for each box.
+    logits: float32 [B, M, classes]. targets: bool [B, M, classes]. present: bool [B, M]. The terms
+    of a box are those of a clip in `classify.multi_label_sums`.
     """
     # Before the loss, so that the gradient of an absent box is zero and never NaN.
     logits = jnp.where(present[..., None], logits, 0)
     errors = jax.nn.softplus(logits) - logits * targets
     top = jnp.argmax(logits, axis=-1, keepdims=True)
     hits = jnp.take_along_axis(targets, top, axis=-1)[..., 0] & jnp.isfinite(logits).all(-1)
-    terms = {"error": errors.mean(-1), "hit": hits, "count": jnp.ones_like(present)}
+    terms = {
+        "error": errors.mean(-1),
+        "hit": hits,
+        "labelled": targets.any(-1),
+        "count": jnp.ones_like(present),
+    }
     return {name: jnp.where(present, term, 0).sum(-1, jnp.float32) for name, term in terms.items()}
-
-
-def summarize(sums: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Return the mean loss of a box, and the fraction whose highest score is a true action."""
-    count = sums["count"]
-    return {"loss": sums["error"] / count, "hit": sums["hit"] / count}
