@@ -1,17 +1,13 @@
-"""Films with drawn boxes, and the table of scores: all frames, their times, the right boxes."""
-
-import csv
+"""Videos with drawn boxes: all frames, their times, the right boxes."""
 
 import numpy as np
 import pytest
 from videos import number, turn, write_video
 
-from videomae_jax.data.box_files import read_table
 from videomae_jax.data.decode import UnreadableVideo, open_frames, read_facts
 from videomae_jax.drawing import GREY, class_colour
-from videomae_jax.errors import UserError
 from videomae_jax.inference.detect import Detection, Moment
-from videomae_jax.inference.films import write_detections, write_film
+from videomae_jax.inference.draw import write_drawn_video
 
 
 def moment(seconds, *boxes, stamp=None, **scores):
@@ -44,7 +40,7 @@ def check_film(source, out, moments, *, every):
     """Every frame with its time is there, and shows the boxes of the nearest moment or none."""
     times = np.array([found.detections[0].seconds for found in moments])
     seconds, frames = read(source)
-    assert write_film(source, str(out), moments, every=every, threshold=0.3) == len(frames)
+    assert write_drawn_video(source, str(out), moments, every=every, threshold=0.3) == len(frames)
     drawn_seconds, drawn = read(out)
     np.testing.assert_allclose(drawn_seconds[:-1], seconds[:-1], atol=1e-5)
     assert [number(frame) for frame in drawn] == [number(frame) for frame in frames]
@@ -87,7 +83,7 @@ def test_films_of_other_kinds(tmp_path, name):
         turn(source, degrees=180)  # the number is then at the bottom, upside down
         with open_frames(source) as (_, read_frames):
             (upright,) = read_frames([7])
-        write_film(source, str(tmp_path / "b.mp4"), [moment(9, LEFT)], every=1, threshold=0)
+        write_drawn_video(source, str(tmp_path / "b.mp4"), [moment(9, LEFT)], every=1, threshold=0)
         _, drawn = read(tmp_path / "b.mp4")
         assert len(drawn) == 60 and np.abs(drawn[7].astype(int) - upright).mean() < 4
         return
@@ -99,7 +95,7 @@ def test_actions_below_the_threshold_are_not_written(tmp_path):
     scores = {"run": 0.9, "low": 0.6, "near": 0.2}
 
     def colours(threshold):
-        write_film(
+        write_drawn_video(
             source,
             str(tmp_path / "b.mp4"),
             [moment(0, LEFT, **scores)],
@@ -124,23 +120,6 @@ def test_a_film_that_breaks_off_leaves_nothing(tmp_path):
     data[middle : middle + 3000] = bytes(3000)
     (tmp_path / "a.mp4").write_bytes(data)
     try:
-        write_film(source, str(tmp_path / "b.mp4"), [moment(1, LEFT)], every=1, threshold=0)
+        write_drawn_video(source, str(tmp_path / "b.mp4"), [moment(1, LEFT)], every=1, threshold=0)
     except UnreadableVideo:
         assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
-
-
-def test_the_table_is_that_of_ava(tmp_path):
-    moments = [
-        moment(1.0, LEFT, RIGHT, stamp=901.0, run=0.1234567, low=1e-7),
-        moment(1.5, LEFT, stamp=901.5),
-    ]
-    write_detections(tmp_path / "new" / "a.csv", moments)
-    rows = list(csv.reader((tmp_path / "new" / "a.csv").open()))
-    assert rows[0] == ["a", "901", *"0.100000 0.600000 0.400000 0.900000 1 0.123457".split()]
-    assert [row[6] for row in rows] == ["1", "2"] * 3 and rows[4][1] == "901.5"
-    table = read_table(tmp_path / "new" / "a.csv")
-    assert table.scores is not None and table.moments.tolist() == [901] * 4 + [901.5] * 2
-    np.testing.assert_allclose(table.corners[0], LEFT)
-    (tmp_path / "taken").write_text("")
-    with pytest.raises(UserError, match="cannot write .*taken"):
-        write_detections(tmp_path / "taken" / "a.csv", moments)

@@ -1,23 +1,19 @@
-"""Write the actions found in a video: a film with drawn boxes, and a table of all scores."""
+"""Write a copy of a video with the boxes and the actions of its people drawn."""
 
-import csv
 import functools
 import itertools
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from videomae_jax.data.decode import open_frames, read_facts
 from videomae_jax.data.encode import FilmWriter
 from videomae_jax.drawing import GREY, Label, class_colour, render_boxes
-from videomae_jax.errors import UserError
 from videomae_jax.inference.detect import Detection, Moment, nearest
 from videomae_jax.progress import Progress
 
 
-def write_film(
+def write_drawn_video(
     path: str,
     out: str,
     moments: Sequence[Moment],
@@ -27,10 +23,10 @@ def write_film(
 ) -> int:
     """Copy a video with the boxes and actions of every key time drawn; return its frames.
 
-    moments: in the order of time. A frame shows the nearest one, none if that is more than half
+    moments: in the order of time. A frame shows the nearest one, or none if that is more than half
     of `every` seconds away. Frames are read, drawn and written one by one. The copy is H.264,
     with the size and the times of the original, upright, without sound. threshold: the lowest
-    score of an action that is written. Raises UnreadableVideo, and UserError if the file cannot
+    score of an action that is drawn. Raises UnreadableVideo, and UserError if the file cannot
     be written.
     """
     facts = read_facts(path)
@@ -54,13 +50,13 @@ def write_film(
             width=width,
             rate=count / float(seconds[-1]),
             pixel_aspect=facts.pixel_aspect,
-        ) as film:
+        ) as writer:
             chosen = nearest(keys, seconds[:-1], within=every / 2).tolist()
             for index, frame in enumerate(itertools.chain([first], frames)):
                 if chosen[index] >= 0:
                     drawn, where = render(chosen[index])
                     frame = np.where(where, drawn, frame)
-                film.add(frame, start=float(seconds[index]), end=float(seconds[index + 1]))
+                writer.add(frame, start=float(seconds[index]), end=float(seconds[index + 1]))
                 progress.show(
                     index + 1,
                     count=index + 1,
@@ -72,34 +68,14 @@ def write_film(
 
 
 def _labels(detections: Sequence[Detection], threshold: float) -> list[list[Label]]:
-    """Return the lines to write at each box: actions by score; the person's score without any."""
-    drawn = []
+    """Return the lines at each box: its actions by score, or the person's score if it has none."""
+    labels = []
     for found in detections:
         actions = [
             (score, Label(f"{name} {score:.2f}", class_colour(index)))
             for index, (name, score) in enumerate(found.actions.items())
             if score >= threshold
         ]
-        labels = [label for _, label in sorted(actions, key=lambda action: -action[0])]
-        drawn.append(labels or [Label(f"person {found.person:.2f}", GREY)])
-    return drawn
-
-
-def write_detections(path: str | os.PathLike[str], moments: Sequence[Moment]) -> None:
-    """Write every score as a row of AVA's csv of detections.
-
-    The columns are video, second, x1, y1, x2, y2, class id (from 1) and score; there is no header.
-    Raises UserError if the file cannot be written.
-    """
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            for moment in moments:
-                second = f"{moment.stamp:.6f}".rstrip("0").rstrip(".")
-                for found in moment.detections:
-                    corners = [f"{corner:.6f}" for corner in found.box]
-                    for number, score in enumerate(found.actions.values(), start=1):
-                        table.writerow([moment.name, second, *corners, number, f"{score:.6f}"])
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+        ranked = [label for _, label in sorted(actions, key=lambda action: -action[0])]
+        labels.append(ranked or [Label(f"person {found.person:.2f}", GREY)])
+    return labels
