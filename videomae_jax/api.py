@@ -12,7 +12,12 @@ import numpy as np
 
 from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
-from videomae_jax.inference.network import build_network, check_detector, outputs
+from videomae_jax.inference.network import (
+    build_network,
+    check_classifier,
+    check_detector,
+    outputs,
+)
 from videomae_jax.inference.network import predict as predict_patches
 from videomae_jax.interop.checkpoint_files import Checkpoint, load_checkpoint, save_checkpoint
 from videomae_jax.models.detector import VideoDetector
@@ -32,7 +37,6 @@ __all__ = [
     "UserError",
     "VideoMAE",
     "evaluate",
-    "evaluate_detector",
     "evaluate_detector",
     "extract",
     "load",
@@ -254,7 +258,7 @@ class Model:
         Args:
             video: a video file.
             boxes: around persons: a file of boxes, rows or an array of (second, x1, y1, x2, y2)
-                or (second, x1, y1, x2, y2, score), or "whole", one box, the whole picture. The
+                or (second, x1, y1, x2, y2, score), or "whole", one box, the whole image. The
                 corners of rows are fractions of the width and the height. score: of the person.
             every: seconds between the key times; each has the boxes nearest to it, at most half
                 of this away.
@@ -267,7 +271,7 @@ class Model:
             each class, which the person's score does not change.
 
         Raises:
-            UserError: the model is no detector, the video cannot be read, or it has no boxes.
+            UserError: the model is not a detector, the video cannot be read, or it has no boxes.
 
         Example:
             >>> model = vm.load("runs/detect")
@@ -375,7 +379,9 @@ def evaluate(
     out: File | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> "Evaluation | MultiLabelEvaluation | None":
-    """Measure a fine-tuned model on labelled videos, as `videomae evaluate` does.
+    """Measure a classifier on labelled videos, as `videomae evaluate` does.
+
+    A detector has its own function, `evaluate_detector`: its arguments and results are others.
 
     Args:
         model: a fine-tuned model, or its path.
@@ -403,6 +409,7 @@ def evaluate(
     from videomae_jax.inference.evaluate import evaluate as evaluate_model
 
     model = _open_model(model)
+    check_classifier(model.config, model._source)  # before a file of boxes is read as a list
     return evaluate_model(
         model._network,
         model.params,
@@ -433,22 +440,26 @@ def evaluate_detector(
 ) -> "BoxEvaluation | None":
     """Measure a detector on annotated key frames, as `videomae evaluate` does.
 
+    `evaluate` is the same for classifiers.
+
     Args:
         model: a detector, or its path.
         annotations: a file of boxes with actions, see docs/detection.md.
         boxes: a file of boxes of a person detector. None gives the model the annotated boxes,
             which is an upper bound.
-        min_score: least score of a person in `boxes`; None: as in the recipe.
+        min_score: lowest score of a person in `boxes`; None: as in the recipe.
         protocol: how mAP is computed, "published", "official" or "mmaction2", see
             docs/evaluation.md.
         evaluated: a list of the classes that count; None: as in the recipe, of AVA the usual 60.
-        excluded: a csv of key frames (video, second) that do not count.
+        excluded: a csv of key frames (video, second) that do not count; None: all count, also
+            those that the recipe leaves out.
         videos: the folder of the videos; None: as in the recipe.
         start: the second of the annotations at which the video files begin; None: as in the
             recipe.
         batch_size: key frames on all devices, None for one on each.
         out: a folder for the scores, the detections, the precision of each class and the list of
-            unreadable videos. The same call resumes from the scores in it.
+            unreadable videos. The same call resumes from the scores in it, also with another
+            protocol.
         stopped: called after every batch; when it returns true, the scores are saved.
 
     Returns:
@@ -456,7 +467,7 @@ def evaluate_detector(
         `inference.evaluate_boxes.BoxEvaluation`. None if `stopped` returned true.
 
     Raises:
-        UserError: the model is no detector, a file cannot be read, the boxes are of other
+        UserError: the model is not a detector, a file cannot be read, the boxes are of other
             videos, or an argument is out of range.
 
     Example:

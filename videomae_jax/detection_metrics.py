@@ -1,8 +1,9 @@
 """Frame mAP of boxes with actions, in the three ways that published numbers are computed.
 
 All three count a detection as right if its IoU with an annotated box of its class is 0.5 or more,
-and average the average precision of the classes that have annotations. They differ in what
-happens to key frames without annotations, and are called here by who uses them:
+and average the average precision of the classes that have annotations. It is interpolated
+(`metrics.average_precision`), unlike that of several labels a video (`metrics.class_precisions`).
+They differ in what happens to key frames without annotations, and are named after who uses them:
 
 published: VideoMAE, AlphAction and SlowFast, so most papers. Detections of key frames without
     annotations are wrong. Excluded key frames do not count.
@@ -23,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from videomae_jax.errors import UserError
-from videomae_jax.metrics import average_precision
+from videomae_jax.metrics import average_precision, mean_precision
 
 PROTOCOLS = ("published", "official", "mmaction2")
 IOU = 0.5
@@ -43,7 +44,7 @@ AVA_EVALUATED = (
 
 
 class Boxes(NamedTuple):
-    """Boxes of key frames, and what each is in each class.
+    """Boxes of key frames, with a value of each box in each class.
 
     frames: int64 [n], the number of the key frame of each box. boxes: [n, 4], x1, y1, x2, y2
     as fractions of width and height. values: [n, K]: of annotations bool, whether the box has
@@ -69,7 +70,7 @@ class ClassPrecision(NamedTuple):
 
 
 class MeanPrecision(NamedTuple):
-    """The mean over classes, 0 to 1, and what it is made of."""
+    """The mean over classes, 0 to 1, and the precision of each class."""
 
     value: float
     classes: list[ClassPrecision]  # the evaluated ones
@@ -86,11 +87,12 @@ def mean_average_precision(
 ) -> MeanPrecision:
     """Return the mean average precision of detections.
 
-    truth, found: annotations and detections, in any order. evaluated: labels of the classes that
-    count; None: all. listed: numbers of the key frames in the annotation file, also of those
-    without boxes; None: those of `truth`. excluded: numbers of key frames that are left out.
+    truth, found: annotations and detections, in any order. protocol: see the module. evaluated:
+    labels of the classes that count; None: all. listed: numbers of the key frames in the
+    annotation file, also of those without boxes; None: those of `truth`. excluded: numbers of key
+    frames that are left out.
     Raises UserError for an unknown protocol, for excluded key frames in the official one, which
-    knows none, and if no class has an annotation.
+    has none, and if no class has an annotation.
     """
     check_protocol(protocol, excluded=excluded is not None and len(excluded) > 0)
     labels = list(range(truth.values.shape[1])) if evaluated is None else list(evaluated)
@@ -124,7 +126,7 @@ def mean_average_precision(
         if protocol == "mmaction2" and not detected:
             precision = math.nan
         classes.append(ClassPrecision(label, precision, annotated, detected))
-    return MeanPrecision(mean_precision(classes), classes)
+    return MeanPrecision(_mean(classes), classes)
 
 
 def check_protocol(protocol: str, *, excluded: bool) -> None:
@@ -138,10 +140,8 @@ def check_protocol(protocol: str, *, excluded: bool) -> None:
         )
 
 
-def mean_precision(classes: Sequence[ClassPrecision]) -> float:
-    """Return the mean over the classes that count; NaN if there are none."""
-    values = [score.precision for score in classes if not math.isnan(score.precision)]
-    return float(np.mean(values)) if values else math.nan
+def _mean(classes: Sequence[ClassPrecision]) -> float:
+    return mean_precision(np.array([score.precision for score in classes], np.float64))
 
 
 def is_ava(names: Sequence[str]) -> bool:
@@ -153,14 +153,14 @@ def is_ava(names: Sequence[str]) -> bool:
 def group_precisions(classes: Sequence[ClassPrecision]) -> dict[str, float]:
     """Return the mean of each group of AVA's classes that has annotations."""
     groups = {
-        name: mean_precision([score for score in classes if score.label + 1 in ids])
+        name: _mean([score for score in classes if score.label + 1 in ids])
         for name, ids in AVA_GROUPS.items()
     }
     return {name: value for name, value in groups.items() if not math.isnan(value)}
 
 
 def _sort(rows: Boxes) -> Boxes:
-    """Sort by key frame and corners; later sorts are stable, so this decides among equals."""
+    """Sort by key frame and corners; later sorts are stable, so this orders equal scores."""
     boxes = np.asarray(rows.boxes, np.float64).reshape(-1, 4)
     order = np.lexsort((*boxes.T[::-1], rows.frames))
     return Boxes(np.asarray(rows.frames)[order], boxes[order], rows.values[order])

@@ -61,9 +61,10 @@ def average_precision(
 
     scores: [n]. relevant: bool [n]. total: number of relevant examples, with those that are not
     in the list; None: all are in it. The precision at a recall is the highest one at this or a
-    larger recall, and every point of the curve counts (the rule of VOC 2010). Of equal scores,
-    the first is ranked higher. NaN if nothing is relevant, 0 for an empty list. Computed in
-    float64.
+    larger recall, and every point of the curve counts (the rule of VOC 2010). This is the
+    definition of action detection; that of several labels a video is `class_precisions`. Of equal
+    scores, the first is ranked higher. NaN if nothing is relevant, 0 for an empty list. Computed
+    in float64.
     """
     total = int(relevant.sum()) if total is None else total
     if not total:
@@ -78,7 +79,7 @@ def class_precisions(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarra
     """Return the average precision of each class: float64 [classes], NaN if it has no example.
 
     probabilities: [n, classes]. labels: bool [n, classes]. Each class ranks all examples; those
-    with equal probabilities are taken together. Not interpolated, unlike `average_precision`: the
+    with equal probabilities count together. Not interpolated, unlike `average_precision`: the
     definition of `average_precision_score` in scikit-learn and of the Charades challenge.
     """
     return np.array([_precision(*column) for column in zip(probabilities.T, labels.T, strict=True)])

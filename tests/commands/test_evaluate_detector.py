@@ -14,6 +14,7 @@ from videos import write_video
 import videomae_jax as vm
 from videomae_jax import cli
 from videomae_jax.detection_metrics import Boxes, mean_average_precision
+from videomae_jax.errors import UserError
 from videomae_jax.inference import evaluate_boxes
 from videomae_jax.inference.engine import data_mesh
 
@@ -119,8 +120,16 @@ def test_annotated_boxes_give_the_numbers_of_the_training(run, folder, annotated
     assert "(an upper bound: the annotated boxes were given)" in said
     for words in ("protocol published", "11 key frames", "annotated boxes, ranked by the score of"):
         assert words in said
+    assert "\n\n" not in said
     assert "averaged weights" in said and "mean of 12 of 13 classes" in said  # nobody jumps
     assert vm.evaluate_detector(folder / "run", folder / "val.csv").map == annotated["map"]
+
+
+def test_each_kind_of_model_has_its_function(run, folder, classifier):
+    with pytest.raises(UserError, match="run is a detector, .*: use vm.evaluate_detector"):
+        vm.evaluate(folder / "run", folder / "val.csv")
+    with pytest.raises(UserError, match="was trained to classify, it takes no boxes"):
+        vm.evaluate_detector(classifier[0], folder / "val.csv")
 
 
 def read_csv(path):
@@ -251,7 +260,7 @@ def test_mistakes_are_one_line(run, folder, classifier, tmp_path, capsys):
     assert "give these (--boxes)" in says("--min-score=.5")
     boxes = ["--boxes", folder / "found.csv"]
     assert "no box has a score of 1" in says(*boxes, "--min-score=1")
-    assert "least person score of 2: use 0 to 1" in says(*boxes, "--min-score=2")
+    assert "lowest person score of 2: use 0 to 1" in says(*boxes, "--min-score=2")
     others = write_rows(tmp_path / "others.csv", read_rows("val_detected.csv", ("160",)))
     assert "none of its 1 videos is in" in says("--boxes", others)
     (tmp_path / "wrong.txt").write_text("kik\n")

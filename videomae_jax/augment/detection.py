@@ -51,9 +51,10 @@ def flip_boxes(boxes: jax.Array, width: int) -> jax.Array:
 def shift_colours(
     video: jax.Array, hue: jax.Array, saturation: jax.Array, value: jax.Array
 ) -> jax.Array:
-    """Add to hue, saturation and value of RGB [..., 3] in [0, 255]; returns the same kind.
+    """Add to the hue, saturation and value of RGB pixels, float32 [..., 3] in [0, 255].
 
-    hue: of `HUE`, wraps around. saturation, value: of `LEVEL`, clipped.
+    hue: of `HUE`, wraps around. saturation, value: of `LEVEL`, clipped. Returns the same shape and
+    range.
     """
     red, green, blue = jnp.moveaxis(video, -1, 0)
     top, low = video.max(-1), video.min(-1)
@@ -73,8 +74,8 @@ def shift_colours(
     top = jnp.clip(top + value, 0, LEVEL)
 
     def channel(offset):
-        place = (offset + sector) % 6
-        return top - top * depth * jnp.clip(jnp.minimum(place, 4 - place), 0, 1)
+        angle = (offset + sector) % 6
+        return top - top * depth * jnp.clip(jnp.minimum(angle, 4 - angle), 0, 1)
 
     return jnp.stack([channel(5), channel(3), channel(1)], axis=-1)
 
@@ -136,8 +137,8 @@ def fill_outside(video: jax.Array, size: jax.Array, mean: tuple[float, ...]) -> 
     """Return clips [B, F, H, W, C] as float32, with the mean colour outside of their sizes.
 
     size: int32 [B, 2], the height and the width that each clip fills from the top left corner.
-    mean: the mean of each channel, in [0, 1]. After normalization it is zero, what the reference
-    pads with.
+    mean: the mean of each channel, in [0, 1]. After normalization it is zero, with which the
+    reference pads.
     """
     _, _, height, width, _ = video.shape
     rows = jnp.arange(height) < size[:, :1]

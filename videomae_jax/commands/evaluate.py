@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from videomae_jax.inference.evaluate_boxes import BoxEvaluation
     from videomae_jax.inference.network import Network
 
-# Arguments that only a detector has.
+# Options that only a detector has.
 DETECTOR = ("boxes", "min_score", "protocol", "evaluated", "excluded", "videos", "start")
 
 
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--min-score",
         type=float,
         metavar="P",
-        help="least score of a person in --boxes (default: as in the recipe, 0.8)",
+        help="lowest score of a person in --boxes (default: as in the recipe, 0.8)",
     )
     detector.add_argument(
         "--protocol",
@@ -77,7 +77,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="list of the classes that count (default: as in the recipe; of AVA the usual 60)",
     )
     detector.add_argument(
-        "--excluded", metavar="FILE", help="csv of key frames (video,second) that do not count"
+        "--excluded",
+        metavar="FILE",
+        help="csv of key frames (video,second) that do not count (default: none, whatever the "
+        "recipe leaves out)",
     )
     detector.add_argument(
         "--videos", metavar="FOLDER", help="of the videos (default: as in the recipe)"
@@ -121,15 +124,11 @@ def measure_classifier(
 ) -> dict[str, Any] | None:
     """Print the scores of a classifier, and return them for JSON; None if stopped."""
     from videomae_jax.data.sources import read_videos
-    from videomae_jax.errors import UserError
     from videomae_jax.inference.evaluate import Evaluation, evaluate
     from videomae_jax.inference.network import check_classifier
 
     check_classifier(config, args.checkpoint)
-    for name in DETECTOR:
-        if getattr(args, name) is not None:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} is for detectors, {args.checkpoint} is a classifier")
+    options.refuse_detector_options(args, DETECTOR)
     found = evaluate(
         network,
         params,
@@ -221,7 +220,8 @@ def print_detections(found: "BoxEvaluation") -> dict[str, Any]:
     print(f"mAP {found.map:.2%}{bound}, {found.protocol}")
     if found.loss is not None:
         print(f"loss {found.loss:.4f}")
-    print("; ".join(found.notes))
+    for note in found.notes:
+        print(note)
     for name, value in found.groups.items():
         print(f"{name} {value:.2%}")
     width = max(len(score.name) for score in found.classes)

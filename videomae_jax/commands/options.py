@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,18 @@ def read_annotations(args: argparse.Namespace, source: Path) -> "Videos":
         classes=args.class_list,
         excluded=args.excluded,
     )
+
+
+def refuse_detector_options(args: argparse.Namespace, names: Iterable[str]) -> None:
+    """Raise UserError if one of the options that only a detector has is given."""
+    from videomae_jax.errors import UserError
+
+    for name in names:
+        if getattr(args, name) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')} is for detectors, {args.checkpoint} is none: leave it "
+                "out, or see docs/detection.md"
+            )
 
 
 def add_threads(parser: argparse.ArgumentParser, *, of: str) -> None:

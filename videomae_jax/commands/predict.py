@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 THRESHOLD, EVERY = 0.3, 1.0
 # Options that only a detector has.
-DETECTOR_OPTIONS = ("boxes", "min_score", "every", "threshold", "out", "detections")
+DETECTOR = ("boxes", "min_score", "every", "threshold", "out", "detections")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,12 +100,7 @@ def main(args: argparse.Namespace) -> None:
     if config.task == "detect":
         _detect(args, params, config)
         return
-    given = [name for name in DETECTOR_OPTIONS if getattr(args, name) is not None]
-    if given:
-        raise UserError(
-            f"--{given[0].replace('_', '-')} is for detectors, {args.checkpoint} was trained to "
-            f"{config.task}: leave it out, or see docs/detection.md"
-        )
+    options.refuse_detector_options(args, DETECTOR)
     network = build_network(config)
     videos = Videos(tuple(args.videos), None, None, "the videos given")
     results: dict[str, dict[str, Any]] = {}

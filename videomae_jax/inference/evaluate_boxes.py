@@ -46,10 +46,11 @@ from videomae_jax.tasks.task import Batch, Params
 UPPER_BOUND = "an upper bound: the annotated boxes were given"
 
 
-class ClassScore(NamedTuple):
+class BoxClassScore(NamedTuple):
     """The average precision of one class, 0 to 1; None if it does not count in the mean.
 
-    label: its id minus 1. annotated: boxes that have it. detected: boxes that were ranked.
+    label: its id minus 1. annotated: the number of boxes that have it. detected: of boxes that
+    were ranked.
     """
 
     name: str
@@ -65,15 +66,16 @@ class BoxEvaluation(NamedTuple):
     map: mean average precision, 0 to 1. groups: means of the groups of AVA's classes. protocol:
     how it was measured, in words. classes: those that are scored. loss: the mean loss of a box;
     None for detected boxes, whose actions are not known. upper_bound: whether the annotated boxes
-    were given. annotated: key frames whose annotations count. key_frames: those that were read,
-    with the given boxes. scores: float32 [boxes, K], by which the boxes were ranked in each class.
-    unreadable: {path: reason}. notes: what was decided about the files, and what does not count.
+    were given. annotated: number of key frames whose annotations count. key_frames: those that
+    were read, with the given boxes. scores: float32 [boxes, K], by which the boxes were ranked in
+    each class. unreadable: {path: reason}. notes: lines to print, on the files and on what does
+    not count.
     """
 
     map: float
     groups: dict[str, float]
     protocol: str
-    classes: list[ClassScore]
+    classes: list[BoxClassScore]
     loss: float | None
     upper_bound: bool
     annotated: int
@@ -84,11 +86,12 @@ class BoxEvaluation(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What the model computed, in rows that can be saved.
+    """The results of the model, in rows that can be saved.
 
     A row is a box; a key frame without boxes has one row, whose box is -1. frames: int64 [n],
-    numbers in the list. boxes: int64 [n], numbers in the key frame. probabilities: float32 [n,
-    K]. errors: float32 [n], the loss of the whole key frame in its first row.
+    indices into the list. boxes: int64 [n], indices into the boxes of the key frame.
+    probabilities: float32 [n, K]. errors: float32 [n], the loss of the whole key frame in its
+    first row, else 0.
     """
 
     frames: np.ndarray
@@ -115,16 +118,17 @@ def evaluate_files(
     """Open the files of an evaluation, and call `evaluate_boxes`, which has the other arguments.
 
     annotations, boxes, evaluated, excluded: files. boxes: of a person detector, None for the
-    annotated ones. min_score: the least score of a person, None for that of the recipe. evaluated:
-    the classes that count, None for those of the recipe. videos, start: in the place of
+    annotated ones. min_score: the lowest score of a person, None for that of the recipe.
+    evaluated: the classes that count, None for those of the recipe. excluded: key frames that do
+    not count, None for none; those of the recipe are of its training. videos, start: instead of
     `config.data.videos` and `config.data.start`. Raises UserError for a bad file, and for boxes
     of other videos.
     """
     check_detector(config, source)
     if min_score is not None and boxes is None:
         raise UserError(
-            f"the least score of a person is {min_score:g}, of boxes that a person detector found: "
-            "give these (--boxes)"
+            f"a lowest person score of {min_score:g} is for boxes of a person detector: give these "
+            "(--boxes)"
         )
     truth = open_annotations(config, annotations, videos=videos, start=start)
     detected, given = None, ""
@@ -152,12 +156,12 @@ def open_annotations(
 ) -> Videos:
     """Open annotations with the settings of a detector and its classes; no key frame is left out.
 
-    videos, start: in the place of `config.data.videos` and `config.data.start`. Raises UserError,
-    see `read_key_frames`.
+    videos, start: instead of `config.data.videos` and `config.data.start`. Raises UserError, see
+    `read_key_frames`.
     """
     config = config.copy_and_resolve_references()
     data = config.data
-    data.excluded = ""  # those of the training
+    data.excluded = ""  # it lists key frames of the training
     data.classes = ""  # its names are in the config
     data.videos = data.videos if videos is None else videos
     data.start = data.start if start is None else str(start)
@@ -168,14 +172,14 @@ def open_annotations(
 def give_boxes(
     config: ConfigDict, truth: Videos, file: str, *, min_score: float | None = None
 ) -> tuple[Videos, str]:
-    """Return the key frames of a file of detected boxes, and what boxes these are, in words.
+    """Return the key frames of a file of detected boxes, and a description of the boxes.
 
-    min_score: the least score of a person, None for that of the recipe. Raises UserError for boxes
-    of other videos, and if no score is so high.
+    min_score: the lowest score of a person, None for that of the recipe. Raises UserError for
+    boxes of other videos, and if no box has such a score.
     """
     least = config.boxes.min_score if min_score is None else min_score
     if not 0 <= least <= 1:
-        raise UserError(f"a least person score of {least:g}: use 0 to 1")
+        raise UserError(f"a lowest person score of {least:g}: use 0 to 1")
     videos = with_detections(truth, read_detections(file, truth), min_score=least)
     return videos, f"boxes of {Path(file).name} with a score of {least:g} or more"
 
@@ -202,14 +206,14 @@ def evaluate_boxes(
 
     truth: annotated key frames, with the classes of the model. source: the name of the model in
     messages. detected: key frames with the boxes that the model is given, None for the annotated
-    ones. boxes: what these are, for the protocol. protocol: see `detection_metrics`. evaluated:
-    labels of the classes that count, None for all. excluded: key frames that do not count.
-    batch_size: clips on all devices, None for one on each. out: a folder for the probabilities,
-    the detections, the precision of each class and the list of unreadable videos; the same call
-    resumes from the probabilities in it, also with another protocol. averaged: whether `params`
-    are the moving average, for the protocol. stopped: called after every batch; when it returns
-    true, the probabilities are saved and the result is None. report: called with lines for the
-    user.
+    ones. boxes: a description of these, for the protocol. protocol: see `detection_metrics`.
+    evaluated: labels of the classes that count, None for all. excluded: key frames that do not
+    count. batch_size: clips on all devices, None for one on each. out: a folder for the
+    probabilities, the detections, the precision of each class and the list of unreadable videos;
+    the same call resumes from the probabilities in it, also with another protocol. averaged:
+    whether `params` are the moving average, for the protocol. stopped: called after every batch;
+    when it returns true, the probabilities are saved and the result is None. report: called with
+    lines for the user.
     Raises UserError for a model that is not a detector, an unknown protocol, too many boxes in a
     key frame, if no video can be read, and if the folder holds results of other settings.
     """
@@ -263,7 +267,7 @@ def evaluate_boxes(
 def _settings(
     params: Params, config: ConfigDict, shown: Videos, *, boxes: str, batch_size: int
 ) -> dict[str, str | int | float]:
-    """Return what the probabilities depend on."""
+    """Return the settings on which the probabilities depend."""
     frames = shown.key_frames
     assert frames is not None
     parts = [config.model.to_json(), config.clip.to_json(), config.roi.to_json()]
@@ -427,7 +431,7 @@ def _summarize(
     )
     names = truth.class_names or class_names(config)
     classes = [
-        ClassScore(
+        BoxClassScore(
             names[score.label],
             score.label,
             None if math.isnan(score.precision) else score.precision,

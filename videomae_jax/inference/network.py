@@ -35,7 +35,12 @@ def build_network(config: ConfigDict, *, dtype: str = "auto", attention: str = "
 
 
 def check_classifier(config: ConfigDict, source: str) -> None:
-    """Raise UserError if a model has no classes; `source` is its name in the message."""
+    """Raise UserError if a model does not classify; `source` is its name in the message."""
+    if config.task == "detect":
+        raise UserError(
+            f"{source} is a detector, it scores boxes and not videos: use vm.evaluate_detector, "
+            "Model.detect, or the commands evaluate and predict"
+        )
     if config.task != "classify":
         raise UserError(f"{source} was trained to {config.task}, it has no classes: fine-tune it")
 

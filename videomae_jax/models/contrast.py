@@ -1,8 +1,8 @@
 """MoCo v3 (2104.02057) on videos: an encoder with a projector and a predictor, and their loss.
 
-The two clips of a video are its views. Arrays [N, 2, ...] have both views of N videos, [2 N, ...]
-before they are paired: the clips of a video follow each other. All means are over the whole
-array, so under `jit` they are those of the whole batch on any mesh.
+The two clips of a video are its views. Arrays are [N, 2, ...], both views of N videos, or [2 N,
+...] before they are paired, where the clips of a video follow each other. All means are over the
+whole array, so under `jit` they are those of the whole batch on any mesh.
 """
 
 import math
@@ -140,8 +140,8 @@ def contrast_sums(
 ) -> dict[str, jax.Array]:
     """Return the terms of loss and metrics of each video, [N].
 
-    queries, keys: [N, 2, dim]. weights: 1 for each video that is there, 0 for rows without one,
-    whose keys are left out; None if all are there.
+    queries, keys: [N, 2, dim]. weights: [N], 1 for a video and 0 for a row that only fills up the
+    batch, whose keys are left out; None for all 1.
     "error": the cross-entropy of finding the key of the other view of the video among those of
     all videos, times twice the temperature, summed over both directions. "match": the fraction
     of directions in which that key is the nearest. "positive", "negative": the mean cosine with
@@ -173,7 +173,7 @@ def contrast_sums(
 def feature_spread(features: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """Return the standard deviation of features [N, 2, D] at unit length, over all channels.
 
-    It is 0 if all videos have the same feature, and 1 if the features are in all directions.
+    It is 0 if all videos have the same feature, and 1 if the mean of the unit vectors is 0.
     weights: see `BatchNorm`.
     """
     units = unit(features)

@@ -1,7 +1,7 @@
-"""RoIAlign: the features of a map inside boxes, resampled to a fixed grid (1703.06870).
+"""RoIAlign: the features inside boxes of a feature map, resampled to a fixed grid (1703.06870).
 
-Bilinear samples at regular points are separable: the result is two matrix products, without
-gathers, whose gradients are matrix products too.
+Bilinear samples at regular points are separable: the result is two matrix products without
+gathers, and so are its gradients.
 """
 
 import jax
@@ -14,10 +14,10 @@ def roi_align(
     """Return the features of each box, float32 [B, M, size, size, C].
 
     features: [B, H, W, C] of any dtype. boxes: float32 [B, M, 4], x1, y1, x2, y2 in cells of the
-    map and within it. ratio: the samples of an output cell along each axis; 0 takes as many as
-    the cell is long, rounded up. aligned: whether the value of a map cell is that of its centre.
-    False reads half a cell further to the right and bottom, and boxes are at least one cell
-    long; released AVA models were trained so.
+    map and within it. size: output cells along each axis. ratio: samples of an output cell along
+    each axis; 0 takes as many as the cell is long in map cells, rounded up. aligned: whether the
+    value of a map cell is that of its centre. False reads half a cell further to the right and
+    bottom, and makes boxes at least one cell long; the released AVA models were trained with it.
     """
     height, width = features.shape[1:3]
     rows = sample_weights(
@@ -43,8 +43,8 @@ def sample_weights(
 ) -> jax.Array:
     """Return the weights of `length` map cells along one axis, float32 [..., size, length].
 
-    start, stop: float32 [...], of the boxes, in map cells. See `roi_align` for the others. A
-    sample more than one cell outside of the map has no weight.
+    start, stop: float32 [...], of the boxes, in map cells. The other arguments are those of
+    `roi_align`. A sample more than one cell outside of the map has no weight.
     """
     extent = stop - start
     if aligned:

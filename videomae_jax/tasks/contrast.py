@@ -97,8 +97,8 @@ def build_task(config: ConfigDict) -> Task:
         functools.partial(augment_view, height=clip.height, width=clip.width, **config.augment)
     )
     in_parts = functools.partial(map_chunks, chunks=config.chunks)
-    # Several chunks are encoded again in the backward pass: none of them is kept.
-    again: Callable = jax.checkpoint if config.chunks > 1 else lambda function: function
+    # The backward pass encodes several chunks again: the activations of one are kept at a time.
+    checkpoint: Callable = jax.checkpoint if config.chunks > 1 else lambda function: function
 
     def encode(params, video):
         patches = patchify(video, model.patch)
@@ -118,7 +118,7 @@ def build_task(config: ConfigDict) -> Task:
         rows = batch["row"]
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
         video = in_parts(augment, keys, batch["video"], batch.get("size"), rows % VIEWS)
-        features = pair_views(in_parts(again(functools.partial(encode, params)), video))
+        features = pair_views(in_parts(checkpoint(functools.partial(encode, params)), video))
         targets = pair_views(in_parts(functools.partial(encode, average), video))
         found = sums(
             heads(params, features, method="queries"),
@@ -159,7 +159,7 @@ def _summary(config: ConfigDict, model: MoCo, geometry: Geometry) -> dict[str, s
     """Return the lines of the start banner except FLOPs."""
     clip, change, videos = config.clip, config.augment, config.batch_size
     blur, solarize = (" and ".join(f"{p:g}" for p in c) for c in (change.blur, change.solarize))
-    unknowing = 4 * config.temperature * math.log(videos)
+    chance = 4 * config.temperature * math.log(videos)
     few = f"; few videos: {FEW} or more are better" if videos < FEW else ""
     return {
         "recipe": "a reconstruction: the authors' video recipe was never released",
@@ -173,7 +173,7 @@ def _summary(config: ConfigDict, model: MoCo, geometry: Geometry) -> dict[str, s
         "heads": f"projector of 3 layers, predictor of 2, {model.hidden} wide, to {model.dim}",
         "keys": f"by averaged weights, decay {config.ema_decay:g} rising to 1",
         "loss": f"cross-entropy over {videos} videos at temperature {config.temperature:g}, "
-        f"{unknowing:.3f} for an encoder that knows nothing{few}",
+        f"{chance:.3f} at chance{few}",
         "compute": f"{compute_line(model.run)}, {config.chunks} chunks",
     }
 
@@ -192,7 +192,7 @@ def map_chunks(function: Callable[..., jax.Array], *rows: Any, chunks: int) -> j
 
 
 def check_clips(clips: int, *, chunks: int) -> None:
-    """Raise UserError unless a device has whole videos and whole chunks in its clips of a step."""
+    """Raise UserError unless videos and chunks divide the clips that a device has in a step."""
     if clips % VIEWS:
         raise UserError(
             f"a device has {clips} clips of a step, and a video gives {VIEWS}: use a batch_size "
@@ -233,7 +233,7 @@ def map_patches(function: Callable[[jax.Array], jax.Array], params: Params) -> P
 def freeze_patches(
     optimizer: optax.GradientTransformation, *, frozen: bool
 ) -> optax.GradientTransformation:
-    """Return an optimizer that leaves the patch embedding as it is, also by weight decay."""
+    """Return an optimizer that does not change the patch embedding, not even by weight decay."""
 
     def stop(updates, _):
         return map_patches(jnp.zeros_like, updates) if frozen else updates

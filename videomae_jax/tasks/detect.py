@@ -63,11 +63,11 @@ def prepare(
 ) -> tuple[ConfigDict, Videos, Videos | None]:
     """Write the classes of the training boxes into the config.
 
-    `model.classes` stays if the config already has it, and boxes have so many targets then.
-    Training key frames without boxes are left out. The notes of the training videos say so, name
-    the classes that training never sees, and tell the loss of a predictor of the class
-    frequencies. Raises UserError for more classes than the model has, without boxes, and if no
-    held-out box has an action that is scored.
+    If the config already has `model.classes`, it stays, and the targets of boxes get this length.
+    Training key frames without boxes are left out. The notes of the training videos give their
+    number, the number of classes that training never sees, and the loss of a predictor of the
+    class frequencies. Raises UserError for more classes than the model has, for videos without
+    boxes, and if no held-out box has an action that is scored.
     """
     classes = config.model.classes or len(train.class_names or ())
     train = fit_classes(train, classes)
@@ -78,7 +78,7 @@ def prepare(
         train = replace(train, notes=(*train.notes, *_notes(train, held_out)))
     config = config.copy_and_resolve_references()
     config.model.classes, config.data.class_names = classes, train.class_names
-    labels = scored_labels(config)  # a wrong list is said before the training
+    labels = scored_labels(config)  # raises for a wrong list before the training
     if held_out and held_out.key_frames is not None:
         if not held_out.key_frames.targets[:, labels].any():
             raise UserError(
@@ -118,7 +118,7 @@ def _leave_out_empty(videos: Videos) -> Videos:
 
 
 def _notes(train: Videos, held_out: Videos | None) -> list[str]:
-    """Return what to expect of the classes in the two lists."""
+    """Return lines about unseen classes and the loss of a predictor of the class frequencies."""
     assert train.key_frames is not None
     targets = train.key_frames.targets
     losses = f"{prevalence_loss(targets, targets):.4f}"
@@ -140,7 +140,7 @@ def _notes(train: Videos, held_out: Videos | None) -> list[str]:
 def prevalence_loss(train: np.ndarray, targets: np.ndarray) -> float:
     """Return the loss on `targets` of a predictor of the class frequencies of `train`.
 
-    Both bool [boxes, classes]. A detector that has learned nothing from pixels is not better.
+    Both are bool [boxes, classes]. A detector that ignores the pixels can do no better.
     """
     low = 1 / (2 * len(train))  # of a class that training never sees
     predicted, found = np.clip(train.mean(0), low, 1 - low), targets.mean(0)
@@ -290,9 +290,9 @@ def _sampler(config: ConfigDict, *, train: bool) -> "KeyFrameSampler":
 
 
 def freeze_blocks(params: Params) -> Params:
-    """Return the parameters of a detector such that the embedding and the blocks get no gradient.
+    """Stop the gradients of the patch embedding and the blocks of a detector.
 
-    With a layer decay of 0 they do not change, and this saves the backward pass through them.
+    With a layer decay of 0 they do not change anyway; this saves the backward pass through them.
     """
     encoder = params["encoder"]
     frozen = {name: jax.lax.stop_gradient(encoder[name]) for name in ("embed", "blocks")}
@@ -321,8 +321,8 @@ def box_logits(
     """Return the logits of each box of an evaluation batch, float32 [B, M, classes].
 
     batch: "video", "size", "boxes" and "present", see `build_task`. whole: `config.boxes.whole`.
-    extend: how much longer to make the boxes, as fractions of their width and height: the
-    reference extends detected boxes, by `config.boxes.extend`, and not annotated ones.
+    extend: how much longer to make the boxes, as fractions of their width and height. The
+    reference extends detected boxes, by `config.boxes.extend`, but not annotated ones.
     """
     video, size = batch["video"], batch["size"]
     boxes = safe_boxes(batch, size, whole=whole)

@@ -20,7 +20,7 @@ Key = tuple[str, float]  # the id of a video, and the second as annotation files
 
 
 def frame_keys(frames: KeyFrames) -> list[Key]:
-    """Return what a key frame is called in annotations, box files and lists of excluded ones."""
+    """Return the keys of key frames in annotations, box files and lists of excluded ones."""
     stamps = frames.stamps.round(3).tolist()
     return list(zip(frames.names, stamps, strict=True))
 
@@ -28,8 +28,8 @@ def frame_keys(frames: KeyFrames) -> list[Key]:
 def evaluated_labels(names: Sequence[str], classes: int, *, file: str = "") -> list[int]:
     """Return the labels of the classes that are scored.
 
-    file: a list of them, see `class_lists`; "" is the 60 that count of AVA's 80 classes, and all
-    of others. Raises UserError for a class that is not among the names.
+    file: a list of them, see `class_lists`; "" takes the usual 60 of AVA's 80 classes, and all of
+    other lists. Raises UserError for a class that is not among the names.
     """
     if not file:
         return [number - 1 for number in AVA_EVALUATED] if is_ava(names) else list(range(classes))
@@ -46,8 +46,8 @@ def evaluated_labels(names: Sequence[str], classes: int, *, file: str = "") -> l
 def box_scores(probabilities: np.ndarray, persons: np.ndarray, *, protocol: str) -> np.ndarray:
     """Return the scores by which boxes are ranked, [boxes, K].
 
-    persons: [boxes], the scores of the person detector. What is published multiplies them with
-    the probabilities of the actions, mmaction2 does not.
+    persons: [boxes], the scores of the person detector. mmaction2 ranks by the probabilities of
+    the actions alone; the other protocols multiply them by these.
     """
     return probabilities if protocol == "mmaction2" else probabilities * persons[:, None]
 
