@@ -14,9 +14,9 @@ LEFT, RIGHT = (0.1, 0.6, 0.4, 0.9), (0.6, 0.6, 0.9, 0.9)
 
 def test_the_table_is_that_of_ava(tmp_path):
     boxes = [
-        DetectedBox("a", 901.0, LEFT, [0.1234567, 1e-7]),
-        DetectedBox("a", 901.0, RIGHT, [0.5, 0.5]),
-        DetectedBox("a", 901.5, LEFT, [0.5, 0.5]),
+        DetectedBox("a", "0901", LEFT, [0.1234567, 1e-7]),
+        DetectedBox("a", "0901", RIGHT, [0.5, 0.5]),
+        DetectedBox("a", "901.5", LEFT, [0.5, 0.5]),
     ]
     write_detections(tmp_path / "new" / "a.csv", boxes)
     rows = list(csv.reader((tmp_path / "new" / "a.csv").open()))
@@ -28,7 +28,7 @@ def test_the_table_is_that_of_ava(tmp_path):
 
 
 def test_a_name_with_a_comma_is_one_column(tmp_path):
-    write_detections(tmp_path / "a.csv", [DetectedBox("walk, run", 1, LEFT, [0.5])])
+    write_detections(tmp_path / "a.csv", [DetectedBox("walk, run", "0001", LEFT, [0.5])])
     (row,) = csv.reader((tmp_path / "a.csv").open())
     assert row[:2] == ["walk, run", "0001"] and len(row) == 8
 

@@ -13,7 +13,7 @@ class DetectedBox(NamedTuple):
     """A box at a second of a video: x1, y1, x2, y2 as fractions, and the score of each class."""
 
     video: str
-    second: float  # as the file of the boxes counts
+    second: str  # as the file of the boxes counts
     box: Sequence[float]
     scores: Iterable[float]
 
@@ -30,13 +30,7 @@ def write_detections(path: str | os.PathLike[str], boxes: Iterable[DetectedBox])
         with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.writer(file, lineterminator="\n")
             for video, second, box, scores in boxes:
-                moment = [video, _second_text(second), *(f"{corner:.6f}" for corner in box)]
+                moment = [video, second, *(f"{corner:.6f}" for corner in box)]
                 table.writerows([*moment, label, f"{s:.6f}"] for label, s in enumerate(scores, 1))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def _second_text(second: float) -> str:
-    """Return a whole second in four digits, as AVA does; others with up to 6 decimals."""
-    text = f"{second:.6f}".rstrip("0").rstrip(".")
-    return text if "." in text else text.zfill(4)

@@ -2,8 +2,7 @@
 
 import csv
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,23 +13,22 @@ from ml_collections import ConfigDict
 
 from videomae_jax.data.annotations import read_detections, read_excluded, with_detections
 from videomae_jax.data.key_frames import KeyFrames
-from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.unreadable import BadVideos
-from videomae_jax.data.videos import Videos, pick_videos
+from videomae_jax.data.videos import Videos
 from videomae_jax.detection_metrics import check_protocol, group_precisions, is_ava
 from videomae_jax.errors import UserError
+from videomae_jax.inference.box_probabilities import (
+    BoxProbabilities,
+    compute_probabilities,
+    probability_settings,
+)
 from videomae_jax.inference.detection_csv import DetectedBox, write_detections
-from videomae_jax.inference.engine import data_mesh, jit_batch, place_params, run_batches
 from videomae_jax.inference.evaluate import unreadable_file
 from videomae_jax.inference.network import Network, check_detector, class_names
-from videomae_jax.inference.resumable import Parts, fingerprint
+from videomae_jax.inference.resumable import Parts
 from videomae_jax.models.detector import VideoDetector
-from videomae_jax.progress import Progress
 from videomae_jax.tasks.build import open_key_frames
 from videomae_jax.tasks.detect import (
-    box_logits,
-    box_sums,
-    eval_sampler,
     fit_classes,
     short_side,
 )
@@ -41,7 +39,7 @@ from videomae_jax.tasks.detection_scores import (
     frame_keys,
     score_boxes,
 )
-from videomae_jax.tasks.task import Batch, Params
+from videomae_jax.tasks.task import Params
 
 UPPER_BOUND = "an upper bound: the annotated boxes were given"
 
@@ -83,21 +81,6 @@ class BoxEvaluation(NamedTuple):
     scores: np.ndarray
     unreadable: dict[str, str]
     notes: list[str]
-
-
-class _Found(NamedTuple):
-    """The results of the model, in rows that can be saved.
-
-    A row is a box; a key frame without boxes has one row, whose box is -1. frames: int64 [n],
-    indices into the list. boxes: int64 [n], indices into the boxes of the key frame.
-    probabilities: float32 [n, K]. errors: float32 [n], the loss of the whole key frame in its
-    first row, else 0.
-    """
-
-    frames: np.ndarray
-    boxes: np.ndarray
-    probabilities: np.ndarray
-    errors: np.ndarray
 
 
 def evaluate_files(
@@ -226,11 +209,11 @@ def evaluate_boxes(
     scores = None
     # With several processes, one cannot know where the others stopped: nothing is saved.
     if folder and jax.process_count() == 1:
-        settings = _settings(params, config, shown, boxes=boxes, batch_size=batch_size)
+        settings = probability_settings(params, config, shown, boxes=boxes, batch_size=batch_size)
         scores = Parts(folder / "scores", settings | {"dtype": network.run.dtype.name})
     file = unreadable_file(folder, resumed=bool(scores and scores.position))
     bad = BadVideos(shown, max_share=1.0, file=file)
-    found = _find(
+    found = compute_probabilities(
         network,
         params,
         config,
@@ -264,142 +247,8 @@ def evaluate_boxes(
     return result
 
 
-def _settings(
-    params: Params, config: ConfigDict, shown: Videos, *, boxes: str, batch_size: int
-) -> dict[str, str | int | float]:
-    """Return the settings on which the probabilities depend."""
-    frames = shown.key_frames
-    assert frames is not None
-    parts = [config.model.to_json(), config.clip.to_json(), config.roi.to_json()]
-    given = [frames.seconds, frames.offsets, frames.boxes, frames.targets]
-    return {
-        "model": fingerprint([params, *parts, config.boxes.to_json()]),
-        "key-frames": fingerprint([list(shown.paths), *given]),
-        "boxes": boxes or "annotated",
-        "batch-size": batch_size,
-        "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
-    }
-
-
-def _find(
-    network: VideoDetector,
-    params: Params,
-    config: ConfigDict,
-    shown: Videos,
-    *,
-    extend: tuple[float, float],
-    batch_size: int,
-    scores: Parts | None,
-    bad: BadVideos,
-    stopped: Callable[[], bool],
-    report: Callable[[str], None],
-) -> _Found | None:
-    """Return the probabilities of all boxes, resuming from the saved ones; None if stopped."""
-    found: list[_Found] = []
-    begun = 0
-    if scores and scores.position:
-        (begun,) = scores.position
-        found = [_Found(**rows) for rows in scores.read(*_Found._fields)]
-        count = sum(len(np.unique(rows.frames)) for rows in found)
-        report(f"{scores.folder}: {count:,} key frames were scored before")
-    parts = eval_sampler(config).groups(shown)
-    batches = _run(
-        network,
-        params,
-        config,
-        shown,
-        parts,
-        extend=extend,
-        batch_size=batch_size,
-        begun=begun,
-        bad=bad,
-    )
-    total = sum(-(-len(indices) // batch_size) for indices, _ in parts)
-    progress = Progress(total, begun=begun)
-    with closing(batches):
-        for batch, rows in enumerate(batches, begun + 1):
-            found.append(rows)
-            if scores:
-                scores.add(rows._asdict(), position=(batch,))
-            progress.show(
-                batch,
-                count=(batch - begun) * batch_size,
-                unit="key frames",
-                of=f"batch {batch:,} of {total:,}",
-            )
-            if stopped():
-                break
-        progress.close()
-        if scores:
-            scores.flush()
-    if stopped():
-        return None
-    joined = _Found(*map(np.concatenate, zip(*found, strict=True)))
-    order = np.lexsort((joined.boxes, joined.frames))
-    return _Found(*(column[order] for column in joined))
-
-
-def _run(
-    network: VideoDetector,
-    params: Params,
-    config: ConfigDict,
-    shown: Videos,
-    parts: list[tuple[list[int], ClipSampler]],
-    *,
-    extend: tuple[float, float],
-    batch_size: int,
-    begun: int,
-    bad: BadVideos,
-) -> Generator[_Found, None, None]:
-    """Yield the results of each batch of all parts of a list, after the first `begun`."""
-    frames = shown.key_frames
-    assert frames is not None
-
-    def predict(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        logits = box_logits(network, params, batch, whole=config.boxes.whole, extend=extend)
-        sums = box_sums(logits, batch["target"], batch["present"])
-        return jax.nn.sigmoid(logits), sums["error"]
-
-    mesh = data_mesh()
-    with jax.set_mesh(mesh):
-        step, placed = jit_batch(predict, params, mesh), place_params(params, mesh)
-        for indices, sampler in parts:
-            count = -(-len(indices) // batch_size)
-            if begun < count:
-                batches = run_batches(
-                    step,
-                    placed,
-                    pick_videos(shown, indices),
-                    sampler=sampler,
-                    batch_size=batch_size,
-                    mesh=mesh,
-                    threads=config.data.threads or None,
-                    bad=bad,
-                    start_batch=begun,
-                )
-                with closing(batches):
-                    for ids, values in batches:
-                        numbers = np.array(indices)[ids]
-                        yield _to_rows(numbers, *values, counts=frames.counts[numbers])
-            begun = max(0, begun - count)
-
-
-def _to_rows(
-    numbers: np.ndarray, probabilities: np.ndarray, errors: np.ndarray, *, counts: np.ndarray
-) -> _Found:
-    """Return the rows of some key frames. probabilities: [n, M, K]. counts: of their boxes."""
-    rows = np.maximum(counts, 1)
-    boxes = np.arange(rows.sum()) - np.repeat(rows.cumsum() - rows, rows)
-    return _Found(
-        frames=np.repeat(numbers, rows),
-        boxes=np.where(np.repeat(counts, rows) > 0, boxes, -1),
-        probabilities=probabilities[np.arange(probabilities.shape[1]) < rows[:, None]],
-        errors=np.where(boxes == 0, np.repeat(errors, rows), 0),
-    )
-
-
 def _summarize(
-    found: _Found,
+    found: BoxProbabilities,
     config: ConfigDict,
     truth: Videos,
     shown: Videos,
@@ -489,11 +338,11 @@ def _notes(
 
 def _scored_boxes(frames: KeyFrames, scores: np.ndarray) -> Iterator[DetectedBox]:
     """Yield the rows of `write_detections`."""
-    stamps = frames.stamps.round(3).tolist()
-    for index, (name, stamp) in enumerate(zip(frames.names, stamps, strict=True)):
+    for index, (name, stamp) in enumerate(zip(frames.names, frames.stamps.tolist(), strict=True)):
         rows = frames.of(index)
+        second = f"{stamp:04.0f}" if stamp == round(stamp) else f"{stamp:.3f}"
         for box, values in zip(frames.boxes[rows].tolist(), scores[rows].tolist(), strict=True):
-            yield DetectedBox(name, stamp, box, values)
+            yield DetectedBox(name, second, box, values)
 
 
 def write_classes(folder: Path, result: BoxEvaluation) -> None:

@@ -68,7 +68,7 @@ def evaluate(
                 sums = {k: np.float64(v) for k, v in sums.items()}
                 totals[name] = jax.tree.map(np.add, totals[name], sums) if name in totals else sums
                 if found is not None:
-                    rows[name].append(_kept_rows(jax.device_get(found), numbers))
+                    rows[name].append(_kept_rows(found, numbers))
     if pictures is None or not totals[""]["count"]:
         raise UserError(f"held-out data: {bad}")
     unread = int(multihost_utils.process_allgather(np.int32(len(bad))).sum())
@@ -114,8 +114,8 @@ def _kept_rows(found: Rows, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
     Absent boxes are most of a batch: kept for all of AVA, they would take ten times the memory.
     """
-    clips = np.nonzero(found.kept)[0]
-    return numbers[found.ids[clips]], found.values[found.kept]
+    ids, kept, values = jax.device_get(found)
+    return numbers[ids[np.nonzero(kept)[0]]], values[kept]
 
 
 def _join(rows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,173 @@
+"""Compute the probabilities of the actions in every box of key frames, resuming from saved ones."""
+
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from videomae_jax.data.samplers import ClipSampler
+from videomae_jax.data.unreadable import BadVideos
+from videomae_jax.data.videos import Videos, pick_videos
+from videomae_jax.inference.engine import data_mesh, jit_batch, place_params, run_batches
+from videomae_jax.inference.resumable import Parts, fingerprint
+from videomae_jax.models.detector import VideoDetector
+from videomae_jax.progress import Progress
+from videomae_jax.tasks.detect import box_logits, box_sums, eval_sampler
+from videomae_jax.tasks.task import Batch, Params
+
+
+class BoxProbabilities(NamedTuple):
+    """The results of the model, in rows that can be saved.
+
+    A row is a box; a key frame without boxes has one row, whose box is -1. frames: int64 [n],
+    indices into the list. boxes: int64 [n], indices into the boxes of the key frame.
+    probabilities: float32 [n, K]. errors: float32 [n], the loss of the whole key frame in its
+    first row, else 0.
+    """
+
+    frames: np.ndarray
+    boxes: np.ndarray
+    probabilities: np.ndarray
+    errors: np.ndarray
+
+
+def probability_settings(
+    params: Params, config: ConfigDict, shown: Videos, *, boxes: str, batch_size: int
+) -> dict[str, str | int | float]:
+    """Return the settings on which the probabilities depend."""
+    frames = shown.key_frames
+    assert frames is not None
+    parts = [config.model.to_json(), config.clip.to_json(), config.roi.to_json()]
+    given = [frames.seconds, frames.offsets, frames.boxes, frames.targets]
+    return {
+        "model": fingerprint([params, *parts, config.boxes.to_json()]),
+        "key-frames": fingerprint([list(shown.paths), *given]),
+        "boxes": boxes or "annotated",
+        "batch-size": batch_size,
+        "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+    }
+
+
+def compute_probabilities(
+    network: VideoDetector,
+    params: Params,
+    config: ConfigDict,
+    shown: Videos,
+    *,
+    extend: tuple[float, float],
+    batch_size: int,
+    scores: Parts | None,
+    bad: BadVideos,
+    stopped: Callable[[], bool],
+    report: Callable[[str], None],
+) -> BoxProbabilities | None:
+    """Return the probabilities of all boxes of key frames, in their order; None if stopped.
+
+    extend: see `tasks.detect.box_logits`. scores: where they are saved after every batch, and from
+    which the computation resumes; None saves nothing. The other arguments are those of
+    `evaluate_boxes.evaluate_boxes`.
+    """
+    found: list[BoxProbabilities] = []
+    begun = 0
+    if scores and scores.position:
+        (begun,) = scores.position
+        found = [BoxProbabilities(**rows) for rows in scores.read(*BoxProbabilities._fields)]
+        count = sum(len(np.unique(rows.frames)) for rows in found)
+        report(f"{scores.folder}: {count:,} key frames were scored before")
+    parts = eval_sampler(config).groups(shown)
+    batches = _run(
+        network,
+        params,
+        config,
+        shown,
+        parts,
+        extend=extend,
+        batch_size=batch_size,
+        begun=begun,
+        bad=bad,
+    )
+    total = sum(-(-len(indices) // batch_size) for indices, _ in parts)
+    progress = Progress(total, begun=begun)
+    with closing(batches):
+        for batch, rows in enumerate(batches, begun + 1):
+            found.append(rows)
+            if scores:
+                scores.add(rows._asdict(), position=(batch,))
+            progress.show(
+                batch,
+                count=(batch - begun) * batch_size,
+                unit="key frames",
+                of=f"batch {batch:,} of {total:,}",
+            )
+            if stopped():
+                break
+        progress.close()
+        if scores:
+            scores.flush()
+    if stopped():
+        return None
+    joined = BoxProbabilities(*map(np.concatenate, zip(*found, strict=True)))
+    order = np.lexsort((joined.boxes, joined.frames))
+    return BoxProbabilities(*(column[order] for column in joined))
+
+
+def _run(
+    network: VideoDetector,
+    params: Params,
+    config: ConfigDict,
+    shown: Videos,
+    parts: list[tuple[list[int], ClipSampler]],
+    *,
+    extend: tuple[float, float],
+    batch_size: int,
+    begun: int,
+    bad: BadVideos,
+) -> Generator[BoxProbabilities, None, None]:
+    """Yield the results of each batch of all parts of a list, after the first `begun`."""
+    frames = shown.key_frames
+    assert frames is not None
+
+    def predict(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        logits = box_logits(network, params, batch, whole=config.boxes.whole, extend=extend)
+        sums = box_sums(logits, batch["target"], batch["present"])
+        return jax.nn.sigmoid(logits), sums["error"]
+
+    mesh = data_mesh()
+    with jax.set_mesh(mesh):
+        step, placed = jit_batch(predict, params, mesh), place_params(params, mesh)
+        for indices, sampler in parts:
+            count = -(-len(indices) // batch_size)
+            if begun < count:
+                batches = run_batches(
+                    step,
+                    placed,
+                    pick_videos(shown, indices),
+                    sampler=sampler,
+                    batch_size=batch_size,
+                    mesh=mesh,
+                    threads=config.data.threads or None,
+                    bad=bad,
+                    start_batch=begun,
+                )
+                with closing(batches):
+                    for ids, values in batches:
+                        numbers = np.array(indices)[ids]
+                        yield _to_rows(numbers, *values, counts=frames.counts[numbers])
+            begun = max(0, begun - count)
+
+
+def _to_rows(
+    numbers: np.ndarray, probabilities: np.ndarray, errors: np.ndarray, *, counts: np.ndarray
+) -> BoxProbabilities:
+    """Return the rows of some key frames. probabilities: [n, M, K]. counts: of their boxes."""
+    rows = np.maximum(counts, 1)
+    boxes = np.arange(rows.sum()) - np.repeat(rows.cumsum() - rows, rows)
+    return BoxProbabilities(
+        frames=np.repeat(numbers, rows),
+        boxes=np.where(np.repeat(counts, rows) > 0, boxes, -1),
+        probabilities=probabilities[np.arange(probabilities.shape[1]) < rows[:, None]],
+        errors=np.where(boxes == 0, np.repeat(errors, rows), 0),
+    )
