@@ -83,14 +83,14 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 solarize=(0.0, 0.2),
             ),
             temperature=0.2,
-            freeze_patches=True,  # keep the random patch embedding as it is
+            freeze_patches=True,  # do not train the random patch embedding
             # kNN accuracy on the held-out videos at each evaluation; needs labels.
             knn=dict(
                 k=0,  # neighbours; 0 is off
                 videos=2000,  # at most this many training videos as neighbours
             ),
             layer_decay=1.0,  # one learning rate for all layers
-            # Of the weights that make the keys, at the first step; a cosine takes it to 1.
+            # Of the averaged weights that make the keys, at first; rises to 1 as a half cosine.
             ema_decay=0.99,
             data=dict(
                 train="",  # manifest, folder, packed records, tfds:NAME[@SPLIT] or synthetic
@@ -101,7 +101,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             batch_size=values["batch_size"],  # videos per optimizer step, over all devices
             repeats=2,  # the two views of a video, from one decode
             accumulation=1,  # 1: the loss compares all videos of a step; `chunks` saves memory
-            chunks=1,  # parts of the batch that the encoder takes one after another
+            chunks=1,  # parts of the batch, encoded one after another
             epochs=values["epochs"],
             warmup_epochs=values["warmup_epochs"],
             steps=0,  # if not 0, replaces epochs

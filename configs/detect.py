@@ -85,7 +85,7 @@ def get_config(arguments: str = "b,ava") -> ConfigDict:
                 rate=25.0,  # of frames a second, by which the stride counts
                 height=224,  # of the crop of training; evaluation takes the whole image
                 width=224,
-                short_side=0,  # to which images are resized first; 0 is 8/7 of the height
+                short_side=0,  # to which images are resized before the crop; 0 is 8/7 of height
             ),
             roi=dict(
                 size=7,  # cells along each side of a box
@@ -93,13 +93,13 @@ def get_config(arguments: str = "b,ava") -> ConfigDict:
                 aligned=values["aligned"],  # False reads half a map cell to the bottom right
             ),
             boxes=dict(
-                max=32,  # of a training clip; of more, some are taken at random
+                max=32,  # of a training clip; if there are more, a random choice of them
                 # Largest moves of the sides of a box in training, of its width and height: out
                 # and in along x, out and in along y.
                 jitter=(0.2, 0.1, 0.1, 0.05),
                 extend=(0.1, 0.05),  # of the width and height of detected boxes
                 min_score=0.8,  # of a detected person
-                whole=False,  # take the whole image in the place of every box
+                whole=False,  # take the whole image instead of every box
             ),
             augment=dict(
                 flip=True,  # left-right; not for classes that differ by direction
@@ -108,7 +108,8 @@ def get_config(arguments: str = "b,ava") -> ConfigDict:
                 value=26,
             ),
             drop_path=0.2,  # of the last block; falls linearly to 0 at the first
-            # Of the learning rate, per block towards the input; 0 freezes the blocks.
+            # Factor on the learning rate, per block towards the input; 1 is off, 0 freezes the
+            # patch embedding and the blocks.
             layer_decay=values["layer_decay"],
             ema_decay=0.0,  # of averaged weights, which are evaluated too; 0 is off
             data=dict(
@@ -119,10 +120,10 @@ def get_config(arguments: str = "b,ava") -> ConfigDict:
                 # Second of the annotations at which the video files begin; auto finds it.
                 start="auto",
                 classes="",  # file with the names and ids of the classes
-                evaluated="",  # file with the classes that are scored; "" is all
-                excluded="",  # file with key frames that are left out
+                evaluated="",  # file with the classes that are scored; "" is all, of AVA 60
+                excluded="",  # file with key frames to leave out of both
                 **feed_keys(),
-                # Of ids 1, 2, ..., unless `classes` says them; () takes them from train.
+                # Of ids 1, 2, ..., unless `classes` is given; () takes them from train.
                 class_names=values["class_names"],
             ),
             batch_size=values["batch_size"],  # key frames per optimizer step, over all devices

@@ -124,7 +124,8 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             label_smoothing=0.1,
             drop_path=values["drop_path"],  # of the last block; falls linearly to 0 at the first
             head_dropout=values["head_dropout"],
-            # Of the learning rate, per block towards the input; 0 freezes the blocks.
+            # Factor on the learning rate, per block towards the input; 1 is off, 0 freezes the
+            # patch embedding and the blocks.
             layer_decay=values["layer_decay"],
             ema_decay=0.0,  # of averaged weights, which are evaluated too; 0 is off
             data=dict(

@@ -1,14 +1,13 @@
 """Name the actions in videos with a fine-tuned model.
 
 A window slides over each video; classes are ranked by their mean probability over all windows.
-Of a model of several labels a video, each probability is that of one class, present or not, and
-the classes above 50 % are printed.
-If a video cannot be read, the others are still processed, and the exit code is 1.
+A model of several labels a video gives each class a probability of its own, and the classes above
+50 % are printed. If a video cannot be read, the others are still processed, and the exit code is 1.
 
 A detector names the actions of each person in one video, given boxes around them (--boxes), at
-moments one second apart (--every). It prints and draws the actions above --threshold; the score of
-a person is that of the person detector and changes no other score. docs/detection.md has scripts
-that write a file of boxes.
+moments one second apart (--every). It prints and draws the actions above --threshold. The score of
+a person comes from the person detector and does not change the other scores. docs/detection.md has
+scripts that write a file of boxes.
 
 examples:
   videomae predict holiday.mp4 --checkpoint runs/finetune
@@ -54,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--boxes",
         metavar="FILE",
         help="boxes around persons, in a format of docs/detection.md; whole: one box, the whole "
-        "picture",
+        "image",
     )
     group.add_argument(
         "--min-score",
@@ -148,7 +147,7 @@ def _detect(args: argparse.Namespace, params: Any, config: "ConfigDict") -> None
     if args.boxes is None:
         raise UserError(
             f"{args.checkpoint} names the actions of people in boxes: give --boxes FILE (docs/"
-            "detection.md has scripts that find people) or --boxes whole, the whole picture"
+            "detection.md has scripts that find people) or --boxes whole, the whole image"
         )
     threshold = THRESHOLD if args.threshold is None else args.threshold
     if not 0 <= threshold <= 1:

@@ -1,4 +1,4 @@
-"""Load the encoder of a checkpoint into a model that is fine-tuned, probed or made a detector."""
+"""Load the encoder of a checkpoint into a classifier, a probe or a detector."""
 
 from typing import Any, NamedTuple
 
@@ -58,7 +58,7 @@ def transfer_encoder(pretrained: Any, fresh: Any) -> tuple[Any, LoadTable]:
     """
     found, wanted = _by_name(pretrained), _by_name(fresh)
     encoder = [name for name in wanted if name.startswith("encoder/")]
-    if "head/kernel" in wanted:  # of a detector; the norm of a probe is not trained
+    if "head/kernel" in wanted:  # a detector learns a missing norm; that of a probe is frozen
         encoder = [name for name in encoder if name in found or not name.startswith(NORM)]
     table = LoadTable(
         matched=tuple(n for n in encoder if n in found and found[n].shape == wanted[n].shape),
