@@ -293,6 +293,7 @@ def _summarize(
     out = set(excluded)
     count = sum(key not in out for key in frame_keys(annotated))
     upper_bound = truth is shown
+    loss = float(found.errors.sum(dtype=np.float64) / max(len(probabilities), 1))
     product = protocol != "mmaction2" and not upper_bound
     ranked = "the action x that of the person" if product else "the action"
     weights = ", averaged weights" if averaged else ""
@@ -303,9 +304,7 @@ def _summarize(
         f"{len(names):,} classes, {count:,} key frames, {boxes or 'annotated boxes'}, "
         f"ranked by the score of {ranked}, {_clip_text(config)}{weights}",
         classes=classes,
-        loss=float(found.errors.sum(dtype=np.float64) / max(len(probabilities), 1))
-        if upper_bound
-        else None,
+        loss=loss if upper_bound else None,
         upper_bound=upper_bound,
         annotated=count,
         key_frames=frames,
