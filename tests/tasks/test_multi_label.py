@@ -351,7 +351,7 @@ def test_eight_devices_compute_what_one_does():
             valid = put.pop("valid")
             state, metrics = functions.train(functions.init(), put)
             sums, rows = functions.evaluate(state.params, put | {"valid": valid})
-        ids = np.flatnonzero(rows.valid)
+        ids = np.flatnonzero(rows.kept)
         scores = task.score(videos, ids, np.asarray(rows.values)[ids])
         scores |= task.summarize(jax.device_get(sums))
         return state.params, {"train": metrics["loss"], **scores}
