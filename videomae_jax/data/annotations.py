@@ -3,11 +3,9 @@
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +14,7 @@ from videomae_jax.data.box_files import read_table
 from videomae_jax.data.box_table import Table
 from videomae_jax.data.class_lists import name_classes, read_class_list
 from videomae_jax.data.key_frames import KeyFrames
+from videomae_jax.data.probing import read_durations, read_frame_times, read_sizes
 from videomae_jax.data.sources import find_videos, nearest_path, read_videos
 from videomae_jax.data.videos import SUFFIXES, ClipReader, Videos, pick_videos
 from videomae_jax.errors import UserError
@@ -28,15 +27,12 @@ CUT = 900.0
 OPENED = 64
 # How far a key frame may be behind the end of its video, in seconds: durations are rounded.
 SLACK = 0.5
-# Videos read at once: the time is that of the disk.
-READERS = 8
 # How far a box may reach beyond the image without a note: corners are rounded.
 BORDER = 0.01
 # Fraction of detected boxes that may be empty.
 EMPTY = 0.01
 
 _SEGMENT = re.compile(r"(.+)_(\d{6})_(\d{6})")  # of AVA-Kinetics: id, first and last second
-Value = TypeVar("Value")
 
 
 def read_key_frames(
@@ -415,38 +411,6 @@ def _to_fractions(
     return replace(table, corners=np.clip(corners, 0, 1))
 
 
-def read_sizes(
-    paths: Iterable[str], reader: ClipReader | None = None
-) -> dict[str, tuple[int, int]]:
-    """Return the height and the width of each video that can be read. reader: if not files."""
-    from videomae_jax.data.decode import read_size
-
-    return _read_each(reader.size if reader else read_size, paths)
-
-
-def read_durations(paths: Iterable[str]) -> dict[str, float]:
-    """Return the seconds of each video that can be read, as its container states them."""
-    from videomae_jax.data.decode import read_duration
-
-    return _read_each(read_duration, paths)
-
-
-def _read_each(read: Callable[[str], Value], paths: Iterable[str]) -> dict[str, Value]:
-    """Return what `read` returns for each path, without the videos that cannot be read."""
-    from videomae_jax.data.decode import UnreadableVideo
-
-    def attempt(path: str) -> Value | None:
-        try:
-            return read(path)
-        except UnreadableVideo:
-            return None
-
-    distinct = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor(READERS) as pool:
-        found = zip(distinct, pool.map(attempt, distinct), strict=True)
-        return {path: value for path, value in found if value is not None}
-
-
 def _number_classes(
     table: Table, classes: str | tuple[str, ...], path: Path, found: Findings
 ) -> tuple[tuple[str, ...], list[list[int]]]:
@@ -546,9 +510,7 @@ def _set_seconds(
 
 def _time_frames(key_frames: KeyFrames, paths: Sequence[str], path: Path) -> KeyFrames:
     """Replace the numbers of frames by their seconds, which are also the stamps then."""
-    from videomae_jax.data.decode import read_seconds
-
-    times = _read_each(read_seconds, paths)
+    times = read_frame_times(paths)
     if not times:
         raise UserError(f"{path}: no video can be read for the times of its frames")
     seconds = np.empty(len(key_frames))
