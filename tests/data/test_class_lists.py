@@ -42,9 +42,10 @@ def test_an_id_without_a_name_is_named_by_itself():
     "text,message",
     [
         ("", "lists no classes"),
-        ("walk\nwalk\n", "class 2 'walk': each id and each name is there once"),
+        ("walk\nwalk\n", "class 2 'walk': give each id and each name once"),
         ("1,a\n1,b\n", "class 1 'b'"),
-        ("0,a\n1,b\n", "class 0 'a': ids count from 1"),
+        ("0,a\n1,b\n", "class 0 'a': ids are 1 to 65,536"),
+        ("1,a\n2000000000,b\n", "class 2000000000 'b': ids are 1 to 65,536"),
     ],
 )
 def test_a_wrong_list_is_an_error(tmp_path, text, message):

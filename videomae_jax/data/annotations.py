@@ -14,6 +14,7 @@ from videomae_jax.data.box_files import read_table
 from videomae_jax.data.box_table import Table
 from videomae_jax.data.class_lists import name_classes, read_class_list
 from videomae_jax.data.key_frames import KeyFrames
+from videomae_jax.data.manifest import MOST_LABELS
 from videomae_jax.data.probing import read_durations, read_frame_times, read_sizes
 from videomae_jax.data.sources import find_videos, nearest_path, read_videos
 from videomae_jax.data.videos import SUFFIXES, ClipReader, Videos, pick_videos
@@ -33,6 +34,7 @@ BORDER = 0.01
 EMPTY = 0.01
 
 _SEGMENT = re.compile(r"(.+)_(\d{6})_(\d{6})")  # of AVA-Kinetics: id, first and last second
+_FLOAT = re.compile(r"^(\d+)\.0+$")  # how pandas writes ids if one of the column is missing
 
 
 def read_key_frames(
@@ -88,8 +90,8 @@ def _open_packed(folder: str, classes: str | tuple[str, ...], excluded: str) -> 
     if frames is None:
         raise UserError(f"{folder} has no boxes: give an annotation file, or records packed of one")
     if excluded:
-        out = read_excluded(excluded)
-        kept = [m not in out for m in map(_moment, frames.names, frames.stamps.tolist())]
+        # Not all of them: records may have been packed without the excluded ones.
+        kept = _find_kept(frames.names, frames.stamps, excluded)
         videos = pick_videos(videos, np.flatnonzero(kept).tolist())
         frames = frames.pick(np.flatnonzero(kept))
     old = videos.class_names or ()
@@ -279,12 +281,19 @@ def _moment(name: str, stamp: float) -> tuple[str, float]:
 def _leave_out(table: Table, excluded: str) -> Table:
     if not excluded:
         return table
-    out = read_excluded(excluded)
-    moments = zip(table.names, table.moments.tolist(), strict=True)
-    kept = np.array([_moment(*moment) not in out for moment in moments], bool)
+    kept = _find_kept(table.names, table.moments, excluded)
     if kept.all():
         raise UserError(f"{excluded} excludes no key frame of these annotations: is it of them?")
     return _pick_rows(table, kept)
+
+
+def _find_kept(names: Sequence[str], moments: np.ndarray, excluded: str) -> np.ndarray:
+    """Return which moments are not excluded, bool [n]. Raises UserError if all are."""
+    out = read_excluded(excluded)
+    kept = np.array([m not in out for m in map(_moment, names, moments.tolist())], bool)
+    if not kept.any():
+        raise UserError(f"{excluded} excludes all key frames of these annotations")
+    return kept
 
 
 def _pick_rows(table: Table, kept: np.ndarray) -> Table:
@@ -415,7 +424,10 @@ def _number_classes(
     table: Table, classes: str | tuple[str, ...], path: Path, found: Findings
 ) -> tuple[tuple[str, ...], list[list[int]]]:
     """Return class names, and the classes of each row counted from 0."""
-    split = {action: [part.strip() for part in action.split("|")] for action in set(table.actions)}
+    split = {
+        action: [_FLOAT.sub(r"\1", part.strip()) for part in action.split("|")]
+        for action in set(table.actions)
+    }
     used = {part for parts in split.values() for part in parts if part}
     if isinstance(classes, str) and classes:
         names = name_classes(read_class_list(classes))
@@ -424,7 +436,10 @@ def _number_classes(
         names = tuple(classes)
         said = f"{len(names)} classes of {'AVA' if names == AVA_CLASSES else 'training'}"
     elif used and all(part.isdecimal() for part in used):
-        names = tuple(map(str, range(1, max(map(int, used)) + 1)))
+        largest = max(map(int, used))
+        if largest > MOST_LABELS:
+            raise UserError(f"{path}: action {largest} is not an id of 1 to {MOST_LABELS:,}")
+        names = tuple(map(str, range(1, largest + 1)))
         said = f"no class list: classes are ids 1 to {len(names)}"
     else:
         names = tuple(sorted(used))
@@ -533,11 +548,11 @@ def _start_films(
     Raises UserError if all key frames are then beyond the end of the videos that are opened.
     """
     stamps = key_frames.stamps
-    segments = [_SEGMENT.fullmatch(Path(film).stem) for film in paths]
+    segments = {film: _SEGMENT.fullmatch(Path(film).stem) for film in set(paths)}
     cut = np.array(
         [
-            float(m[2]) if m and m[1] == n else 0.0
-            for m, n in zip(segments, key_frames.names, strict=True)
+            float(m[2]) if (m := segments[film]) and m[1] == name else 0.0
+            for film, name in zip(paths, key_frames.names, strict=True)
         ]
     )
     said = "seconds count from the beginning of the files"

@@ -8,13 +8,15 @@ boxes. With a header, columns are in any order.
 
 import csv
 import difflib
+import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from videomae_jax.data.box_table import CORNERS, Table
-from videomae_jax.data.manifest import split_lines
+from videomae_jax.data.manifest import NOT_TEXT, decode_text, split_lines
 from videomae_jax.errors import UserError
 
 # Columns of a csv with a header, and other names of them.
@@ -27,20 +29,36 @@ COLUMNS = {
     "person": ("person_id",),
     "score": (),
 }
-# Rows that are looked at to tell an annotation file from a list of videos.
-SAMPLED = 1000
+# Rows and bytes that are read to distinguish an annotation file from a list of videos.
+SAMPLED, SAMPLED_BYTES = 1000, 1 << 18
+SHOWN = 200  # characters of a bad row in an error: an open quote joins many rows
+# pandas writes whole numbers as 2.0 if one of the column is missing.
+_WHOLE = re.compile(r"(-?\d{1,18})(?:\.0*)?")
 
 
 def is_box_csv(path: Path) -> bool:
-    """Return whether a text file holds boxes; otherwise it may be a list of videos."""
-    rows = [row for _, (_, row) in zip(range(SAMPLED), _rows(_read_text(path)), strict=False)]
+    """Return whether a file is a csv of boxes; otherwise it may be a video or a list of videos."""
+    try:
+        with open(path, "rb") as file:
+            text = decode_text(file.read(SAMPLED_BYTES))
+        rows = [row for _, row in itertools.islice(_rows(text), SAMPLED)]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except csv.Error:
+        return False
     names = {name.strip().lower() for name in rows[0]} if rows else set()
     return set(CORNERS) <= names or any(map(_has_corners, rows))
 
 
 def read_csv(path: Path) -> Table:
     """Read a csv with or without a header. Raises UserError for bad rows."""
-    rows = list(_rows(_read_text(path)))
+    text = decode_text(path.read_bytes())
+    if NOT_TEXT.search(text):
+        raise UserError(f"{path} is not a text file in UTF-8")
+    try:
+        rows = list(_rows(text))
+    except csv.Error as error:
+        raise UserError(f"{path}: {error}: is a quote not closed?") from None
     if not rows:
         raise UserError(f"{path} is empty: an annotation file has one box a line")
     if _has_corners(rows[0][1]) or len(rows[0][1]) == 2:
@@ -48,21 +66,11 @@ def read_csv(path: Path) -> Table:
     return _read_named(path, rows)
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file in UTF-8") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
 def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line, cells) of every line that is not blank."""
-    lines = split_lines(text)
-    reader = csv.reader(lines, skipinitialspace=True)
+    """Yield (line, cells) of every line that is not blank. Raises csv.Error."""
+    reader = csv.reader(split_lines(text), skipinitialspace=True)
     for row in reader:
-        if any(cell.strip() for cell in row):
+        if any(map(str.strip, row)):
             yield reader.line_num, row
 
 
@@ -80,22 +88,21 @@ def _is_number(text: str) -> bool:
 
 def _read_plain(path: Path, rows: list[tuple[int, list[str]]]) -> Table:
     """Read a csv without a header, with 8, 7, 6 or 2 columns."""
-    widths = {len(row) for _, row in rows}
     for line, row in rows:
         if len(row) not in (2, 6, 7, 8):
             raise UserError(
                 f"{path} line {line} has {len(row)} columns, not 8 (video, second, x1, y1, x2, "
-                f"y2, action, person or score), 7 (without the last) or 2: {','.join(row)}"
+                f"y2, action, person or score), 7 (without the last) or 2: {','.join(row)[:SHOWN]}"
             )
-    width = max(widths)
-    padded = [row + [""] * (width - len(row)) for _, row in rows]
-    columns = [[cell.strip() for cell in column] for column in zip(*padded, strict=True)]
+    padded = itertools.zip_longest(*(row for _, row in rows), fillvalue="")
+    columns = [list(map(str.strip, column)) for column in padded]
+    width = len(columns)
     actions = columns[6] if width > 6 else [""] * len(rows)
     last: list[str] = columns[7] if width == 8 else []
-    # Ids have no decimal point. A file of 7 columns has either actions or scores.
-    if width == 7 and any("." in cell for cell in actions):
+    # A file of 7 columns has either actions or scores.
+    if width == 7 and _are_scores(actions):
         actions, last = [""] * len(rows), actions
-    scored = any("." in cell for cell in last)
+    scored = _are_scores(last)
     where = [line for line, _ in rows]
     return Table(
         kind="csv of predicted boxes" if scored else f"AVA csv of {width} columns",
@@ -132,7 +139,7 @@ def _read_named(path: Path, rows: list[tuple[int, list[str]]]) -> Table:
         if len(row) != len(head):
             raise UserError(
                 f"{path} line {line} has {len(row)} columns, the header {len(head)}: "
-                f"{','.join(row)}; put names with commas in quotes"
+                f"{','.join(row)[:SHOWN]}; put names with commas in quotes"
             )
     where = [line for line, _ in rows]
 
@@ -154,6 +161,14 @@ def _read_named(path: Path, rows: list[tuple[int, list[str]]]) -> Table:
     )
 
 
+def _are_scores(cells: list[str]) -> bool:
+    """Return whether numbers are scores. Ids have no decimal point, or are like 7.0."""
+    filled = list(filter(None, cells))
+    if not any("." in cell for cell in filled):
+        return False
+    return not all(map(_WHOLE.fullmatch, filled)) or max(map(float, filled)) <= 1
+
+
 def _floats(
     cells: list[str],
     lines: list[int],
@@ -162,15 +177,21 @@ def _floats(
     *,
     empty: float | None = None,
 ) -> np.ndarray:
-    """Return numbers, float64 [n]. empty: the value of empty cells; None does not allow them."""
+    """Return finite numbers, float64 [n].
+
+    empty: the value of empty cells, NaN or a number; None does not allow them.
+    """
     values = np.empty(len(cells))
     for row, cell in enumerate(cells):
         try:
             values[row] = float(cell) if cell or empty is None else empty
         except ValueError:
             raise UserError(f"{path} line {lines[row]}: {name} {cell!r} is not a number") from None
-    bad = np.flatnonzero(~np.isfinite(values)).tolist()
-    if bad and empty is None:
+    wrong = ~np.isfinite(values)
+    if empty is not None and np.isnan(empty):
+        wrong = np.isinf(values)
+    bad = np.flatnonzero(wrong).tolist()
+    if bad:
         raise UserError(f"{path} line {lines[bad[0]]}: {name} {cells[bad[0]]!r} is not a number")
     return values
 
@@ -193,9 +214,13 @@ def _persons(cells: list[str], lines: list[int], path: Path) -> np.ndarray:
     if not cells:
         return np.full(len(lines), -1)
     numbers: dict[str, int] = {}
-    whole = all(cell.lstrip("-").isdecimal() for cell in cells if cell)
+    whole = all(_WHOLE.fullmatch(cell) for cell in cells if cell)
     values = []
     for cell in cells:
-        number = int(cell) if cell and whole else numbers.setdefault(cell, len(numbers))
-        values.append(number if cell else -1)
+        if not cell:
+            values.append(-1)
+        elif whole:
+            values.append(int(cell.partition(".")[0]))
+        else:
+            values.append(numbers.setdefault(cell, len(numbers)))
     return np.array(values, np.int64)

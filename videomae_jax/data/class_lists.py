@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from videomae_jax.data.manifest import split_lines
+from videomae_jax.data.manifest import MOST_LABELS, split_lines
 from videomae_jax.errors import UserError
 
 _FIELD = re.compile(r"""\b(name|id|label_id)\s*:\s*(?:"([^"]*)"|'([^']*)'|(\d+))""")
@@ -15,7 +15,7 @@ def read_class_list(path: str | Path) -> dict[int, str]:
     A .pbtxt has blocks with a `name` and an `id` (or `label_id`). Other files have one class a
     line, `name`, `id,name` or `name,id`, with or without a header; without ids they are numbered
     from 1. A list may have some of the ids, as that of the evaluated classes of AVA has. Raises
-    UserError for a file without classes, and for an id or a name that is there twice.
+    UserError for a file without classes, and for an id or a name that is in it twice.
     """
     path = Path(path).expanduser()
     try:
@@ -25,9 +25,10 @@ def read_class_list(path: str | Path) -> dict[int, str]:
     pairs = _read_blocks(text) or _read_lines(text, path)
     names: dict[int, str] = {}
     for number, name in pairs:
-        if number in names or name in names.values() or number < 1:
-            wrong = "ids count from 1" if number < 1 else "each id and each name is there once"
-            raise UserError(f"{path}: class {number} {name!r}: {wrong}")
+        if not 1 <= number <= MOST_LABELS:
+            raise UserError(f"{path}: class {number} {name!r}: ids are 1 to {MOST_LABELS:,}")
+        if number in names or name in names.values():
+            raise UserError(f"{path}: class {number} {name!r}: give each id and each name once")
         names[number] = name
     if not names:
         raise UserError(f"{path} lists no classes: give a .pbtxt, or one name a line")
