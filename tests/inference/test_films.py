@@ -1,17 +1,13 @@
-"""Films with drawn boxes, and the table of scores: all frames, their times, the right boxes."""
-
-import csv
+"""Videos with drawn boxes: all frames, their times, the right boxes."""
 
 import numpy as np
 import pytest
 from videos import number, turn, write_video
 
-from videomae_jax.data.box_files import read_table
 from videomae_jax.data.decode import UnreadableVideo, open_frames, read_facts
 from videomae_jax.drawing import GREY, class_colour
-from videomae_jax.errors import UserError
 from videomae_jax.inference.detect import Detection, Moment
-from videomae_jax.inference.films import write_detections, write_film
+from videomae_jax.inference.films import write_film
 
 
 def moment(seconds, *boxes, stamp=None, **scores):
@@ -127,20 +123,3 @@ def test_a_film_that_breaks_off_leaves_nothing(tmp_path):
         write_film(source, str(tmp_path / "b.mp4"), [moment(1, LEFT)], every=1, threshold=0)
     except UnreadableVideo:
         assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
-
-
-def test_the_table_is_that_of_ava(tmp_path):
-    moments = [
-        moment(1.0, LEFT, RIGHT, stamp=901.0, run=0.1234567, low=1e-7),
-        moment(1.5, LEFT, stamp=901.5),
-    ]
-    write_detections(tmp_path / "new" / "a.csv", moments)
-    rows = list(csv.reader((tmp_path / "new" / "a.csv").open()))
-    assert rows[0] == ["a", "901", *"0.100000 0.600000 0.400000 0.900000 1 0.123457".split()]
-    assert [row[6] for row in rows] == ["1", "2"] * 3 and rows[4][1] == "901.5"
-    table = read_table(tmp_path / "new" / "a.csv")
-    assert table.scores is not None and table.moments.tolist() == [901] * 4 + [901.5] * 2
-    np.testing.assert_allclose(table.corners[0], LEFT)
-    (tmp_path / "taken").write_text("")
-    with pytest.raises(UserError, match="cannot write .*taken"):
-        write_detections(tmp_path / "taken" / "a.csv", moments)

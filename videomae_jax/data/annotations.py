@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -469,7 +470,7 @@ def _group(
     """
     moments: dict[tuple[str, float], int] = {}
     boxes: list[dict[tuple[float, ...], int]] = []  # of each moment: corners -> the first row
-    labels: list[set[int]] = [set() for _ in table.names]  # of the first row of each box
+    labels: defaultdict[int, set[int]] = defaultdict(set)  # of the first row of each box
     paths: list[str] = []
     repeated = 0
     corners = list(map(tuple, table.corners.tolist()))
@@ -482,8 +483,9 @@ def _group(
         if missing[row]:
             continue
         first = boxes[place].setdefault(corners[row], row)
-        repeated += first != row and set(numbers[row]) <= labels[first]
-        labels[first].update(numbers[row])
+        known = labels[first]
+        repeated += first != row and known.issuperset(numbers[row])
+        known.update(numbers[row])
     rows = np.array([row for of in boxes for row in of.values()], np.int64)
     targets = np.zeros((len(rows), classes), bool)
     for box, row in enumerate(rows.tolist()):

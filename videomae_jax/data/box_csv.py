@@ -10,7 +10,7 @@ import csv
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,8 @@ COLUMNS = {
     "person": ("person_id",),
     "score": (),
 }
-# Rows and bytes that are read to distinguish an annotation file from a list of videos.
-SAMPLED, SAMPLED_BYTES = 1000, 1 << 18
+# Bytes that are read to distinguish an annotation file from a list of videos.
+SAMPLED = 1 << 16
 SHOWN = 200  # characters of a bad row in an error: an open quote joins many rows
 # pandas writes whole numbers as 2.0 if one of the column is missing.
 _WHOLE = re.compile(r"(-?\d{1,18})(?:\.0*)?")
@@ -40,8 +40,8 @@ def is_box_csv(path: Path) -> bool:
     """Return whether a file is a csv of boxes; otherwise it may be a video or a list of videos."""
     try:
         with open(path, "rb") as file:
-            text = decode_text(file.read(SAMPLED_BYTES))
-        rows = [row for _, row in itertools.islice(_rows(text), SAMPLED)]
+            text = decode_text(file.read(SAMPLED))
+        rows = _read_rows(text)[1]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except csv.Error:
@@ -56,22 +56,26 @@ def read_csv(path: Path) -> Table:
     if NOT_TEXT.search(text):
         raise UserError(f"{path} is not a text file in UTF-8")
     try:
-        rows = list(_rows(text))
+        lines, rows = _read_rows(text)
     except csv.Error as error:
         raise UserError(f"{path}: {error}: is a quote not closed?") from None
     if not rows:
         raise UserError(f"{path} is empty: an annotation file has one box a line")
-    if _has_corners(rows[0][1]) or len(rows[0][1]) == 2:
-        return _read_plain(path, rows)
-    return _read_named(path, rows)
+    if _has_corners(rows[0]) or len(rows[0]) == 2:
+        return _read_plain(path, lines, rows)
+    return _read_named(path, lines, rows)
 
 
-def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line, cells) of every line that is not blank. Raises csv.Error."""
+def _read_rows(text: str) -> tuple[list[int], list[list[str]]]:
+    """Return the lines, from 1, and the cells of all rows that are not blank. Raises csv.Error."""
     reader = csv.reader(split_lines(text), skipinitialspace=True)
+    lines: list[int] = []
+    rows: list[list[str]] = []
     for row in reader:
         if any(map(str.strip, row)):
-            yield reader.line_num, row
+            lines.append(reader.line_num)
+            rows.append(row)
+    return lines, rows
 
 
 def _has_corners(row: Sequence[str]) -> bool:
@@ -86,15 +90,15 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _read_plain(path: Path, rows: list[tuple[int, list[str]]]) -> Table:
+def _read_plain(path: Path, lines: list[int], rows: list[list[str]]) -> Table:
     """Read a csv without a header, with 8, 7, 6 or 2 columns."""
-    for line, row in rows:
+    for line, row in zip(lines, rows, strict=True):
         if len(row) not in (2, 6, 7, 8):
             raise UserError(
                 f"{path} line {line} has {len(row)} columns, not 8 (video, second, x1, y1, x2, "
                 f"y2, action, person or score), 7 (without the last) or 2: {','.join(row)[:SHOWN]}"
             )
-    padded = itertools.zip_longest(*(row for _, row in rows), fillvalue="")
+    padded = itertools.zip_longest(*rows, fillvalue="")
     columns = [list(map(str.strip, column)) for column in padded]
     width = len(columns)
     actions = columns[6] if width > 6 else [""] * len(rows)
@@ -103,60 +107,58 @@ def _read_plain(path: Path, rows: list[tuple[int, list[str]]]) -> Table:
     if width == 7 and _are_scores(actions):
         actions, last = [""] * len(rows), actions
     scored = _are_scores(last)
-    where = [line for line, _ in rows]
     return Table(
         kind="csv of predicted boxes" if scored else f"AVA csv of {width} columns",
-        lines=np.array(where),
+        lines=np.array(lines),
         names=columns[0],
-        moments=_floats(columns[1], where, path, "second"),
-        corners=_corners(columns[2:6] if width > 2 else [[""] * len(rows)] * 4, where, path),
+        moments=_floats(columns[1], lines, path, "second"),
+        corners=_corners(columns[2:6] if width > 2 else [[""] * len(rows)] * 4, lines, path),
         actions=actions,
-        persons=_persons([] if scored else last, where, path),
-        scores=_floats(last, where, path, "score", empty=1.0) if scored else None,
+        persons=_persons([] if scored else last, lines, path),
+        scores=_floats(last, lines, path, "score", empty=1.0) if scored else None,
     )
 
 
-def _read_named(path: Path, rows: list[tuple[int, list[str]]]) -> Table:
+def _read_named(path: Path, lines: list[int], rows: list[list[str]]) -> Table:
     """Read a csv with a header."""
     names = {other: name for name, others in COLUMNS.items() for other in (name, *others)}
-    head = [cell.strip().lower() for cell in rows[0][1]]
+    head = [cell.strip().lower() for cell in rows[0]]
     places: dict[str, int] = {}
     for place, cell in enumerate(head):
         if cell not in names:
             close = difflib.get_close_matches(cell, names, n=1)
             meant = f"; did you mean {close[0]!r}?" if close else ""
             raise UserError(
-                f"{path} line {rows[0][0]}: column {cell!r} is not known{meant or ';'} a header "
+                f"{path} line {lines[0]}: column {cell!r} is not known{meant or ';'} a header "
                 f"has {', '.join(COLUMNS)}, a row without a header 8, 7 or 2 columns, as AVA"
             )
         places[names[cell]] = place
     moment = "frame" if "frame" in places else "timestamp"
     missing = [name for name in ("video", moment, *CORNERS) if name not in places]
     if missing:
-        raise UserError(f"{path} line {rows[0][0]} has no column {missing[0]!r}: {','.join(head)}")
-    rows = rows[1:]
-    for line, row in rows:
+        raise UserError(f"{path} line {lines[0]} has no column {missing[0]!r}: {','.join(head)}")
+    lines, rows = lines[1:], rows[1:]
+    for line, row in zip(lines, rows, strict=True):
         if len(row) != len(head):
             raise UserError(
                 f"{path} line {line} has {len(row)} columns, the header {len(head)}: "
                 f"{','.join(row)[:SHOWN]}; put names with commas in quotes"
             )
-    where = [line for line, _ in rows]
 
     def column(name: str) -> list[str]:
         place = places.get(name)
-        return [] if place is None else [row[place].strip() for _, row in rows]
+        return [] if place is None else [row[place].strip() for row in rows]
 
     scores = column("score")
     return Table(
         kind="csv with a header",
-        lines=np.array(where, np.int64),
+        lines=np.array(lines, np.int64),
         names=column("video"),
-        moments=_floats(column(moment), where, path, moment),
-        corners=_corners([column(name) for name in CORNERS], where, path),
+        moments=_floats(column(moment), lines, path, moment),
+        corners=_corners([column(name) for name in CORNERS], lines, path),
         actions=column("action") or [""] * len(rows),
-        persons=_persons(column("person"), where, path),
-        scores=_floats(scores, where, path, "score", empty=1.0) if scores else None,
+        persons=_persons(column("person"), lines, path),
+        scores=_floats(scores, lines, path, "score", empty=1.0) if scores else None,
         by_frame=moment == "frame",
     )
 

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos, pick_videos
 from videomae_jax.detection_metrics import check_protocol, group_precisions, is_ava
 from videomae_jax.errors import UserError
+from videomae_jax.inference.detection_csv import ScoredBox, write_detections
 from videomae_jax.inference.engine import data_mesh, jit_batch, place_params, run_batches
 from videomae_jax.inference.evaluate import unreadable_file
 from videomae_jax.inference.network import Network, check_detector, class_names
@@ -255,7 +256,8 @@ def evaluate_boxes(
         bad=bad,
     )
     if folder:
-        write_detections(folder / "detections.csv", result.key_frames, result.scores)
+        found_boxes = _list_boxes(result.key_frames, result.scores)
+        write_detections(folder / "detections.csv", found_boxes)
         write_classes(folder, result)
     return result
 
@@ -483,24 +485,12 @@ def _notes(
     return notes
 
 
-def write_detections(path: Path, frames: KeyFrames, scores: np.ndarray) -> None:
-    """Write a row for each box and class, as AVA's evaluators read them.
-
-    The columns are video, second, x1, y1, x2, y2, class from 1 on, and score.
-    """
-    moments = [
-        f"{name},{stamp:04.0f}" if stamp == round(stamp) else f"{name},{stamp:.3f}"
-        for name, stamp in zip(frames.names, frames.stamps.tolist(), strict=True)
-    ]
-    with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
-        for index, moment in enumerate(moments):
-            rows = frames.of(index)
-            for corners, values in zip(frames.boxes[rows].tolist(), scores[rows], strict=True):
-                box = ",".join(f"{corner:.6f}" for corner in corners)
-                file.writelines(
-                    f"{moment},{box},{label},{value:.6f}\n"
-                    for label, value in enumerate(values.tolist(), 1)
-                )
+def _list_boxes(frames: KeyFrames, scores: np.ndarray) -> Iterator[ScoredBox]:
+    """Yield the boxes of all key frames with their scores, float32 [boxes, K]."""
+    names = np.repeat(np.array(frames.names, object), frames.counts)
+    seconds = np.repeat(frames.stamps, frames.counts)
+    for name, second, corners, row in zip(names, seconds, frames.boxes, scores, strict=True):
+        yield ScoredBox(name, float(second), corners.tolist(), row.tolist())
 
 
 def write_classes(folder: Path, result: BoxEvaluation) -> None:

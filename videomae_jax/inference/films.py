@@ -1,18 +1,14 @@
-"""Write the actions found in a video: a film with drawn boxes, and a table of all scores."""
+"""Draw the actions found in a video on a copy of it."""
 
-import csv
 import functools
 import itertools
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from videomae_jax.data.decode import open_frames, read_facts
 from videomae_jax.data.encode import FilmWriter
 from videomae_jax.drawing import GREY, Label, class_colour, render_boxes
-from videomae_jax.errors import UserError
 from videomae_jax.inference.detect import Detection, Moment, nearest
 from videomae_jax.progress import Progress
 
@@ -83,23 +79,3 @@ def _labels(detections: Sequence[Detection], threshold: float) -> list[list[Labe
         labels = [label for _, label in sorted(actions, key=lambda action: -action[0])]
         drawn.append(labels or [Label(f"person {found.person:.2f}", GREY)])
     return drawn
-
-
-def write_detections(path: str | os.PathLike[str], moments: Sequence[Moment]) -> None:
-    """Write every score as a row of AVA's csv of detections.
-
-    The columns are video, second, x1, y1, x2, y2, class id (from 1) and score; there is no header.
-    Raises UserError if the file cannot be written.
-    """
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            for moment in moments:
-                second = f"{moment.stamp:.6f}".rstrip("0").rstrip(".")
-                for found in moment.detections:
-                    corners = [f"{corner:.6f}" for corner in found.box]
-                    for number, score in enumerate(found.actions.values(), start=1):
-                        table.writerow([moment.name, second, *corners, number, f"{score:.6f}"])
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
