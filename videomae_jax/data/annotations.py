@@ -66,14 +66,14 @@ def read_key_frames(
         raise UserError(f"no such annotation file: {path}{nearest_path(path)}")
     found = Findings()
     table = _leave_out(read_table(path), excluded)
-    films = _find_films(table, path, videos)
+    films, missing = _find_films(table, path, videos)
     class_names, numbers = _number_classes(table, classes, path, found)
     table = _to_fractions(table, films, path, found)
     key_frames, paths = _group(table, films, numbers, len(class_names), found)
-    key_frames = _set_seconds(key_frames, paths, table, start, path, found)
-    missing = sorted(film for film in set(paths) if not os.path.exists(film))
+    files = [film for film in paths if film not in missing]
+    key_frames = _set_seconds(key_frames, paths, files, table, start, path, found)
     if missing:
-        found.faults[f"videos are missing, first {missing[0]}"] = len(missing)
+        found.faults[f"videos are missing, first {min(missing)}"] = len(missing)
     return Videos(
         paths=tuple(paths),
         labels=None,
@@ -196,7 +196,7 @@ def read_film_detections(source: str | os.PathLike[str], film: str) -> KeyFrames
     films = [film] * len(table.names)
     table = _to_fractions(table, films, path, found)
     key_frames, paths = _group(table, films, [[]] * len(films), 0, found)
-    key_frames = _set_seconds(key_frames, paths, table, "auto", path, found)
+    key_frames = _set_seconds(key_frames, paths, paths, table, "auto", path, found)
     return replace(key_frames, notes=found.notes())
 
 
@@ -311,8 +311,12 @@ def _pick_rows(table: Table, kept: np.ndarray) -> Table:
     )
 
 
-def _find_films(table: Table, path: Path, folder: str) -> list[str]:
-    """Return the path of the video of each row. Raises UserError if none is found."""
+def _find_films(table: Table, path: Path, folder: str) -> tuple[list[str], set[str]]:
+    """Return the path of the video of each row, and the paths that do not exist.
+
+    A network disk takes milliseconds for each file: those that the folder lists are not checked
+    again. Raises UserError if no video is found.
+    """
     root = Path(folder).expanduser().absolute() if folder else path.parent
     if not root.is_dir():
         raise UserError(f"no such folder of videos: {root}")
@@ -324,6 +328,7 @@ def _find_films(table: Table, path: Path, folder: str) -> list[str]:
         if match := _SEGMENT.fullmatch(stem):
             segments.setdefault(match[1], []).append((float(match[2]), float(match[3]), file))
     found: dict[tuple[str, float], str] = {}
+    missing: set[str] = set()
 
     def find(name: str, moment: float) -> str:
         if name in segments and name not in stems:
@@ -340,13 +345,18 @@ def _find_films(table: Table, path: Path, folder: str) -> list[str]:
                 f"{name} is there {len(files)} times below {root}: {files[0]}, {files[1]}; name a "
                 "folder that has one of each as config.data.videos (--videos)"
             )
-        return str(root / (files[0] if files else name if _is_file(name) else f"{name}.mp4"))
+        if files:
+            return str(root / files[0])
+        film = str(root / (name if _is_file(name) else f"{name}.mp4"))
+        if not os.path.exists(film):
+            missing.add(film)
+        return film
 
     for name, moment in zip(table.names, table.moments.tolist(), strict=True):
         key = (name, moment) if name in segments else (name, 0.0)
         if key not in found:
             found[key] = find(name, moment)
-    if not any(map(os.path.exists, found.values())):
+    if missing.issuperset(found.values()):
         name = table.names[0]
         close = difflib.get_close_matches(name, [*stems, *segments], n=1)
         near = f"; the nearest name is {close[0]!r}" if close else ""
@@ -355,7 +365,8 @@ def _find_films(table: Table, path: Path, folder: str) -> list[str]:
             f"{near}; give their folder as config.data.videos (--videos)"
         )
     keys = zip(table.names, table.moments.tolist(), strict=True)
-    return [found[(name, moment) if name in segments else (name, 0.0)] for name, moment in keys]
+    films = [found[(name, moment) if name in segments else (name, 0.0)] for name, moment in keys]
+    return films, missing
 
 
 def _is_file(name: str) -> bool:
@@ -511,16 +522,17 @@ def _group(
 def _set_seconds(
     key_frames: KeyFrames,
     paths: Sequence[str],
+    files: Sequence[str],
     table: Table,
     start: str | float,
     path: Path,
     found: Findings,
 ) -> KeyFrames:
-    """Set the seconds in the video files."""
+    """Set the seconds in the video files. files: the paths of those that exist."""
     if table.by_frame:
         found.decisions.append("moments are numbers of frames, from 0")
         return _time_frames(key_frames, paths, path)
-    key_frames, said = _start_films(key_frames, paths, start, path)
+    key_frames, said = _start_films(key_frames, paths, files, start, path)
     found.decisions.append(said)
     return key_frames
 
@@ -543,7 +555,11 @@ def _time_frames(key_frames: KeyFrames, paths: Sequence[str], path: Path) -> Key
 
 
 def _start_films(
-    key_frames: KeyFrames, paths: Sequence[str], start: str | float, path: Path
+    key_frames: KeyFrames,
+    paths: Sequence[str],
+    files: Sequence[str],
+    start: str | float,
+    path: Path,
 ) -> tuple[KeyFrames, str]:
     """Subtract the second at which the video files begin.
 
@@ -566,7 +582,7 @@ def _start_films(
         except ValueError:
             raise UserError(f"data.start {start!r}: use auto or a number, such as 900") from None
         said = f"files begin at second {cut[0]:g} (data.start)"
-    distinct = [film for film in dict.fromkeys(paths) if os.path.exists(film)]
+    distinct = list(dict.fromkeys(files))
     durations = read_durations(distinct[:: -(-len(distinct) // OPENED)])
     ends = np.array([durations.get(film, np.nan) for film in paths]) + SLACK
     known = ~np.isnan(ends)
