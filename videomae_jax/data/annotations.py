@@ -21,13 +21,13 @@ from videomae_jax.data.sources import find_videos, nearest_path, read_videos
 from videomae_jax.data.videos import SUFFIXES, ClipReader, Videos, pick_videos
 from videomae_jax.errors import UserError
 
-# Corners above this are pixels: a detector may put a fraction a little outside of the image.
+# Corners above this are pixels: fractions of a detector may be a little above 1.
 FRACTION = 1.5
 # The second at which copies of AVA's movies are often cut.
 CUT = 900.0
 # Videos of a list that are opened to find the second at which they begin.
 OPENED = 64
-# How far a key frame may be behind the end of its video, in seconds: durations are rounded.
+# Seconds by which a key frame may be after the end of its video: durations are rounded.
 SLACK = 0.5
 # How far a box may reach beyond the image without a note: corners are rounded.
 BORDER = 0.01
@@ -48,15 +48,15 @@ def read_key_frames(
 ) -> Videos:
     """Open the annotations of a data set: videos with `key_frames`, one for each annotated moment.
 
-    source: a file in one of the formats of `box_files`, or a folder of `videomae data pack` of such
-    a file, which has its own videos. videos: the folder of the videos, by
-    default that of the file; they are found by their names without the suffix. start: the second
-    of the annotations at which the video files begin, "auto" to find it. classes: a class list, or
-    the names of ids 1, 2, ...; by default the ids or the names of the file. excluded: a csv of
-    `video,second` rows, the key frames to leave out.
-    What was decided is in `notes`. Videos that are missing are unreadable later; their paths are
-    what they would be. Raises UserError for a bad file, unknown classes, boxes that are not of
-    these videos, if no video is found, and if all key frames are beyond the end of the videos.
+    source: a file in one of the formats of `box_files`, or such a file packed with its videos by
+    `videomae data pack`. videos: the folder of the videos, by default that of the file; they are
+    found by their names without the suffix. start: the second of the annotations at which the
+    video files begin, "auto" to find it. classes: a class list, or the names of ids 1, 2, ...; by
+    default the ids or the names of the file. excluded: a csv of `video,second` rows, the key frames
+    to leave out.
+    `notes` says what was decided. Missing videos keep their expected paths and are unreadable
+    later. Raises UserError for a bad file, unknown classes, boxes that are not of these videos, if
+    no video is found, and if all key frames are beyond the end of the videos.
     """
     name = os.path.expanduser(os.fspath(source))
     if "://" in name or os.path.isdir(name):
@@ -101,22 +101,22 @@ def _open_packed(folder: str, classes: str | tuple[str, ...], excluded: str) -> 
         new = name_classes(read_class_list(classes))
     if not new or new == old:
         return videos
-    places = _class_places(new)
+    indices = _class_indices(new)
     used = np.flatnonzero(frames.targets.any(axis=0)).tolist()
-    unknown = [old[number] for number in used if old[number] not in places]
+    unknown = [old[number] for number in used if old[number] not in indices]
     if unknown:
         raise UserError(f"{folder}: {_unknown_action(unknown[0], new)}")
     targets = np.zeros((len(frames.targets), len(new)), bool)
     for number, name in enumerate(old):
-        if name in places:
-            targets[:, places[name]] |= frames.targets[:, number]
+        if name in indices:
+            targets[:, indices[name]] |= frames.targets[:, number]
     return replace(videos, class_names=new, key_frames=replace(frames, targets=targets))
 
 
-def _class_places(names: Sequence[str]) -> dict[str, int]:
+def _class_indices(names: Sequence[str]) -> dict[str, int]:
     """Return the position of each class by its name, and by its id."""
-    places = {str(number): number - 1 for number in range(1, len(names) + 1)}
-    return places | {name: number for number, name in enumerate(names)}
+    indices = {str(number): number - 1 for number in range(1, len(names) + 1)}
+    return indices | {name: number for number, name in enumerate(names)}
 
 
 def _unknown_action(action: str, names: Sequence[str]) -> str:
@@ -170,8 +170,8 @@ def read_detections(source: str | os.PathLike[str], videos: Videos) -> KeyFrames
 def read_film_detections(source: str | os.PathLike[str], film: str) -> KeyFrames:
     """Open the detected boxes of one video file, see `read_detections`.
 
-    They are found by the name of the file. Raises UserError if there are none of it, and if all
-    are beyond its end.
+    They are found by the name of the file. Raises UserError if the video has no boxes, and if all
+    are beyond the end of the video.
     """
     path = Path(source).expanduser().absolute()
     found = Findings()
@@ -201,11 +201,11 @@ def read_film_detections(source: str | os.PathLike[str], film: str) -> KeyFrames
 
 
 def with_detections(videos: Videos, detections: KeyFrames, *, min_score: float) -> Videos:
-    """Return videos with detected boxes of at least `min_score` in the place of annotated ones.
+    """Return videos with detected boxes of at least `min_score` instead of the annotated ones.
 
-    It has a key frame for each moment with such boxes, annotated or not; the targets are False.
-    The last of the notes says how many boxes that are, and how many annotated key frames have
-    none. Raises UserError if no score is so high.
+    The result has a key frame for each moment with such boxes, annotated or not; the targets are
+    False. The last note counts the boxes, and the annotated key frames without any. Raises
+    UserError if no box has such a score.
     """
     assert videos.key_frames is not None
     high = detections.scores >= min_score
@@ -235,19 +235,19 @@ def with_detections(videos: Videos, detections: KeyFrames, *, min_score: float) 
 
 @dataclass
 class Findings:
-    """What was decided about a file, and the numbers of its faults, by what they are."""
+    """Decisions about a file, and how often each fault is in it."""
 
     decisions: list[str] = field(default_factory=list)
     faults: dict[str, int] = field(default_factory=dict)
 
     def notes(self) -> tuple[str, ...]:
-        """Return one text for each."""
+        """Return a text for each decision and each fault."""
         faults = [f"{number:,} {what}" for what, number in self.faults.items()]
         return (*self.decisions, *faults)
 
 
 class _Clocks:
-    """Finds the video of a moment among key frames, and the second in its file."""
+    """Find the video of a moment among key frames, and the second in its file."""
 
     def __init__(self, videos: Videos):
         assert videos.key_frames is not None
@@ -275,7 +275,7 @@ class _Clocks:
 
 
 def _moment(name: str, stamp: float) -> tuple[str, float]:
-    """Return what two files write for the same moment: seconds are rounded to milliseconds."""
+    """Return the key of a moment, equal for files that round its second differently."""
     return name, round(stamp, 3)
 
 
@@ -382,8 +382,8 @@ def _to_fractions(
 ) -> Table:
     """Return the table with corners as fractions in 0 to 1. reader: of the videos, if not files.
 
-    Raises UserError for corners out of order, and if most boxes are outside of the images.
-    Detectors find a few empty boxes: these are left out.
+    A few empty boxes of a detector are left out. Raises UserError for other corners that are out of
+    order, and if most boxes are outside of the images.
     """
     corners = table.corners.copy()
     boxed = ~np.isnan(corners[:, 0])
@@ -457,12 +457,12 @@ def _number_classes(
         names = tuple(sorted(used))
         said = f"no class list: {len(names)} classes, by name in alphabetical order"
         said = said if names else "no actions"
-    places = _class_places(names)
-    unknown = sorted(used - places.keys())
+    indices = _class_indices(names)
+    unknown = sorted(used - indices.keys())
     if unknown:
         row = next(r for r, action in enumerate(table.actions) if unknown[0] in split[action])
         raise UserError(f"{path} line {table.lines[row]}: {_unknown_action(unknown[0], names)}")
-    numbers = {action: [places[part] for part in parts if part] for action, parts in split.items()}
+    numbers = {action: [indices[part] for part in parts if part] for action, parts in split.items()}
     found.decisions += [table.kind, said]
     return names, [numbers[action] for action in table.actions]
 
@@ -538,7 +538,7 @@ def _set_seconds(
 
 
 def _time_frames(key_frames: KeyFrames, paths: Sequence[str], path: Path) -> KeyFrames:
-    """Replace the numbers of frames by their seconds, which are also the stamps then."""
+    """Replace frame numbers by seconds, also in `stamps`."""
     times = read_frame_times(paths)
     if not times:
         raise UserError(f"{path}: no video can be read for the times of its frames")

@@ -1,9 +1,9 @@
 """Csv files of boxes -> `box_table.Table`.
 
-Without a header they are as AVA writes them: video, second, x1, y1, x2, y2, action, person. If
-numbers with a decimal point are in the place of the person, they are scores of a person detector,
-as SlowFast writes them. AVA-Kinetics has no person. Rows of two columns are key frames without
-boxes. With a header, columns are in any order.
+Without a header they have the columns of AVA: video, second, x1, y1, x2, y2, action, person. If the
+last column has numbers with a decimal point, they are scores of a person detector, as SlowFast
+writes them. AVA-Kinetics has no person. Rows of two columns are key frames without boxes. With a
+header, columns are in any order.
 """
 
 import csv
@@ -19,7 +19,7 @@ from videomae_jax.data.box_table import CORNERS, Table
 from videomae_jax.data.manifest import NOT_TEXT, decode_text, split_lines
 from videomae_jax.errors import UserError
 
-# Columns of a csv with a header, and other names of them.
+# Columns of a csv with a header, and their other names.
 COLUMNS = {
     "video": ("video_id",),
     "timestamp": ("second",),

@@ -1,4 +1,4 @@
-"""Count what an annotation file holds, for people and for JSON."""
+"""Count the content of an annotation file, for people and for JSON."""
 
 import os
 from typing import Any
@@ -14,8 +14,8 @@ from videomae_jax.data.videos import Videos
 def summarize_boxes(videos: Videos) -> dict[str, Any]:
     """Return the counts of key frames. "beyond" are those outside of the time of their video.
 
-    Opens every video for its duration. "boxes_a_key_frame" is (mean, most); "notes" is what was
-    decided and left out when the file was read.
+    Opens every video for its duration. "boxes_a_key_frame" is (mean, maximum); "notes" says what
+    was decided and left out when the file was read.
     """
     frames = videos.key_frames
     assert frames is not None
@@ -61,7 +61,7 @@ def _describe(videos: Videos, index: int, end: float) -> str:
 
 
 def text(summary: dict[str, Any]) -> str:
-    """Return the lines that a command prints of `summarize_boxes`."""
+    """Return the result of `summarize_boxes` as text."""
     mean, most = summary["boxes_a_key_frame"]
     boxes, labels = summary["boxes"], summary["labels"]
     missing = f", {len(summary['missing']):,} missing" if summary["missing"] else ""

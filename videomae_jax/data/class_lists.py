@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from videomae_jax.data.manifest import MOST_LABELS, split_lines
+from videomae_jax.data.manifest import MOST_LABELS, NOT_TEXT, decode_text, split_lines
 from videomae_jax.errors import UserError
 
 _FIELD = re.compile(r"""\b(name|id|label_id)\s*:\s*(?:"([^"]*)"|'([^']*)'|(\d+))""")
@@ -14,14 +14,16 @@ def read_class_list(path: str | Path) -> dict[int, str]:
 
     A .pbtxt has blocks with a `name` and an `id` (or `label_id`). Other files have one class a
     line, `name`, `id,name` or `name,id`, with or without a header; without ids they are numbered
-    from 1. A list may have some of the ids, as that of the evaluated classes of AVA has. Raises
+    from 1. A list may lack some ids, like that of the evaluated classes of AVA. Raises
     UserError for a file without classes, and for an id or a name that is in it twice.
     """
     path = Path(path).expanduser()
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the class list {path}: {error}") from None
+        text = decode_text(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read the class list {path}: {error.strerror}") from None
+    if NOT_TEXT.search(text):
+        raise UserError(f"{path} is not a text file in UTF-8: give a class list")
     pairs = _read_blocks(text) or _read_lines(text, path)
     names: dict[int, str] = {}
     for number, name in pairs:

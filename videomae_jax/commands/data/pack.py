@@ -115,9 +115,10 @@ def main(args: argparse.Namespace) -> None:
         videos = read_videos(args.videos)
     if videos.reader:
         raise UserError(f"{args.videos} is packed already: give the manifest or the folder")
-    for note in videos.notes if videos.key_frames is not None else ():
-        print(note)
-    films = videos.paths if videos.key_frames is None else tuple(dict.fromkeys(videos.paths))
+    films = videos.paths
+    if videos.key_frames is not None:
+        films = tuple(dict.fromkeys(videos.paths))
+        print(*videos.notes, sep="\n")
     mine = len(films) // args.process_count
     progress = Progress(mine)
 
