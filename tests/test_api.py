@@ -5,6 +5,7 @@ import functools
 import json
 import subprocess
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -148,6 +149,26 @@ def test_what_is_saved_computes_the_same(tmp_path, task, form):
     back = vm.load(path, num_heads=3, decoder_num_heads=2)
     _, video = golden(task)
     np.testing.assert_array_equal(back.features(video), model(task).features(video))
+
+
+def test_a_format_that_cannot_hold_all_settings_warns(tmp_path):
+    m = vm.load(DATA / "detect_tiny.pth", num_heads=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        m.save(tmp_path / "same.pth", format="mcg")
+    config = m.config.copy_and_resolve_references()
+    config.roi.aligned, config.data.class_names = True, ("a", *m.labels[1:])
+    m = api.Model(api.Checkpoint(m.params, config, config.data.class_names, ""))
+    with pytest.warns(UserWarning) as caught:
+        m.save(tmp_path / "x.pth", format="mcg")
+    said = [str(warning.message) for warning in caught]
+    assert said[0].endswith(
+        "x.pth: roi.aligned True is not in the file, and the reference's detectors have False"
+    )
+    assert said[1].endswith("the names of the classes are not in the file") and len(said) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        m.save(tmp_path / "x", format="native")
 
 
 def test_an_encoder_alone_has_features(tmp_path):

@@ -37,7 +37,7 @@ def test_lines_and_text_grow_with_the_picture():
     drawn = draw_boxes(blank(1080, 1920), [[0.25, 0.5, 0.75, 0.75]], [[Label("run 0.93", RED)]])
     left, _, right, bottom = where(drawn, RED)
     assert (left, right, bottom) == (480, 1440, 810)
-    line = round(1080 / drawing.LINE_SHARE)
+    line = round(1080 / drawing.LINE_DIVISOR)
     assert (drawn[810 - line : 810, 480:1440] == RED).all()
     assert (drawn[540 + line : 810 - line, 480 + line : 1440 - line] == 7).all()
 

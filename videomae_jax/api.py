@@ -3,6 +3,7 @@
 import functools
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,7 +20,12 @@ from videomae_jax.inference.network import (
     outputs,
 )
 from videomae_jax.inference.network import predict as predict_patches
-from videomae_jax.interop.checkpoint_files import Checkpoint, load_checkpoint, save_checkpoint
+from videomae_jax.interop.checkpoint_files import (
+    Checkpoint,
+    left_out_of,
+    load_checkpoint,
+    save_checkpoint,
+)
 from videomae_jax.models.detector import VideoDetector
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.tokens import patch_grid
@@ -324,9 +330,12 @@ class Model:
         "safetensors", one file with the same names; "hf", a folder for transformers;
         "stablehlo", a folder with the function from a video to features and logits, for
         jax.export; `load` does not read it.
+        Warns about each setting of the model that the format cannot hold.
         """
         checkpoint = Checkpoint(self.params, self.config, self.labels, self.report)
         save_checkpoint(str(path), checkpoint, to=format)
+        for line in left_out_of(self.config, format):
+            warnings.warn(f"{path}: {line}", stacklevel=2)
 
     def _output(self, params: Any, video: jax.Array, *, name: str) -> jax.Array:
         return outputs(self._network, params, video)[name]

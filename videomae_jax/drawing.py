@@ -1,4 +1,4 @@
-"""Draw boxes and their labels on pictures."""
+"""Draw boxes and their labels on images."""
 
 import colorsys
 import functools
@@ -10,16 +10,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
-Rectangle = tuple[
-    int, int, int, int
-]  # left, top, right, bottom in pixels; the last two are outside
+# Left, top, right and bottom in pixels; the last two are outside of the rectangle.
+Rectangle = tuple[int, int, int, int]
 
 GREY: Colour = (190, 190, 190)  # a box without labels
-# In pixels; of larger pictures, the short side divided by this.
-FONT_SIZE, FONT_SHARE = 10, 36
-# Lines of one pixel would lose their colour, of which films store one value for four pixels.
-LINE_WIDTH, LINE_SHARE = 2, 240
-# A label that covers a person is better than one that covers a label.
+# The smallest size in pixels; in larger images it is the short side divided by the second number.
+FONT_SIZE, FONT_DIVISOR = 10, 36
+# Lines of one pixel would lose their colour: videos store one colour for four pixels.
+LINE_WIDTH, LINE_DIVISOR = 2, 240
+# Weight of the covered pixels of persons; those of other labels have weight 1.
 PERSON_COST = 0.2
 
 
@@ -31,7 +30,7 @@ class Label(NamedTuple):
 
 
 def class_colour(index: int) -> Colour:
-    """Return the colour of a class: always the same, and unlike those of the classes near it."""
+    """Return the colour of a class, which differs from those of the classes next to it."""
     # The golden ratio spreads any number of hues evenly.
     hue = index * 0.618034 % 1
     red, green, blue = colorsys.hsv_to_rgb(hue, (0.9, 0.6)[index % 2], (1.0, 0.85)[index // 2 % 2])
@@ -41,7 +40,7 @@ def class_colour(index: int) -> Colour:
 def draw_boxes(
     picture: np.ndarray, boxes: np.ndarray, labels: Sequence[Sequence[Label]]
 ) -> np.ndarray:
-    """Return the picture, uint8 [H, W, 3], with boxes on it; see `render_boxes`."""
+    """Return the image, uint8 [H, W, 3], with boxes on it; see `render_boxes`."""
     height, width = picture.shape[:2]
     drawn, where = render_boxes(boxes, labels, height=height, width=width)
     return np.where(where, drawn, picture)
@@ -50,17 +49,18 @@ def draw_boxes(
 def render_boxes(
     boxes: np.ndarray, labels: Sequence[Sequence[Label]], *, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a rectangle and stacked labels for each box: uint8 [H, W, 3], and where, bool [H, W, 1].
+    """Draw a rectangle and stacked labels for each box.
 
+    Returns the pixels, uint8 [H, W, 3], and which of them are drawn, bool [H, W, 1].
     boxes: [n, 4], x1, y1, x2, y2 as fractions of width and height. labels: for each box, the most
-    important one first; it gives the rectangle its colour. All labels stay inside the picture:
+    important one first; it gives the rectangle its colour. All labels stay inside the image:
     text that is too wide is shortened, and labels that do not fit below each other are left out.
     """
     image = Image.new("RGBA", (width, height))
     draw = ImageDraw.Draw(image)
     short = min(image.size)
-    line = max(LINE_WIDTH, round(short / LINE_SHARE))
-    font = _font(max(FONT_SIZE, round(short / FONT_SHARE)))
+    line = max(LINE_WIDTH, round(short / LINE_DIVISOR))
+    font = _font(max(FONT_SIZE, round(short / FONT_DIVISOR)))
     edges = [_pixels(box, image.size) for box in np.asarray(boxes, float).tolist()]
     for (left, top, right, bottom), own in zip(edges, labels, strict=True):
         colour = own[0].colour if own else GREY
@@ -77,7 +77,7 @@ def render_boxes(
 
 
 def _pixels(box: Sequence[float], size: tuple[int, int]) -> Rectangle:
-    """Return a box in pixels, inside the picture and at least one pixel large."""
+    """Return a box in pixels, inside the image and at least one pixel large."""
     left, right = (min(max(round(x * size[0]), 0), size[0]) for x in box[::2])
     top, bottom = (min(max(round(y * size[1]), 0), size[1]) for y in box[1::2])
     left, top = min(left, size[0] - 1), min(top, size[1] - 1)
@@ -107,7 +107,7 @@ def _margin(font: ImageFont.FreeTypeFont) -> int:
 def _fit(
     labels: Sequence[Label], font: ImageFont.FreeTypeFont, size: tuple[int, int]
 ) -> tuple[list[Label], tuple[int, int]]:
-    """Return the labels that fit into a picture, shortened, and the size of their stack."""
+    """Return the labels that fit into an image, shortened, and the size of their stack."""
     lines = []
     for label in labels[: size[1] // _line_height(font)]:
         text = label.text
@@ -126,7 +126,7 @@ def _place(
     taken: Sequence[Rectangle],
     people: Sequence[Rectangle],
 ) -> Rectangle:
-    """Return where a stack of labels of this size covers least: above the box if possible."""
+    """Return the position where a stack of labels covers least, above the box if possible."""
     left, top, right, bottom = box
     width, height = size
     corners = [

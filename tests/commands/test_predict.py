@@ -99,7 +99,7 @@ def test_the_actions_of_persons_in_boxes(detector, tmp_path, capsys):
     assert result["video"] == film and [row["seconds"] for row in result["persons"]] == [1, 2]
     rows = [line.split(",") for line in (tmp_path / "a.csv").read_text().splitlines()]
     assert [row[:2] + row[6:7] for row in rows] == [
-        ["a", second, number] for second in "12" for number in "123"
+        ["a", second, number] for second in ("0001", "0002") for number in "123"
     ]
     assert all(len(row[-1].split(".")[1]) >= 5 for row in rows)
     scores = [score for row in result["persons"] for score in row["actions"].values()]

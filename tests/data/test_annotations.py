@@ -18,6 +18,8 @@ from videomae_jax.data.annotations import (
     with_detections,
 )
 from videomae_jax.data.box_files import is_box_file, read_table
+from videomae_jax.data.box_report import summarize_boxes
+from videomae_jax.data.probing import read_sizes
 from videomae_jax.data.samplers import KeyFrameSampler
 from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
@@ -126,12 +128,37 @@ def test_a_start_is_guessed_only_where_it_fits(films):
     assert "1 of 2 key frames looked at are beyond the end" in late.notes[-1]
 
 
+def test_files_of_windows_and_pandas_are_read(films):
+    """A byte order mark, its line ends, UTF-16 of PowerShell, and 7.0 for an id."""
+    rows = ["-a b,1,0,0,1,1,3.0,7.0", "-a b,2,0,0,1,1,1.0,", "b,1,0,0,1,1,2.0,-1"]
+    write_video(films / "-a b.mp4", count=90)
+    expected = read(films, rows).key_frames
+    assert expected.names == ("-a b", "-a b", "b") and expected.persons.tolist() == [7, -1, -1]
+    assert expected.targets.argmax(axis=1).tolist() == [2, 0, 1]
+    for encoding in ("utf-8-sig", "utf-16"):
+        path = films / "windows.csv"
+        path.write_bytes("\r\n".join([*rows, ""]).encode(encoding))
+        frames = read_key_frames(path).key_frames
+        assert frames.names == expected.names and (frames.targets == expected.targets).all()
+    # Ids that are whole, but too large for an integer, and others are names.
+    names = [f"b,1,0,0,{x},1,1,{person}" for x, person in ((0.1, "--5"), (0.2, "9" * 30))]
+    assert read(films, names).key_frames.persons.tolist() == [0, 1]
+    # Scores may all be 1.0.
+    assert read_table(write(films, ["b,1,0,0,1,1,1,1.0"])).scores.tolist() == [1]
+    (films / "latin.csv").write_bytes(b"caf\xe9,1,0,0,1,1,1,1\n")
+    with pytest.raises(UserError, match="is not a text file in UTF-8"):
+        read_key_frames(films / "latin.csv")
+
+
 def test_excluded_key_frames_are_left_out_on_both_sides(films):
     out = write(films, "a,0001\n", "out.csv")
     assert read_excluded(out) == {("a", 1.0)}
     assert read(films, AVA, excluded=str(out)).key_frames.stamps.tolist() == [2, 0]
     write(films, "c,0001\n", "out.csv")
     with pytest.raises(UserError, match="excludes no key frame of these annotations"):
+        read(films, AVA, excluded=str(out))
+    write(films, "a,1\na,2\nb,0\n", "out.csv")
+    with pytest.raises(UserError, match="excludes all key frames"):
         read(films, AVA, excluded=str(out))
 
 
@@ -219,6 +246,10 @@ def test_a_pickle_runs_nothing(tmp_path, protocol):
     "rows,message",
     [
         ("", "is empty"),
+        ("video,timestamp,x1,y1,x2,y2", "has no boxes and no key frames"),
+        (['"a,1,0,0,1,1,1,1', *["a,1,0,0,1,1,1,1"] * 9000], "is a quote not closed"),
+        (["a,1,0,0,inf,1,1,1"], "line 1: x2 'inf' is not a number"),
+        (["a,1,0,0,1,1,1000000000,1"], "action 1000000000 is not an id of 1 to 65,536"),
         (["a,1,0,0,1,1,1,1", "a,1,0"], "line 2 has 3 columns, not 8"),
         (["a,1,0.5,0,0.2,1,1,1"], "line 1: corners 0.5, 0, 0.2, 1 are out of order.*x1 < x2"),
         (["a,one,0,0,1,1,1,1", "b,1,0,0,1,1,1,1"], "column 'a' is not known; a header has"),
@@ -269,8 +300,13 @@ def test_what_is_left_out_is_counted(films):
 
 def test_lists_of_videos_are_told_from_boxes(films):
     assert is_box_file(write(films, AVA)) and is_box_file(write(films, ["b,1", *AVA]))
-    for text in ("a.mp4 1\nb.mp4 2\n", "path,label\na.mp4,run\n", ""):
+    quote = '"a.mp4" run\n"b.mp4 run\n' + "c.mp4 run\n" * 20_000
+    for text in ("a.mp4 1\nb.mp4 2\n", "path,label\na.mp4,run\n", "", quote):
         assert not is_box_file(write(films, text))
+    for data in ("a.mp4 run\r\n".encode("utf-16"), b"caf\xe9.mp4 run\n"):
+        (films / "list.txt").write_bytes(data)
+        assert not is_box_file(films / "list.txt")
+    assert not is_box_file(films / "a.mp4")
 
 
 def test_packed_records_give_the_clips_of_the_films(films, tmp_path, capsys):
@@ -313,6 +349,29 @@ def test_packed_records_give_the_clips_of_the_films(films, tmp_path, capsys):
         wide.sample_many(read_key_frames(tmp_path / "mp4"), 0, [None])
     with pytest.raises(UserError, match="action '2' is not among the 1 classes"):
         read_key_frames(tmp_path / "mp4", classes=("run",))
+
+
+def test_an_unreadable_packed_video_has_no_size(films, tmp_path, capsys):
+    (films / "broken.mp4").write_bytes(b"no video")
+    path = write(films, ["broken,1,0,0,48,64,1,1", "b,1,0,0,48,64,1,1"])
+    cli.main(["data", "pack", str(path), str(tmp_path / "packed")])
+    packed = read_key_frames(tmp_path / "packed")
+    assert list(read_sizes(packed.paths, packed.reader).values()) == [(64, 96)]
+    boxes = write(films, ["broken,1,0,0,48,64,,0.9", "b,1,0,0,48,64,,0.9"], "boxes.csv")
+    found = read_detections(boxes, packed)
+    assert found.boxes.tolist() == [[0, 0, 0.5, 1]] * 2
+
+
+def test_known_persons_are_counted(films):
+    rows = ["a,1,0,0,1,1,1,3", "a,2,0,0,1,1,1,3", "a,2,0,0,.5,1,1,", "b,1,0,0,1,1,1,3"]
+    assert summarize_boxes(read(films, rows))["persons"] == 2
+
+
+def test_a_list_without_boxes_cannot_be_drawn(films, capsys):
+    path = write(films, ["video,timestamp,x1,y1,x2,y2", "a,1,,,,"])
+    with pytest.raises(SystemExit):
+        cli.main(["data", "check", str(path)])
+    assert "has no boxes to draw" in capsys.readouterr().err
 
 
 def test_commands_count_and_draw(films, tmp_path, capsys):

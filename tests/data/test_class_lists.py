@@ -42,9 +42,10 @@ def test_an_id_without_a_name_is_named_by_itself():
     "text,message",
     [
         ("", "lists no classes"),
-        ("walk\nwalk\n", "class 2 'walk': each id and each name is there once"),
+        ("walk\nwalk\n", "class 2 'walk': give each id and each name once"),
         ("1,a\n1,b\n", "class 1 'b'"),
-        ("0,a\n1,b\n", "class 0 'a': ids count from 1"),
+        ("0,a\n1,b\n", "class 0 'a': ids are 1 to 65,536"),
+        ("1,a\n2000000000,b\n", "class 2000000000 'b': ids are 1 to 65,536"),
     ],
 )
 def test_a_wrong_list_is_an_error(tmp_path, text, message):
@@ -53,3 +54,13 @@ def test_a_wrong_list_is_an_error(tmp_path, text, message):
         read_class_list(tmp_path / "list")
     with pytest.raises(UserError, match="cannot read the class list"):
         read_class_list(tmp_path / "other")
+
+
+def test_lists_of_windows_are_read(tmp_path):
+    path = tmp_path / "classes.txt"
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_bytes("sit\r\nrun\r\n".encode(encoding))
+        assert read_class_list(path) == {1: "sit", 2: "run"}
+    path.write_bytes(b"caf\xe9\n")
+    with pytest.raises(UserError, match="is not a text file in UTF-8"):
+        read_class_list(path)

@@ -10,10 +10,10 @@ from videomae_jax.inference.detect import Detection, Moment
 from videomae_jax.inference.draw import write_drawn_video
 
 
-def moment(seconds, *boxes, stamp=None, **scores):
+def moment(seconds, *boxes, **scores):
     scores = scores or {"run": 0.9, "low": 0.2}
     found = [Detection(seconds, box, 0.95, scores) for box in boxes]
-    return Moment("a", seconds if stamp is None else stamp, found)
+    return Moment("a", seconds, found)
 
 
 # Below the number at the top of the picture, with room for the labels.

@@ -136,7 +136,7 @@ def _detect(args: argparse.Namespace, params: Any, config: "ConfigDict") -> None
     from videomae_jax.data.decode import UnreadableVideo
     from videomae_jax.errors import UserError
     from videomae_jax.inference.detect import detect
-    from videomae_jax.inference.detection_csv import write_detections
+    from videomae_jax.inference.detection_csv import ScoredBox, write_detections
     from videomae_jax.inference.draw import write_drawn_video
     from videomae_jax.inference.network import build_network
 
@@ -181,7 +181,12 @@ def _detect(args: argparse.Namespace, params: Any, config: "ConfigDict") -> None
                 f"{', '.join(actions) or '-'}"
             )
     if args.detections is not None:
-        write_detections(args.detections, (row for moment in moments for row in moment.rows()))
+        boxes_of_moments = (
+            ScoredBox(moment.name, moment.stamp, found.box, found.actions.values())
+            for moment in moments
+            for found in moment.detections
+        )
+        write_detections(args.detections, boxes_of_moments)
     people = [found._asdict() for moment in moments for found in moment.detections]
     options.write_json(args.json, dict(video=video, every=every, persons=people))
     if args.out is not None:

@@ -3,11 +3,10 @@
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -16,27 +15,27 @@ from videomae_jax.data.box_files import read_table
 from videomae_jax.data.box_table import Table
 from videomae_jax.data.class_lists import name_classes, read_class_list
 from videomae_jax.data.key_frames import KeyFrames
+from videomae_jax.data.manifest import MOST_LABELS
+from videomae_jax.data.probing import read_durations, read_frame_times, read_sizes
 from videomae_jax.data.sources import find_videos, nearest_path, read_videos
 from videomae_jax.data.videos import SUFFIXES, ClipReader, Videos, pick_videos
 from videomae_jax.errors import UserError
 
-# Corners above this are pixels: a detector may put a fraction a little outside of the image.
+# Corners above this are pixels: fractions of a detector may be a little above 1.
 FRACTION = 1.5
 # The second at which copies of AVA's movies are often cut.
 CUT = 900.0
 # Videos of a list that are opened to find the second at which they begin.
 OPENED = 64
-# How far a key frame may be behind the end of its video, in seconds: durations are rounded.
+# Seconds by which a key frame may be after the end of its video: durations are rounded.
 SLACK = 0.5
-# Videos read at once: the time is that of the disk.
-READERS = 8
 # How far a box may reach beyond the image without a note: corners are rounded.
 BORDER = 0.01
 # Fraction of detected boxes that may be empty.
 EMPTY = 0.01
 
 _SEGMENT = re.compile(r"(.+)_(\d{6})_(\d{6})")  # of AVA-Kinetics: id, first and last second
-Value = TypeVar("Value")
+_FLOAT = re.compile(r"^(\d+)\.0+$")  # how pandas writes ids if one of the column is missing
 
 
 def read_key_frames(
@@ -49,15 +48,15 @@ def read_key_frames(
 ) -> Videos:
     """Open the annotations of a data set: videos with `key_frames`, one for each annotated moment.
 
-    source: a file in one of the formats of `box_files`, or a folder of `videomae data pack` of such
-    a file, which has its own videos. videos: the folder of the videos, by
-    default that of the file; they are found by their names without the suffix. start: the second
-    of the annotations at which the video files begin, "auto" to find it. classes: a class list, or
-    the names of ids 1, 2, ...; by default the ids or the names of the file. excluded: a csv of
-    `video,second` rows, the key frames to leave out.
-    What was decided is in `notes`. Videos that are missing are unreadable later; their paths are
-    what they would be. Raises UserError for a bad file, unknown classes, boxes that are not of
-    these videos, if no video is found, and if all key frames are beyond the end of the videos.
+    source: a file in one of the formats of `box_files`, or such a file packed with its videos by
+    `videomae data pack`. videos: the folder of the videos, by default that of the file; they are
+    found by their names without the suffix. start: the second of the annotations at which the
+    video files begin, "auto" to find it. classes: a class list, or the names of ids 1, 2, ...; by
+    default the ids or the names of the file. excluded: a csv of `video,second` rows, the key frames
+    to leave out.
+    `notes` says what was decided. Missing videos keep their expected paths and are unreadable
+    later. Raises UserError for a bad file, unknown classes, boxes that are not of these videos, if
+    no video is found, and if all key frames are beyond the end of the videos.
     """
     name = os.path.expanduser(os.fspath(source))
     if "://" in name or os.path.isdir(name):
@@ -67,14 +66,14 @@ def read_key_frames(
         raise UserError(f"no such annotation file: {path}{nearest_path(path)}")
     found = Findings()
     table = _leave_out(read_table(path), excluded)
-    films = _find_films(table, path, videos)
+    films, missing = _find_films(table, path, videos)
     class_names, numbers = _number_classes(table, classes, path, found)
     table = _to_fractions(table, films, path, found)
     key_frames, paths = _group(table, films, numbers, len(class_names), found)
-    key_frames = _set_seconds(key_frames, paths, table, start, path, found)
-    missing = sorted(film for film in set(paths) if not os.path.exists(film))
+    files = [film for film in paths if film not in missing]
+    key_frames = _set_seconds(key_frames, paths, files, table, start, path, found)
     if missing:
-        found.faults[f"videos are missing, first {missing[0]}"] = len(missing)
+        found.faults[f"videos are missing, first {min(missing)}"] = len(missing)
     return Videos(
         paths=tuple(paths),
         labels=None,
@@ -92,8 +91,8 @@ def _open_packed(folder: str, classes: str | tuple[str, ...], excluded: str) -> 
     if frames is None:
         raise UserError(f"{folder} has no boxes: give an annotation file, or records packed of one")
     if excluded:
-        out = read_excluded(excluded)
-        kept = [m not in out for m in map(_moment, frames.names, frames.stamps.tolist())]
+        # Not all of them: records may have been packed without the excluded ones.
+        kept = _find_kept(frames.names, frames.stamps, excluded)
         videos = pick_videos(videos, np.flatnonzero(kept).tolist())
         frames = frames.pick(np.flatnonzero(kept))
     old = videos.class_names or ()
@@ -102,22 +101,22 @@ def _open_packed(folder: str, classes: str | tuple[str, ...], excluded: str) -> 
         new = name_classes(read_class_list(classes))
     if not new or new == old:
         return videos
-    places = _class_places(new)
+    indices = _class_indices(new)
     used = np.flatnonzero(frames.targets.any(axis=0)).tolist()
-    unknown = [old[number] for number in used if old[number] not in places]
+    unknown = [old[number] for number in used if old[number] not in indices]
     if unknown:
         raise UserError(f"{folder}: {_unknown_action(unknown[0], new)}")
     targets = np.zeros((len(frames.targets), len(new)), bool)
     for number, name in enumerate(old):
-        if name in places:
-            targets[:, places[name]] |= frames.targets[:, number]
+        if name in indices:
+            targets[:, indices[name]] |= frames.targets[:, number]
     return replace(videos, class_names=new, key_frames=replace(frames, targets=targets))
 
 
-def _class_places(names: Sequence[str]) -> dict[str, int]:
+def _class_indices(names: Sequence[str]) -> dict[str, int]:
     """Return the position of each class by its name, and by its id."""
-    places = {str(number): number - 1 for number in range(1, len(names) + 1)}
-    return places | {name: number for number, name in enumerate(names)}
+    indices = {str(number): number - 1 for number in range(1, len(names) + 1)}
+    return indices | {name: number for number, name in enumerate(names)}
 
 
 def _unknown_action(action: str, names: Sequence[str]) -> str:
@@ -171,8 +170,8 @@ def read_detections(source: str | os.PathLike[str], videos: Videos) -> KeyFrames
 def read_film_detections(source: str | os.PathLike[str], film: str) -> KeyFrames:
     """Open the detected boxes of one video file, see `read_detections`.
 
-    They are found by the name of the file. Raises UserError if there are none of it, and if all
-    are beyond its end.
+    They are found by the name of the file. Raises UserError if the video has no boxes, and if all
+    are beyond the end of the video.
     """
     path = Path(source).expanduser().absolute()
     found = Findings()
@@ -197,16 +196,16 @@ def read_film_detections(source: str | os.PathLike[str], film: str) -> KeyFrames
     films = [film] * len(table.names)
     table = _to_fractions(table, films, path, found)
     key_frames, paths = _group(table, films, [[]] * len(films), 0, found)
-    key_frames = _set_seconds(key_frames, paths, table, "auto", path, found)
+    key_frames = _set_seconds(key_frames, paths, paths, table, "auto", path, found)
     return replace(key_frames, notes=found.notes())
 
 
 def with_detections(videos: Videos, detections: KeyFrames, *, min_score: float) -> Videos:
-    """Return videos with detected boxes of at least `min_score` in the place of annotated ones.
+    """Return videos with detected boxes of at least `min_score` instead of the annotated ones.
 
-    It has a key frame for each moment with such boxes, annotated or not; the targets are False.
-    The last of the notes says how many boxes that are, and how many annotated key frames have
-    none. Raises UserError if no score is so high.
+    The result has a key frame for each moment with such boxes, annotated or not; the targets are
+    False. The last note counts the boxes, and the annotated key frames without any. Raises
+    UserError if no box has such a score.
     """
     assert videos.key_frames is not None
     high = detections.scores >= min_score
@@ -236,19 +235,19 @@ def with_detections(videos: Videos, detections: KeyFrames, *, min_score: float) 
 
 @dataclass
 class Findings:
-    """What was decided about a file, and the numbers of its faults, by what they are."""
+    """Decisions about a file, and how often each fault is in it."""
 
     decisions: list[str] = field(default_factory=list)
     faults: dict[str, int] = field(default_factory=dict)
 
     def notes(self) -> tuple[str, ...]:
-        """Return one text for each."""
+        """Return a text for each decision and each fault."""
         faults = [f"{number:,} {what}" for what, number in self.faults.items()]
         return (*self.decisions, *faults)
 
 
 class _Clocks:
-    """Finds the video of a moment among key frames, and the second in its file."""
+    """Find the video of a moment among key frames, and the second in its file."""
 
     def __init__(self, videos: Videos):
         assert videos.key_frames is not None
@@ -276,19 +275,26 @@ class _Clocks:
 
 
 def _moment(name: str, stamp: float) -> tuple[str, float]:
-    """Return what two files write for the same moment: seconds are rounded to milliseconds."""
+    """Return the key of a moment, equal for files that round its second differently."""
     return name, round(stamp, 3)
 
 
 def _leave_out(table: Table, excluded: str) -> Table:
     if not excluded:
         return table
-    out = read_excluded(excluded)
-    moments = zip(table.names, table.moments.tolist(), strict=True)
-    kept = np.array([_moment(*moment) not in out for moment in moments], bool)
+    kept = _find_kept(table.names, table.moments, excluded)
     if kept.all():
         raise UserError(f"{excluded} excludes no key frame of these annotations: is it of them?")
     return _pick_rows(table, kept)
+
+
+def _find_kept(names: Sequence[str], moments: np.ndarray, excluded: str) -> np.ndarray:
+    """Return which moments are not excluded, bool [n]. Raises UserError if all are."""
+    out = read_excluded(excluded)
+    kept = np.array([m not in out for m in map(_moment, names, moments.tolist())], bool)
+    if not kept.any():
+        raise UserError(f"{excluded} excludes all key frames of these annotations")
+    return kept
 
 
 def _pick_rows(table: Table, kept: np.ndarray) -> Table:
@@ -305,8 +311,12 @@ def _pick_rows(table: Table, kept: np.ndarray) -> Table:
     )
 
 
-def _find_films(table: Table, path: Path, folder: str) -> list[str]:
-    """Return the path of the video of each row. Raises UserError if none is found."""
+def _find_films(table: Table, path: Path, folder: str) -> tuple[list[str], set[str]]:
+    """Return the path of the video of each row, and the paths that do not exist.
+
+    A network disk takes milliseconds for each file: those that the folder lists are not checked
+    again. Raises UserError if no video is found.
+    """
     root = Path(folder).expanduser().absolute() if folder else path.parent
     if not root.is_dir():
         raise UserError(f"no such folder of videos: {root}")
@@ -318,6 +328,7 @@ def _find_films(table: Table, path: Path, folder: str) -> list[str]:
         if match := _SEGMENT.fullmatch(stem):
             segments.setdefault(match[1], []).append((float(match[2]), float(match[3]), file))
     found: dict[tuple[str, float], str] = {}
+    missing: set[str] = set()
 
     def find(name: str, moment: float) -> str:
         if name in segments and name not in stems:
@@ -334,13 +345,18 @@ def _find_films(table: Table, path: Path, folder: str) -> list[str]:
                 f"{name} is there {len(files)} times below {root}: {files[0]}, {files[1]}; name a "
                 "folder that has one of each as config.data.videos (--videos)"
             )
-        return str(root / (files[0] if files else name if _is_file(name) else f"{name}.mp4"))
+        if files:
+            return str(root / files[0])
+        film = str(root / (name if _is_file(name) else f"{name}.mp4"))
+        if not os.path.exists(film):
+            missing.add(film)
+        return film
 
     for name, moment in zip(table.names, table.moments.tolist(), strict=True):
         key = (name, moment) if name in segments else (name, 0.0)
         if key not in found:
             found[key] = find(name, moment)
-    if not any(map(os.path.exists, found.values())):
+    if missing.issuperset(found.values()):
         name = table.names[0]
         close = difflib.get_close_matches(name, [*stems, *segments], n=1)
         near = f"; the nearest name is {close[0]!r}" if close else ""
@@ -349,7 +365,8 @@ def _find_films(table: Table, path: Path, folder: str) -> list[str]:
             f"{near}; give their folder as config.data.videos (--videos)"
         )
     keys = zip(table.names, table.moments.tolist(), strict=True)
-    return [found[(name, moment) if name in segments else (name, 0.0)] for name, moment in keys]
+    films = [found[(name, moment) if name in segments else (name, 0.0)] for name, moment in keys]
+    return films, missing
 
 
 def _is_file(name: str) -> bool:
@@ -365,8 +382,8 @@ def _to_fractions(
 ) -> Table:
     """Return the table with corners as fractions in 0 to 1. reader: of the videos, if not files.
 
-    Raises UserError for corners out of order, and if most boxes are outside of the images.
-    Detectors find a few empty boxes: these are left out.
+    A few empty boxes of a detector are left out. Raises UserError for other corners that are out of
+    order, and if most boxes are outside of the images.
     """
     corners = table.corners.copy()
     boxed = ~np.isnan(corners[:, 0])
@@ -415,43 +432,14 @@ def _to_fractions(
     return replace(table, corners=np.clip(corners, 0, 1))
 
 
-def read_sizes(
-    paths: Iterable[str], reader: ClipReader | None = None
-) -> dict[str, tuple[int, int]]:
-    """Return the height and the width of each video that can be read. reader: if not files."""
-    from videomae_jax.data.decode import read_size
-
-    return _read_each(reader.size if reader else read_size, paths)
-
-
-def read_durations(paths: Iterable[str]) -> dict[str, float]:
-    """Return the seconds of each video that can be read, as its container states them."""
-    from videomae_jax.data.decode import read_duration
-
-    return _read_each(read_duration, paths)
-
-
-def _read_each(read: Callable[[str], Value], paths: Iterable[str]) -> dict[str, Value]:
-    """Return what `read` returns for each path, without the videos that cannot be read."""
-    from videomae_jax.data.decode import UnreadableVideo
-
-    def attempt(path: str) -> Value | None:
-        try:
-            return read(path)
-        except UnreadableVideo:
-            return None
-
-    distinct = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor(READERS) as pool:
-        found = zip(distinct, pool.map(attempt, distinct), strict=True)
-        return {path: value for path, value in found if value is not None}
-
-
 def _number_classes(
     table: Table, classes: str | tuple[str, ...], path: Path, found: Findings
 ) -> tuple[tuple[str, ...], list[list[int]]]:
     """Return class names, and the classes of each row counted from 0."""
-    split = {action: [part.strip() for part in action.split("|")] for action in set(table.actions)}
+    split = {
+        action: [_FLOAT.sub(r"\1", part.strip()) for part in action.split("|")]
+        for action in set(table.actions)
+    }
     used = {part for parts in split.values() for part in parts if part}
     if isinstance(classes, str) and classes:
         names = name_classes(read_class_list(classes))
@@ -460,18 +448,21 @@ def _number_classes(
         names = tuple(classes)
         said = f"{len(names)} classes of {'AVA' if names == AVA_CLASSES else 'training'}"
     elif used and all(part.isdecimal() for part in used):
-        names = tuple(map(str, range(1, max(map(int, used)) + 1)))
+        largest = max(map(int, used))
+        if largest > MOST_LABELS:
+            raise UserError(f"{path}: action {largest} is not an id of 1 to {MOST_LABELS:,}")
+        names = tuple(map(str, range(1, largest + 1)))
         said = f"no class list: classes are ids 1 to {len(names)}"
     else:
         names = tuple(sorted(used))
         said = f"no class list: {len(names)} classes, by name in alphabetical order"
         said = said if names else "no actions"
-    places = _class_places(names)
-    unknown = sorted(used - places.keys())
+    indices = _class_indices(names)
+    unknown = sorted(used - indices.keys())
     if unknown:
         row = next(r for r, action in enumerate(table.actions) if unknown[0] in split[action])
         raise UserError(f"{path} line {table.lines[row]}: {_unknown_action(unknown[0], names)}")
-    numbers = {action: [places[part] for part in parts if part] for action, parts in split.items()}
+    numbers = {action: [indices[part] for part in parts if part] for action, parts in split.items()}
     found.decisions += [table.kind, said]
     return names, [numbers[action] for action in table.actions]
 
@@ -490,7 +481,7 @@ def _group(
     """
     moments: dict[tuple[str, float], int] = {}
     boxes: list[dict[tuple[float, ...], int]] = []  # of each moment: corners -> the first row
-    labels: list[set[int]] = [set() for _ in table.names]  # of the first row of each box
+    labels: defaultdict[int, set[int]] = defaultdict(set)  # of the first row of each box
     paths: list[str] = []
     repeated = 0
     corners = list(map(tuple, table.corners.tolist()))
@@ -503,8 +494,9 @@ def _group(
         if missing[row]:
             continue
         first = boxes[place].setdefault(corners[row], row)
-        repeated += first != row and set(numbers[row]) <= labels[first]
-        labels[first].update(numbers[row])
+        known = labels[first]
+        repeated += first != row and known.issuperset(numbers[row])
+        known.update(numbers[row])
     rows = np.array([row for of in boxes for row in of.values()], np.int64)
     targets = np.zeros((len(rows), classes), bool)
     for box, row in enumerate(rows.tolist()):
@@ -530,25 +522,24 @@ def _group(
 def _set_seconds(
     key_frames: KeyFrames,
     paths: Sequence[str],
+    files: Sequence[str],
     table: Table,
     start: str | float,
     path: Path,
     found: Findings,
 ) -> KeyFrames:
-    """Set the seconds in the video files."""
+    """Set the seconds in the video files. files: the paths of those that exist."""
     if table.by_frame:
         found.decisions.append("moments are numbers of frames, from 0")
         return _time_frames(key_frames, paths, path)
-    key_frames, said = _start_films(key_frames, paths, start, path)
+    key_frames, said = _start_films(key_frames, paths, files, start, path)
     found.decisions.append(said)
     return key_frames
 
 
 def _time_frames(key_frames: KeyFrames, paths: Sequence[str], path: Path) -> KeyFrames:
-    """Replace the numbers of frames by their seconds, which are also the stamps then."""
-    from videomae_jax.data.decode import read_seconds
-
-    times = _read_each(read_seconds, paths)
+    """Replace frame numbers by seconds, also in `stamps`."""
+    times = read_frame_times(paths)
     if not times:
         raise UserError(f"{path}: no video can be read for the times of its frames")
     seconds = np.empty(len(key_frames))
@@ -564,18 +555,22 @@ def _time_frames(key_frames: KeyFrames, paths: Sequence[str], path: Path) -> Key
 
 
 def _start_films(
-    key_frames: KeyFrames, paths: Sequence[str], start: str | float, path: Path
+    key_frames: KeyFrames,
+    paths: Sequence[str],
+    files: Sequence[str],
+    start: str | float,
+    path: Path,
 ) -> tuple[KeyFrames, str]:
     """Subtract the second at which the video files begin.
 
     Raises UserError if all key frames are then beyond the end of the videos that are opened.
     """
     stamps = key_frames.stamps
-    segments = [_SEGMENT.fullmatch(Path(film).stem) for film in paths]
+    segments = {film: _SEGMENT.fullmatch(Path(film).stem) for film in set(paths)}
     cut = np.array(
         [
-            float(m[2]) if m and m[1] == n else 0.0
-            for m, n in zip(segments, key_frames.names, strict=True)
+            float(m[2]) if (m := segments[film]) and m[1] == name else 0.0
+            for film, name in zip(paths, key_frames.names, strict=True)
         ]
     )
     said = "seconds count from the beginning of the files"
@@ -587,7 +582,7 @@ def _start_films(
         except ValueError:
             raise UserError(f"data.start {start!r}: use auto or a number, such as 900") from None
         said = f"files begin at second {cut[0]:g} (data.start)"
-    distinct = [film for film in dict.fromkeys(paths) if os.path.exists(film)]
+    distinct = list(dict.fromkeys(files))
     durations = read_durations(distinct[:: -(-len(distinct) // OPENED)])
     ends = np.array([durations.get(film, np.nan) for film in paths]) + SLACK
     known = ~np.isnan(ends)

@@ -1,23 +1,25 @@
 """Csv files of boxes -> `box_table.Table`.
 
-Without a header they are as AVA writes them: video, second, x1, y1, x2, y2, action, person. If
-numbers with a decimal point are in the place of the person, they are scores of a person detector,
-as SlowFast writes them. AVA-Kinetics has no person. Rows of two columns are key frames without
-boxes. With a header, columns are in any order.
+Without a header they have the columns of AVA: video, second, x1, y1, x2, y2, action, person. If the
+last column has numbers with a decimal point, they are scores of a person detector, as SlowFast
+writes them. AVA-Kinetics has no person. Rows of two columns are key frames without boxes. With a
+header, columns are in any order.
 """
 
 import csv
 import difflib
-from collections.abc import Iterator, Sequence
+import itertools
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from videomae_jax.data.box_table import CORNERS, Table
-from videomae_jax.data.manifest import split_lines
+from videomae_jax.data.manifest import NOT_TEXT, decode_text, split_lines
 from videomae_jax.errors import UserError
 
-# Columns of a csv with a header, and other names of them.
+# Columns of a csv with a header, and their other names.
 COLUMNS = {
     "video": ("video_id",),
     "timestamp": ("second",),
@@ -27,43 +29,53 @@ COLUMNS = {
     "person": ("person_id",),
     "score": (),
 }
-# Rows that are looked at to tell an annotation file from a list of videos.
-SAMPLED = 1000
+# Bytes that are read to distinguish an annotation file from a list of videos.
+SAMPLED = 1 << 16
+SHOWN = 200  # characters of a bad row in an error: an open quote joins many rows
+# pandas writes whole numbers as 2.0 if one of the column is missing.
+_WHOLE = re.compile(r"(-?\d{1,18})(?:\.0*)?")
 
 
 def is_box_csv(path: Path) -> bool:
-    """Return whether a text file holds boxes; otherwise it may be a list of videos."""
-    rows = [row for _, (_, row) in zip(range(SAMPLED), _rows(_read_text(path)), strict=False)]
+    """Return whether a file is a csv of boxes; otherwise it may be a video or a list of videos."""
+    try:
+        with open(path, "rb") as file:
+            text = decode_text(file.read(SAMPLED))
+        rows = _read_rows(text)[1]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except csv.Error:
+        return False
     names = {name.strip().lower() for name in rows[0]} if rows else set()
     return set(CORNERS) <= names or any(map(_has_corners, rows))
 
 
 def read_csv(path: Path) -> Table:
     """Read a csv with or without a header. Raises UserError for bad rows."""
-    rows = list(_rows(_read_text(path)))
+    text = decode_text(path.read_bytes())
+    if NOT_TEXT.search(text):
+        raise UserError(f"{path} is not a text file in UTF-8")
+    try:
+        lines, rows = _read_rows(text)
+    except csv.Error as error:
+        raise UserError(f"{path}: {error}: is a quote not closed?") from None
     if not rows:
         raise UserError(f"{path} is empty: an annotation file has one box a line")
-    if _has_corners(rows[0][1]) or len(rows[0][1]) == 2:
-        return _read_plain(path, rows)
-    return _read_named(path, rows)
+    if _has_corners(rows[0]) or len(rows[0]) == 2:
+        return _read_plain(path, lines, rows)
+    return _read_named(path, lines, rows)
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file in UTF-8") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line, cells) of every line that is not blank."""
-    lines = split_lines(text)
-    reader = csv.reader(lines, skipinitialspace=True)
+def _read_rows(text: str) -> tuple[list[int], list[list[str]]]:
+    """Return the lines, from 1, and the cells of all rows that are not blank. Raises csv.Error."""
+    reader = csv.reader(split_lines(text), skipinitialspace=True)
+    lines: list[int] = []
+    rows: list[list[str]] = []
     for row in reader:
-        if any(cell.strip() for cell in row):
-            yield reader.line_num, row
+        if any(map(str.strip, row)):
+            lines.append(reader.line_num)
+            rows.append(row)
+    return lines, rows
 
 
 def _has_corners(row: Sequence[str]) -> bool:
@@ -78,80 +90,85 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _read_plain(path: Path, rows: list[tuple[int, list[str]]]) -> Table:
+def _read_plain(path: Path, lines: list[int], rows: list[list[str]]) -> Table:
     """Read a csv without a header, with 8, 7, 6 or 2 columns."""
-    widths = {len(row) for _, row in rows}
-    for line, row in rows:
+    for line, row in zip(lines, rows, strict=True):
         if len(row) not in (2, 6, 7, 8):
             raise UserError(
                 f"{path} line {line} has {len(row)} columns, not 8 (video, second, x1, y1, x2, "
-                f"y2, action, person or score), 7 (without the last) or 2: {','.join(row)}"
+                f"y2, action, person or score), 7 (without the last) or 2: {','.join(row)[:SHOWN]}"
             )
-    width = max(widths)
-    padded = [row + [""] * (width - len(row)) for _, row in rows]
-    columns = [[cell.strip() for cell in column] for column in zip(*padded, strict=True)]
+    padded = itertools.zip_longest(*rows, fillvalue="")
+    columns = [list(map(str.strip, column)) for column in padded]
+    width = len(columns)
     actions = columns[6] if width > 6 else [""] * len(rows)
     last: list[str] = columns[7] if width == 8 else []
-    # Ids have no decimal point. A file of 7 columns has either actions or scores.
-    if width == 7 and any("." in cell for cell in actions):
+    # A file of 7 columns has either actions or scores.
+    if width == 7 and _are_scores(actions):
         actions, last = [""] * len(rows), actions
-    scored = any("." in cell for cell in last)
-    where = [line for line, _ in rows]
+    scored = _are_scores(last)
     return Table(
         kind="csv of predicted boxes" if scored else f"AVA csv of {width} columns",
-        lines=np.array(where),
+        lines=np.array(lines),
         names=columns[0],
-        moments=_floats(columns[1], where, path, "second"),
-        corners=_corners(columns[2:6] if width > 2 else [[""] * len(rows)] * 4, where, path),
+        moments=_floats(columns[1], lines, path, "second"),
+        corners=_corners(columns[2:6] if width > 2 else [[""] * len(rows)] * 4, lines, path),
         actions=actions,
-        persons=_persons([] if scored else last, where, path),
-        scores=_floats(last, where, path, "score", empty=1.0) if scored else None,
+        persons=_persons([] if scored else last, lines, path),
+        scores=_floats(last, lines, path, "score", empty=1.0) if scored else None,
     )
 
 
-def _read_named(path: Path, rows: list[tuple[int, list[str]]]) -> Table:
+def _read_named(path: Path, lines: list[int], rows: list[list[str]]) -> Table:
     """Read a csv with a header."""
     names = {other: name for name, others in COLUMNS.items() for other in (name, *others)}
-    head = [cell.strip().lower() for cell in rows[0][1]]
+    head = [cell.strip().lower() for cell in rows[0]]
     places: dict[str, int] = {}
     for place, cell in enumerate(head):
         if cell not in names:
             close = difflib.get_close_matches(cell, names, n=1)
             meant = f"; did you mean {close[0]!r}?" if close else ""
             raise UserError(
-                f"{path} line {rows[0][0]}: column {cell!r} is not known{meant or ';'} a header "
+                f"{path} line {lines[0]}: column {cell!r} is not known{meant or ';'} a header "
                 f"has {', '.join(COLUMNS)}, a row without a header 8, 7 or 2 columns, as AVA"
             )
         places[names[cell]] = place
     moment = "frame" if "frame" in places else "timestamp"
     missing = [name for name in ("video", moment, *CORNERS) if name not in places]
     if missing:
-        raise UserError(f"{path} line {rows[0][0]} has no column {missing[0]!r}: {','.join(head)}")
-    rows = rows[1:]
-    for line, row in rows:
+        raise UserError(f"{path} line {lines[0]} has no column {missing[0]!r}: {','.join(head)}")
+    lines, rows = lines[1:], rows[1:]
+    for line, row in zip(lines, rows, strict=True):
         if len(row) != len(head):
             raise UserError(
                 f"{path} line {line} has {len(row)} columns, the header {len(head)}: "
-                f"{','.join(row)}; put names with commas in quotes"
+                f"{','.join(row)[:SHOWN]}; put names with commas in quotes"
             )
-    where = [line for line, _ in rows]
 
     def column(name: str) -> list[str]:
         place = places.get(name)
-        return [] if place is None else [row[place].strip() for _, row in rows]
+        return [] if place is None else [row[place].strip() for row in rows]
 
     scores = column("score")
     return Table(
         kind="csv with a header",
-        lines=np.array(where, np.int64),
+        lines=np.array(lines, np.int64),
         names=column("video"),
-        moments=_floats(column(moment), where, path, moment),
-        corners=_corners([column(name) for name in CORNERS], where, path),
+        moments=_floats(column(moment), lines, path, moment),
+        corners=_corners([column(name) for name in CORNERS], lines, path),
         actions=column("action") or [""] * len(rows),
-        persons=_persons(column("person"), where, path),
-        scores=_floats(scores, where, path, "score", empty=1.0) if scores else None,
+        persons=_persons(column("person"), lines, path),
+        scores=_floats(scores, lines, path, "score", empty=1.0) if scores else None,
         by_frame=moment == "frame",
     )
+
+
+def _are_scores(cells: list[str]) -> bool:
+    """Return whether numbers are scores. Ids have no decimal point, or are like 7.0."""
+    filled = list(filter(None, cells))
+    if not any("." in cell for cell in filled):
+        return False
+    return not all(map(_WHOLE.fullmatch, filled)) or max(map(float, filled)) <= 1
 
 
 def _floats(
@@ -162,15 +179,21 @@ def _floats(
     *,
     empty: float | None = None,
 ) -> np.ndarray:
-    """Return numbers, float64 [n]. empty: the value of empty cells; None does not allow them."""
+    """Return finite numbers, float64 [n].
+
+    empty: the value of empty cells, NaN or a number; None does not allow them.
+    """
     values = np.empty(len(cells))
     for row, cell in enumerate(cells):
         try:
             values[row] = float(cell) if cell or empty is None else empty
         except ValueError:
             raise UserError(f"{path} line {lines[row]}: {name} {cell!r} is not a number") from None
-    bad = np.flatnonzero(~np.isfinite(values)).tolist()
-    if bad and empty is None:
+    wrong = ~np.isfinite(values)
+    if empty is not None and np.isnan(empty):
+        wrong = np.isinf(values)
+    bad = np.flatnonzero(wrong).tolist()
+    if bad:
         raise UserError(f"{path} line {lines[bad[0]]}: {name} {cells[bad[0]]!r} is not a number")
     return values
 
@@ -193,9 +216,13 @@ def _persons(cells: list[str], lines: list[int], path: Path) -> np.ndarray:
     if not cells:
         return np.full(len(lines), -1)
     numbers: dict[str, int] = {}
-    whole = all(cell.lstrip("-").isdecimal() for cell in cells if cell)
+    whole = all(_WHOLE.fullmatch(cell) for cell in cells if cell)
     values = []
     for cell in cells:
-        number = int(cell) if cell and whole else numbers.setdefault(cell, len(numbers))
-        values.append(number if cell else -1)
+        if not cell:
+            values.append(-1)
+        elif whole:
+            values.append(int(cell.partition(".")[0]))
+        else:
+            values.append(numbers.setdefault(cell, len(numbers)))
     return np.array(values, np.int64)

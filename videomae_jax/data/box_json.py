@@ -20,7 +20,7 @@ PERSON = 1  # the category of COCO
 
 
 class _Image(NamedTuple):
-    """The moment of an image, and its size in pixels; (1, 1) is unknown."""
+    """The moment of an image, and its width and height in pixels; (1, 1) if unknown."""
 
     name: str
     second: float
@@ -28,7 +28,7 @@ class _Image(NamedTuple):
 
 
 def read_json(path: Path, *, images: Path | None) -> Table:
-    """Read annotations or detections. images: the annotations of detections.
+    """Read annotations or detections. images: the annotations that image ids refer to.
 
     Raises UserError for another layout, and for detections whose images are not known.
     """

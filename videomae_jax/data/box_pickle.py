@@ -1,7 +1,7 @@
-"""Pickle files of boxes, as mmaction2 has them: {"video,second": float [n, 4 or 5]}.
+"""Pickle files of boxes, as mmaction2 writes them: {"video,second": float [n, 4 or 5]}.
 
-A pickle can call any function. The reader here knows the names by which NumPy writes an array,
-and even these are not called: classes of this file take their places.
+A pickle can call any function. This reader accepts only the names that NumPy uses in a pickle of an
+array, and replaces even these by classes of this file.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Key frames with their boxes and actions drawn on them, to see offsets and swapped axes."""
+"""Draw boxes and actions on key frames, to check offsets and the order of axes."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -13,13 +13,16 @@ from videomae_jax.data.sampling import ByTime, nearest_frames
 from videomae_jax.data.videos import Videos
 from videomae_jax.drawing import Label, class_colour, draw_boxes
 
-SIDE = 320  # pixels of the long side of a picture
-COLUMNS = 4  # of the sheet
-CAPTION = 14  # pixels of the line below a picture
+SIDE = 320  # pixels of the long side of an image
+COLUMNS = 4  # of the contact sheet
+CAPTION = 14  # height in pixels of the line below an image
 
 
 class Picture(NamedTuple):
-    """A key frame with its boxes: uint8 [H, W, 3]; None if it cannot be read, for this reason."""
+    """A key frame with its boxes.
+
+    image: uint8 [H, W, 3]; None if the key frame cannot be read, for `reason`.
+    """
 
     caption: str
     image: np.ndarray | None
@@ -29,7 +32,7 @@ class Picture(NamedTuple):
 def draw_key_frames(
     videos: Videos, indices: Sequence[int], *, threads: int, report: Callable[[int], None]
 ) -> list[Picture]:
-    """Decode key frames and draw their boxes; `report` is called with the number that are done."""
+    """Decode key frames and draw their boxes. report: called with the number of finished ones."""
     pictures = []
     with ThreadPoolExecutor(threads) as pool:
         for picture in pool.map(lambda index: _draw(videos, index), indices):
@@ -50,7 +53,7 @@ def _draw(videos: Videos, index: int) -> Picture:
         return Picture(caption, None, str(error))
     image = Image.fromarray(frame)
     scale = SIDE / max(image.size)
-    # Small ones are enlarged for the text on them.
+    # Small images are enlarged so that the labels can be read.
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     resized = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
     rows = frames.of(index)
@@ -59,7 +62,7 @@ def _draw(videos: Videos, index: int) -> Picture:
 
 
 def _labels(videos: Videos, row: int) -> list[Label]:
-    """Return the actions of a box, or the score of the person if it is a detection."""
+    """Return the actions of a box, or the score of the person for a detected box."""
     frames = videos.key_frames
     assert frames is not None
     names = videos.class_names or ()
@@ -78,7 +81,7 @@ def jpeg(picture: np.ndarray) -> bytes:
 
 
 def make_sheet(pictures: Sequence[Picture]) -> Image.Image:
-    """Return the pictures that could be read, with captions, in rows."""
+    """Return a contact sheet of the readable key frames, with captions."""
     shown = [(picture.image, picture.caption) for picture in pictures if picture.image is not None]
     height = max(image.shape[0] for image, _ in shown) + CAPTION
     rows = -(-len(shown) // COLUMNS)

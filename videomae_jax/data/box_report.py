@@ -1,19 +1,21 @@
-"""Count what an annotation file holds, for people and for JSON."""
+"""Count the content of an annotation file, for people and for JSON."""
 
 import os
 from typing import Any
 
 import numpy as np
 
-from videomae_jax.data.annotations import SLACK, read_durations
+from videomae_jax.data.annotations import SLACK
+from videomae_jax.data.key_frames import KeyFrames
+from videomae_jax.data.probing import read_durations
 from videomae_jax.data.videos import Videos
 
 
 def summarize_boxes(videos: Videos) -> dict[str, Any]:
     """Return the counts of key frames. "beyond" are those outside of the time of their video.
 
-    Opens every video for its duration. "boxes_a_key_frame" is (mean, most); "notes" is what was
-    decided and left out when the file was read.
+    Opens every video for its duration. "boxes_a_key_frame" is (mean, maximum); "notes" says what
+    was decided and left out when the file was read.
     """
     frames = videos.key_frames
     assert frames is not None
@@ -37,20 +39,17 @@ def summarize_boxes(videos: Videos) -> dict[str, Any]:
         "width_of_boxes": round(float(np.median(wide)), 3) if len(wide) else 0.0,
         "labels": int(sum(labels)),
         "without_label": int((~frames.targets.any(axis=1)).sum()),
-        "persons": len(
-            {(n, p) for n, p in zip(_box_names(videos), frames.persons.tolist(), strict=True)}
-            if (frames.persons >= 0).any()
-            else ()
-        ),
+        "persons": len(_find_persons(frames)),
         "classes": dict(zip(videos.class_names or (), labels, strict=True)),
         "notes": list(videos.notes),
     }
 
 
-def _box_names(videos: Videos) -> list[str]:
-    frames = videos.key_frames
-    assert frames is not None
-    return np.repeat(np.array(frames.names, object), frames.counts).tolist()
+def _find_persons(frames: KeyFrames) -> set[tuple[str, int]]:
+    """Return the different (video, person) of the boxes whose person is known."""
+    names = np.repeat(np.array(frames.names, object), frames.counts).tolist()
+    persons = zip(names, frames.persons.tolist(), strict=True)
+    return {(name, person) for name, person in persons if person >= 0}
 
 
 def _describe(videos: Videos, index: int, end: float) -> str:
@@ -62,7 +61,7 @@ def _describe(videos: Videos, index: int, end: float) -> str:
 
 
 def text(summary: dict[str, Any]) -> str:
-    """Return the lines that a command prints of `summarize_boxes`."""
+    """Return the result of `summarize_boxes` as text."""
     mean, most = summary["boxes_a_key_frame"]
     boxes, labels = summary["boxes"], summary["labels"]
     missing = f", {len(summary['missing']):,} missing" if summary["missing"] else ""

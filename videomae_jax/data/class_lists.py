@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from videomae_jax.data.manifest import split_lines
+from videomae_jax.data.manifest import MOST_LABELS, NOT_TEXT, decode_text, split_lines
 from videomae_jax.errors import UserError
 
 _FIELD = re.compile(r"""\b(name|id|label_id)\s*:\s*(?:"([^"]*)"|'([^']*)'|(\d+))""")
@@ -14,20 +14,23 @@ def read_class_list(path: str | Path) -> dict[int, str]:
 
     A .pbtxt has blocks with a `name` and an `id` (or `label_id`). Other files have one class a
     line, `name`, `id,name` or `name,id`, with or without a header; without ids they are numbered
-    from 1. A list may have some of the ids, as that of the evaluated classes of AVA has. Raises
-    UserError for a file without classes, and for an id or a name that is there twice.
+    from 1. A list may lack some ids, like that of the evaluated classes of AVA. Raises
+    UserError for a file without classes, and for an id or a name that is in it twice.
     """
     path = Path(path).expanduser()
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the class list {path}: {error}") from None
+        text = decode_text(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read the class list {path}: {error.strerror}") from None
+    if NOT_TEXT.search(text):
+        raise UserError(f"{path} is not a text file in UTF-8: give a class list")
     pairs = _read_blocks(text) or _read_lines(text, path)
     names: dict[int, str] = {}
     for number, name in pairs:
-        if number in names or name in names.values() or number < 1:
-            wrong = "ids count from 1" if number < 1 else "each id and each name is there once"
-            raise UserError(f"{path}: class {number} {name!r}: {wrong}")
+        if not 1 <= number <= MOST_LABELS:
+            raise UserError(f"{path}: class {number} {name!r}: ids are 1 to {MOST_LABELS:,}")
+        if number in names or name in names.values():
+            raise UserError(f"{path}: class {number} {name!r}: give each id and each name once")
         names[number] = name
     if not names:
         raise UserError(f"{path} lists no classes: give a .pbtxt, or one name a line")

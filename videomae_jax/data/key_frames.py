@@ -46,7 +46,7 @@ class KeyFrames:
         return int(self.counts.max(initial=0))
 
     def of(self, index: int) -> slice:
-        """Return where the boxes of one key frame are."""
+        """Return the slice of the boxes of one key frame."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
     def keep(self, kept: np.ndarray) -> "KeyFrames":

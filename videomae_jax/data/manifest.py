@@ -33,7 +33,7 @@ BAR = "|"
 # Labels of such a list are the columns of a matrix: a large one is a mistake.
 MOST_LABELS = 65_536
 # What is left of bytes that are not text.
-_NOT_TEXT = re.compile("[\0\udc80-\udcff]")
+NOT_TEXT = re.compile("[\0\udc80-\udcff]")
 
 
 class Row(NamedTuple):
@@ -50,7 +50,7 @@ def read_manifest(manifest: Path) -> Videos:
     Raises UserError for a file that is not UTF-8 text, nor UTF-16 with a byte order mark, an
     empty list, rows that do not agree, and a list of which no file exists.
     """
-    text = _read_text(manifest)
+    text = decode_text(manifest.read_bytes())
     lines = [(number, line.strip(" \t")) for number, line in enumerate(split_lines(text), 1)]
     rows = [
         _read_row(line, number=number, manifest=manifest)
@@ -133,9 +133,8 @@ def _is_comment(line: str, manifest: Path) -> bool:
     return os.path.exists(manifest.parent / match["path"][1:])
 
 
-def _read_text(manifest: Path) -> str:
-    """Return the text of a file; bytes that are not text stay as surrogates."""
-    data = manifest.read_bytes()
+def decode_text(data: bytes) -> str:
+    """Return the text of a file; bytes that are not text stay as surrogates, see `NOT_TEXT`."""
     # What Windows PowerShell writes for `>`, and Notepad for "Unicode".
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return data.decode("utf-16", "replace") if wide else data.decode("utf-8-sig", "surrogateescape")
@@ -158,8 +157,8 @@ def _check_text(rows: list[Row], paths: tuple[str, ...], manifest: Path) -> None
     Archives made on Windows have names in other encodings.
     """
     for row, path in zip(rows, paths, strict=True):
-        named = not _NOT_TEXT.search(row.path) or os.path.exists(path)
-        if not named or _NOT_TEXT.search(row.label or ""):
+        named = not NOT_TEXT.search(row.path) or os.path.exists(path)
+        if not named or NOT_TEXT.search(row.label or ""):
             raise UserError(
                 f"{manifest} is not a text file in UTF-8 (line {row.line}); "
                 "a list of videos has one `path label` a line"

@@ -36,7 +36,7 @@ from videomae_jax.data.record_index import (
 from videomae_jax.data.sampling import window_runs
 from videomae_jax.data.storage import exists, join, open_file, read_bytes
 from videomae_jax.data.tfds import scan_shard
-from videomae_jax.data.videos import Videos
+from videomae_jax.data.videos import Videos, group_by_path
 from videomae_jax.errors import UserError
 
 FORMATS = ("jpeg", "mp4", "original")
@@ -180,9 +180,7 @@ def pack(
 def _list_films(videos: Videos, around: float) -> tuple[Videos, list["_Windows | None"]]:
     """Return the videos of key frames, each once, and which parts of them to store."""
     assert videos.key_frames is not None
-    films: dict[str, list[int]] = {}
-    for index, path in enumerate(videos.paths):
-        films.setdefault(path, []).append(index)
+    films = group_by_path(videos.paths)
     seconds = videos.key_frames.seconds
     windows: list[_Windows | None] = [_Windows(seconds[rows], around) for rows in films.values()]
     return replace(videos, paths=tuple(films), class_names=None, key_frames=None), windows

@@ -106,9 +106,9 @@ class Records:
         return [self._span(record) for record in records]
 
     def size(self, path: str) -> tuple[int, int]:
-        """Return height and width of the frames of a packed video."""
+        """Return height and width of the frames of a packed video. Raises UnreadableVideo."""
         assert self.sizes is not None
-        height, width = self.sizes[self.ids[path]].tolist()
+        height, width = self.sizes[self._find(path)].tolist()
         return height, width
 
     def _find(self, path: str) -> int:

@@ -13,8 +13,9 @@ import numpy as np
 
 from videomae_jax.data import sampling
 from videomae_jax.data.key_frames import KeyFrames
+from videomae_jax.data.probing import read_sizes
 from videomae_jax.data.sampling import ByTime, Choose
-from videomae_jax.data.videos import Videos
+from videomae_jax.data.videos import Videos, group_by_path
 from videomae_jax.errors import UserError
 
 # Boxes of persons in an evaluation clip, at most: all are computed.
@@ -391,8 +392,6 @@ class KeyFrameSampler(BaseSampler):
 
         Unreadable videos are in the first part. Raises UserError for too many boxes.
         """
-        from videomae_jax.data.decode import UnreadableVideo
-
         assert videos.key_frames is not None
         persons = max(8, -(-videos.key_frames.most // 8) * 8)
         if persons > MOST_PERSONS:
@@ -402,15 +401,12 @@ class KeyFrameSampler(BaseSampler):
             )
         parts: dict[tuple[int, int], list[int]] = {}
         unread: list[int] = []
-        films: dict[str, list[int]] = {}
-        for index, path in enumerate(videos.paths):
-            films.setdefault(path, []).append(index)
-        for indices in films.values():
-            try:
-                height, width = videos.read_size(indices[0])
-            except UnreadableVideo:
+        sizes = read_sizes(videos.paths, videos.reader)
+        for path, indices in group_by_path(videos.paths).items():
+            if path not in sizes:
                 unread += indices  # evaluation lists it
                 continue
+            height, width = sizes[path]
             scaled_width, scaled_height = self.scaled(width, height)
             size = (
                 -(-scaled_height // self.patch[0]) * self.patch[0],

@@ -126,10 +126,7 @@ def split_videos(videos: Videos, *, holdout: float, seed: int) -> tuple[Videos, 
     # Each part of the list that must not be divided.
     units = [[index] for index in range(len(videos))]
     if videos.key_frames is not None:
-        films: dict[str, list[int]] = {}
-        for index, path in enumerate(videos.paths):
-            films.setdefault(path, []).append(index)
-        units = list(films.values())
+        units = list(group_by_path(videos.paths).values())
     if len(units) < 2:
         raise UserError(f"{videos.name} has {len(units)} video: 2 are needed to hold one out")
     folder = os.path.commonpath([os.path.dirname(path) for path in videos.paths])
@@ -143,6 +140,14 @@ def split_videos(videos: Videos, *, holdout: float, seed: int) -> tuple[Videos, 
     parts = [sorted(itertools.chain(*part)) for part in (ranked[size:], ranked[:size])]
     train, held_out = (pick_videos(videos, part) for part in parts)
     return train, held_out
+
+
+def group_by_path(paths: Sequence[str]) -> dict[str, list[int]]:
+    """Return the indices of each distinct path, in order of appearance."""
+    groups: dict[str, list[int]] = {}
+    for index, path in enumerate(paths):
+        groups.setdefault(path, []).append(index)
+    return groups
 
 
 def thin_videos(videos: Videos, *, most: int) -> Videos:

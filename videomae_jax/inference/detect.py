@@ -22,7 +22,6 @@ from videomae_jax.data.sampling import make_choice
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
-from videomae_jax.inference.detection_csv import DetectedBox
 from videomae_jax.inference.engine import data_mesh, run_windows
 from videomae_jax.inference.network import check_detector, class_names
 from videomae_jax.inference.windows import Window, cut_windows, read_windows
@@ -59,12 +58,6 @@ class Moment(NamedTuple):
     name: str
     stamp: float
     detections: list[Detection]
-
-    def rows(self) -> Iterator[DetectedBox]:
-        """Yield the rows of `detection_csv.write_detections`."""
-        second = f"{self.stamp:.6f}".rstrip("0").rstrip(".")
-        for found in self.detections:
-            yield DetectedBox(self.name, second, found.box, found.actions.values())
 
 
 def detect(

@@ -1,4 +1,4 @@
-"""The csv of detections that the evaluators of AVA read."""
+"""Write action detections as the evaluators of AVA read them."""
 
 import csv
 import os
@@ -9,28 +9,40 @@ from typing import NamedTuple
 from videomae_jax.errors import UserError
 
 
-class DetectedBox(NamedTuple):
-    """A box at a second of a video: x1, y1, x2, y2 as fractions, and the score of each class."""
+class ScoredBox(NamedTuple):
+    """A box of a key frame: x1, y1, x2, y2 as fractions, and a score for each class.
+
+    second: of the key frame, as in the annotations.
+    """
 
     video: str
-    second: str  # as the file of the boxes counts
-    box: Sequence[float]
+    second: float
+    corners: Sequence[float]
     scores: Iterable[float]
 
 
-def write_detections(path: str | os.PathLike[str], boxes: Iterable[DetectedBox]) -> None:
-    """Write a row for each box and class.
+def write_detections(path: str | os.PathLike[str], boxes: Iterable[ScoredBox]) -> None:
+    """Write a row for each box and class, without a header, and make the folder.
 
-    The columns are video, second, x1, y1, x2, y2, class id (from 1) and score; there is no header.
-    Raises UserError if the file cannot be written.
+    The columns are video, second, x1, y1, x2, y2, class id (from 1) and score. Raises UserError if
+    the file cannot be written.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        # A name may hold bytes that are no text.
         with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.writer(file, lineterminator="\n")
-            for video, second, box, scores in boxes:
-                moment = [video, second, *(f"{corner:.6f}" for corner in box)]
-                table.writerows([*moment, label, f"{s:.6f}"] for label, s in enumerate(scores, 1))
+            for box in boxes:
+                corners = [f"{corner:.6f}" for corner in box.corners]
+                moment = [box.video, _format_second(box.second), *corners]
+                table.writerows(
+                    [*moment, number, f"{score:.6f}"] for number, score in enumerate(box.scores, 1)
+                )
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _format_second(second: float) -> str:
+    """Return 0902 for a whole second, as in the files of AVA, else up to 6 decimals."""
+    if second == round(second):
+        return f"{second:04.0f}"
+    return f"{second:.6f}".rstrip("0")

@@ -22,7 +22,7 @@ from videomae_jax.inference.box_probabilities import (
     compute_probabilities,
     probability_settings,
 )
-from videomae_jax.inference.detection_csv import DetectedBox, write_detections
+from videomae_jax.inference.detection_csv import ScoredBox, write_detections
 from videomae_jax.inference.evaluate import unreadable_file
 from videomae_jax.inference.network import Network, check_detector, class_names
 from videomae_jax.inference.resumable import Parts
@@ -242,7 +242,8 @@ def evaluate_boxes(
         bad=bad,
     )
     if folder:
-        write_detections(folder / "detections.csv", _scored_boxes(result.key_frames, result.scores))
+        found_boxes = _list_boxes(result.key_frames, result.scores)
+        write_detections(folder / "detections.csv", found_boxes)
         write_classes(folder, result)
     return result
 
@@ -335,13 +336,12 @@ def _notes(
     return notes
 
 
-def _scored_boxes(frames: KeyFrames, scores: np.ndarray) -> Iterator[DetectedBox]:
-    """Yield the rows of `write_detections`."""
-    for index, (name, stamp) in enumerate(zip(frames.names, frames.stamps.tolist(), strict=True)):
-        rows = frames.of(index)
-        second = f"{stamp:04.0f}" if stamp == round(stamp) else f"{stamp:.3f}"
-        for box, values in zip(frames.boxes[rows].tolist(), scores[rows].tolist(), strict=True):
-            yield DetectedBox(name, second, box, values)
+def _list_boxes(frames: KeyFrames, scores: np.ndarray) -> Iterator[ScoredBox]:
+    """Yield the boxes of all key frames with their scores, float32 [boxes, K]."""
+    names = np.repeat(np.array(frames.names, object), frames.counts)
+    seconds = np.repeat(frames.stamps, frames.counts)
+    for name, second, corners, row in zip(names, seconds, frames.boxes, scores, strict=True):
+        yield ScoredBox(name, float(second), corners.tolist(), row.tolist())
 
 
 def write_classes(folder: Path, result: BoxEvaluation) -> None:

@@ -185,7 +185,7 @@ def _open_weights(
 
 
 def left_out_of(config: ConfigDict, to: str) -> list[str]:
-    """Return what a config says and a file of the format `to` cannot, one line each.
+    """Return the settings of a model that a file of the format `to` cannot hold, one line each.
 
     Such files of detectors are read with the values of the reference's own.
     """
@@ -196,13 +196,22 @@ def left_out_of(config: ConfigDict, to: str) -> list[str]:
     if config.task != "detect":
         return []
     reference = load_recipe("detect", "b,ava")
-    values = [(f"model.{key}", config.model[key], reference.model[key]) for key in ("mean", "std")]
-    values += [(f"roi.{key}", config.roi[key], reference.roi[key]) for key in reference.roi]
-    return [
-        f"{name} {value} is not in the file, and the reference's detectors have {other}"
-        for name, value, other in values
-        if value != other
+    keys = {
+        "model": ("mean", "std"),
+        "roi": tuple(reference.roi),
+        "boxes": ("extend", "whole"),
+        "clip": ("rate", "stride"),
+    }
+    lines = [
+        f"{group}.{key} {config[group][key]} is not in the file, and the reference's detectors "
+        f"have {reference[group][key]}"
+        for group, names in keys.items()
+        for key in names
+        if config[group][key] != reference[group][key]
     ]
+    if tuple(config.data.class_names) not in ((), AVA_CLASSES):
+        lines.append("the names of the classes are not in the file")
+    return lines
 
 
 def _convert(

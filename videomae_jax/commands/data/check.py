@@ -164,6 +164,8 @@ def check_boxes(args: argparse.Namespace, source: "Path", out: "Path") -> None:
     print(f"{source}\n{text(summary)}")
     for caption, reason in unread[:5]:
         print(f"unreadable: {caption} ({reason})")
+    if not shown:
+        raise UserError(f"{source} has no boxes to draw")
     if not images:
         raise UserError(f"none of {len(shown)} key frames could be read")
     make_sheet(pictures).save(out / "boxes.png")

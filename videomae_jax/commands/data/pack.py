@@ -97,7 +97,6 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.data.box_files import is_box_file
     from videomae_jax.data.pack import Settings, pack
     from videomae_jax.data.sources import read_videos
-    from videomae_jax.data.videos import SUFFIXES
     from videomae_jax.errors import UserError
     from videomae_jax.progress import Progress
 
@@ -110,15 +109,16 @@ def main(args: argparse.Namespace) -> None:
     if not args.around > 0:
         raise UserError(f"--around {args.around:g}: use above 0, such as 1.5")
     source = Path(args.videos).expanduser()
-    if source.is_file() and source.suffix[1:].lower() not in SUFFIXES and is_box_file(source):
+    if source.is_file() and is_box_file(source):
         videos = options.read_annotations(args, source)
     else:
         videos = read_videos(args.videos)
     if videos.reader:
         raise UserError(f"{args.videos} is packed already: give the manifest or the folder")
-    for note in videos.notes if videos.key_frames is not None else ():
-        print(note)
-    films = videos.paths if videos.key_frames is None else tuple(dict.fromkeys(videos.paths))
+    films = videos.paths
+    if videos.key_frames is not None:
+        films = tuple(dict.fromkeys(videos.paths))
+        print(*videos.notes, sep="\n")
     mine = len(films) // args.process_count
     progress = Progress(mine)
 

@@ -1,0 +1,21 @@
+"""Sizes and durations of many videos at once."""
+
+from pathlib import Path
+
+from videos import write_video
+
+from videomae_jax.data.probing import read_durations, read_frame_times, read_sizes
+
+
+def test_videos_that_cannot_be_read_are_left_out(tmp_path):
+    paths = [str(tmp_path / name) for name in ("b.mp4", "gone.mp4", "a.mp4", "broken.mp4")]
+    for path in paths[::2]:
+        write_video(path, count=15)
+    Path(paths[3]).write_bytes(b"no video")
+    assert read_sizes([*paths, paths[0]]) == {paths[0]: (64, 96), paths[2]: (64, 96)}
+    assert read_durations(paths) == {paths[0]: 0.5, paths[2]: 0.5}
+    assert {path: len(times) for path, times in read_frame_times(paths).items()} == {
+        paths[0]: 16,
+        paths[2]: 16,
+    }
+    assert not read_sizes([])
