@@ -96,6 +96,12 @@ def test_an_own_list_has_columns_in_any_order_and_names(films):
     assert by_frame.key_frames.stamps.tolist() == pytest.approx([1.5])
 
 
+@pytest.mark.parametrize("sign", [";", "\t"])
+def test_spreadsheets_separate_columns_by_other_signs(films, sign):
+    path = write(films, [sign.join(["a", "1", "0", "0.25", "1", "0.5", "2", "7"])])
+    assert is_box_file(path) and read_table(path).corners.tolist() == [[0, 0.25, 1, 0.5]]
+
+
 def test_kinetics_names_its_files_by_seconds(tmp_path):
     write_video(tmp_path / "x_y_000030_000040.mp4", count=90)
     write_video(tmp_path / "x_y_000100_000110.mp4", count=90)
@@ -118,7 +124,8 @@ def test_a_start_is_guessed_only_where_it_fits(films):
     assert videos.key_frames.stamps.tolist() == [901, 902.5]
     assert "files begin at second 900: all 2 key frames looked at are" in videos.notes[-1]
     assert read(films, rows, start="900.5").key_frames.seconds.tolist() == [0.5, 2]
-    with pytest.raises(UserError, match="outside of their videos, .*which has 3.0 s; .*--start"):
+    message = r"outside of their videos, .*which has 3.0 s; .*\(--start\), 500 at most"
+    with pytest.raises(UserError, match=message):
         read(films, ["a,500,0,0,1,1,1,1"])
     with pytest.raises(UserError, match="data.start 'x': use auto or a number"):
         read(films, rows, start="x")
@@ -130,6 +137,9 @@ def test_excluded_key_frames_are_left_out_on_both_sides(films):
     out = write(films, "a,0001\n", "out.csv")
     assert read_excluded(out) == {("a", 1.0)}
     assert read(films, AVA, excluded=str(out)).key_frames.stamps.tolist() == [2, 0]
+    write(films, "\n".join(AVA), "out.csv")
+    with pytest.raises(UserError, match="excludes all key frames of these annotations"):
+        read(films, AVA, excluded=str(out))
     write(films, "c,0001\n", "out.csv")
     with pytest.raises(UserError, match="excludes no key frame of these annotations"):
         read(films, AVA, excluded=str(out))
@@ -219,11 +229,13 @@ def test_a_pickle_runs_nothing(tmp_path, protocol):
     "rows,message",
     [
         ("", "is empty"),
+        ("video,second,x1,y1,x2,y2,action\n", "has no rows"),
         (["a,1,0,0,1,1,1,1", "a,1,0"], "line 2 has 3 columns, not 8"),
         (["a,1,0.5,0,0.2,1,1,1"], "line 1: corners 0.5, 0, 0.2, 1 are out of order.*x1 < x2"),
         (["a,one,0,0,1,1,1,1", "b,1,0,0,1,1,1,1"], "column 'a' is not known; a header has"),
         (["a,1,0,0,1,1,1,1", "a,x,0,0,1,1,1,1"], "line 2: second 'x' is not a number"),
         (["a,1,0,0,1,,1,1", "a,1,0,0,1,1,1,1"], "line 1"),
+        (["video,second,x1,y1,x2,y2", "a,1,0,,1,1"], "line 2 lacks some of the corners"),
         (["video,timestmp,x1,y1,x2,y2", "a,1,0,0,1,1"], "'timestmp' .*; did you mean 'timestamp'"),
         (["video,x1,y1,x2,y2", "a,0,0,1,1"], "has no column 'timestamp'"),
         (["video,second,x1,y1,x2,y2", "a,0,0,0,1,1,5"], "line 2 has 7 columns, the header 6"),

@@ -288,6 +288,8 @@ def _leave_out(table: Table, excluded: str) -> Table:
     kept = np.array([_moment(*moment) not in out for moment in moments], bool)
     if kept.all():
         raise UserError(f"{excluded} excludes no key frame of these annotations: is it of them?")
+    if not kept.any():
+        raise UserError(f"{excluded} excludes all key frames of these annotations")
     return _pick_rows(table, kept)
 
 
@@ -609,5 +611,5 @@ def _start_films(
     raise UserError(
         f"{path}: all key frames are outside of their videos, first second {stamps[row]:g} of "
         f"{paths[row]}, which has {ends[row] - SLACK:.1f} s; give the second at which the files "
-        f"begin as config.data.start (--start), such as {stamps[known].min() // 1:g}"
+        f"begin as config.data.start (--start), {stamps[known].min():g} at most"
     )

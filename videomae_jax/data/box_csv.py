@@ -60,7 +60,10 @@ def _read_text(path: Path) -> str:
 def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
     """Yield (line, cells) of every line that is not blank."""
     lines = split_lines(text)
-    reader = csv.reader(lines, skipinitialspace=True)
+    # Spreadsheets write semicolons where the comma is the decimal sign.
+    first = next(filter(str.strip, lines), "")
+    delimiter = next((sign for sign in ",;\t" if sign in first), ",")
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
     for row in reader:
         if any(cell.strip() for cell in row):
             yield reader.line_num, row
@@ -184,7 +187,7 @@ def _corners(columns: list[list[str]], lines: list[int], path: Path) -> np.ndarr
     corners = np.stack(values, axis=1)
     partly = np.flatnonzero(np.isnan(corners).any(axis=1) & ~np.isnan(corners).all(axis=1))
     if len(partly):
-        raise UserError(f"{path} line {lines[partly[0]]} has some corners, not x1, y1, x2 and y2")
+        raise UserError(f"{path} line {lines[partly[0]]} lacks some of the corners x1, y1, x2, y2")
     return corners
 
 

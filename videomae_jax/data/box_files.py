@@ -20,13 +20,17 @@ def read_table(path: Path, *, images: Path | None = None) -> Table:
     """Read the boxes of a file: csv, see `box_csv`; json, see `box_json`; or mmaction2's pickle.
 
     images: the annotations that have the moments of the image ids of a list of detections. Raises
-    UserError for a file in none of these formats, and for bad rows.
+    UserError for a file in none of these formats, without rows, and for bad rows.
     """
     try:
         if path.suffix.lower() in JSON:
-            return read_json(path, images=images)
-        if path.suffix.lower() in PICKLE:
-            return read_pickle(path)
-        return read_csv(path)
+            table = read_json(path, images=images)
+        elif path.suffix.lower() in PICKLE:
+            table = read_pickle(path)
+        else:
+            table = read_csv(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if not table.names:
+        raise UserError(f"{path} has no rows: an annotation or box file has one box a row")
+    return table

@@ -20,8 +20,10 @@ def read_class_list(path: str | Path) -> dict[int, str]:
     path = Path(path).expanduser()
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the class list {path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read the class list {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"the class list {path} is not a text file in UTF-8") from None
     pairs = _read_blocks(text) or _read_lines(text, path)
     names: dict[int, str] = {}
     for number, name in pairs:
