@@ -235,6 +235,8 @@ def test_a_pickle_runs_nothing(tmp_path, protocol):
         (["a,one,0,0,1,1,1,1", "b,1,0,0,1,1,1,1"], "column 'a' is not known; a header has"),
         (["a,1,0,0,1,1,1,1", "a,x,0,0,1,1,1,1"], "line 2: second 'x' is not a number"),
         (["a,1,0,0,1,,1,1", "a,1,0,0,1,1,1,1"], "line 1"),
+        (["a.mp4,run|walk"], "second 'run.walk' is not a number; a list of videos with labels has"),
+        (["video,second,x1,y1,x2,y2,score", "a,1,0,0,1,1,95"], "row 2: score 95: use 0 to 1"),
         (["video,second,x1,y1,x2,y2", "a,1,0,,1,1"], "line 2 lacks some of the corners"),
         (["video,timestmp,x1,y1,x2,y2", "a,1,0,0,1,1"], "'timestmp' .*; did you mean 'timestamp'"),
         (["video,x1,y1,x2,y2", "a,0,0,1,1"], "has no column 'timestamp'"),
@@ -267,6 +269,12 @@ def test_unknown_actions_and_videos_name_the_nearest(films):
     boxes = write(films, ["a,1,0,0,1,1,,0.3", "aa,1,0,0,1,1,,0.9"], "boxes.csv")
     found = read_detections(boxes, videos)
     assert "1 boxes are of other videos, first aa" in found.notes
+    boxes = write(films, ["a,1.4,0,0,1,1,,0.9"], "boxes.csv")
+    with pytest.raises(UserError, match="boxes begin at second 1.4, annotations at 0"):
+        with_detections(videos, read_detections(boxes, videos), min_score=0.8)
+    boxes = write(films, ["a,77,0,0,1,1,,0.9"], "boxes.csv")
+    with pytest.raises(UserError, match="3.0 s; subtract the second .* begins, 77 at most"):
+        read_film_detections(boxes, str(films / "a.mp4"))
     with pytest.raises(UserError, match="no box has a score of 0.8 or more, the highest is 0.3"):
         with_detections(videos, found, min_score=0.8)
 

@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--excluded", metavar="FILE", help="csv of key frames (video,second) that do not count"
     )
     detector.add_argument(
-        "--videos", metavar="FOLDER", help="of the videos (default: as in the recipe)"
+        "--videos", metavar="FOLDER", help="folder of the videos (default: as in the recipe)"
     )
     detector.add_argument(
         "--start",

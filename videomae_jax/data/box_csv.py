@@ -43,7 +43,13 @@ def read_csv(path: Path) -> Table:
     rows = list(_rows(_read_text(path)))
     if not rows:
         raise UserError(f"{path} is empty: an annotation file has one box a line")
-    if _has_corners(rows[0][1]) or len(rows[0][1]) == 2:
+    line, first = rows[0]
+    if len(first) == 2 and not _is_number(first[1]):
+        raise UserError(
+            f"{path} line {line}: second {first[1]!r} is not a number; a list of videos with "
+            "labels has no boxes"
+        )
+    if _has_corners(first) or len(first) == 2:
         return _read_plain(path, rows)
     return _read_named(path, rows)
 

@@ -42,11 +42,11 @@ def rate_line(config: ConfigDict, schedule: Schedule) -> str:
     )
 
 
-def length_line(config: ConfigDict, schedule: Schedule, examples: int) -> str:
-    """Return the length of the run in steps, epochs and, with repeats, views of each video."""
+def length_line(config: ConfigDict, schedule: Schedule, examples: int, *, unit: str) -> str:
+    """Return the length of the run in steps, epochs and, with repeats, views of each example."""
     epochs = schedule.steps * config.batch_size / examples
     views = f", {epochs * config.repeats:,.1f} views of each" if config.repeats > 1 else ""
-    return f"{schedule.steps:,} steps = {epochs:,.1f} epochs of {examples:,} videos{views}"
+    return f"{schedule.steps:,} steps = {epochs:,.1f} epochs of {examples:,} {unit}{views}"
 
 
 def devices_line(mesh: Mesh) -> str:
@@ -81,7 +81,7 @@ def data_line(train: Videos, held_out: Videos | None) -> str:
     """Return the source and number of the videos."""
     rest = f"; held out: {len(held_out):,} of {held_out.name}" if held_out else "; none held out"
     notes = "".join(f"; {note}" for note in train.notes)
-    return f"{len(train):,} of {train.name}{rest}{notes}"
+    return f"{len(train):,} {train.unit} of {train.name}{rest}{notes}"
 
 
 def classes_line(rows: list[ClassRow], *, unit: str = "videos") -> str:
