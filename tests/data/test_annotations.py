@@ -98,6 +98,12 @@ def test_an_own_list_has_columns_in_any_order_and_names(films):
     assert by_frame.key_frames.stamps.tolist() == pytest.approx([1.5])
 
 
+@pytest.mark.parametrize("sign", [";", "\t"])
+def test_spreadsheets_separate_columns_by_other_signs(films, sign):
+    path = write(films, [sign.join(["a", "1", "0", "0.25", "1", "0.5", "2", "7"])])
+    assert is_box_file(path) and read_table(path).corners.tolist() == [[0, 0.25, 1, 0.5]]
+
+
 def test_kinetics_names_its_files_by_seconds(tmp_path):
     write_video(tmp_path / "x_y_000030_000040.mp4", count=90)
     write_video(tmp_path / "x_y_000100_000110.mp4", count=90)
@@ -120,7 +126,8 @@ def test_a_start_is_guessed_only_where_it_fits(films):
     assert videos.key_frames.stamps.tolist() == [901, 902.5]
     assert "files begin at second 900: all 2 key frames looked at are" in videos.notes[-1]
     assert read(films, rows, start="900.5").key_frames.seconds.tolist() == [0.5, 2]
-    with pytest.raises(UserError, match="outside of their videos, .*which has 3.0 s; .*--start"):
+    message = r"outside of their videos, .*which has 3.0 s; .*\(--start\), 500 at most"
+    with pytest.raises(UserError, match=message):
         read(films, ["a,500,0,0,1,1,1,1"])
     with pytest.raises(UserError, match="data.start 'x': use auto or a number"):
         read(films, rows, start="x")
@@ -154,6 +161,9 @@ def test_excluded_key_frames_are_left_out_on_both_sides(films):
     out = write(films, "a,0001\n", "out.csv")
     assert read_excluded(out) == {("a", 1.0)}
     assert read(films, AVA, excluded=str(out)).key_frames.stamps.tolist() == [2, 0]
+    write(films, "\n".join(AVA), "out.csv")
+    with pytest.raises(UserError, match="excludes all key frames of these annotations"):
+        read(films, AVA, excluded=str(out))
     write(films, "c,0001\n", "out.csv")
     with pytest.raises(UserError, match="excludes no key frame of these annotations"):
         read(films, AVA, excluded=str(out))
@@ -255,6 +265,9 @@ def test_a_pickle_runs_nothing(tmp_path, protocol):
         (["a,one,0,0,1,1,1,1", "b,1,0,0,1,1,1,1"], "column 'a' is not known; a header has"),
         (["a,1,0,0,1,1,1,1", "a,x,0,0,1,1,1,1"], "line 2: second 'x' is not a number"),
         (["a,1,0,0,1,,1,1", "a,1,0,0,1,1,1,1"], "line 1"),
+        (["a.mp4,run|walk"], "second 'run.walk' is not a number; a list of videos with labels has"),
+        (["video,second,x1,y1,x2,y2,score", "a,1,0,0,1,1,95"], "row 2: score 95: use 0 to 1"),
+        (["video,second,x1,y1,x2,y2", "a,1,0,,1,1"], "line 2 lacks some of the corners"),
         (["video,timestmp,x1,y1,x2,y2", "a,1,0,0,1,1"], "'timestmp' .*; did you mean 'timestamp'"),
         (["video,x1,y1,x2,y2", "a,0,0,1,1"], "has no column 'timestamp'"),
         (["video,second,x1,y1,x2,y2", "a,0,0,0,1,1,5"], "line 2 has 7 columns, the header 6"),
@@ -286,6 +299,12 @@ def test_unknown_actions_and_videos_name_the_nearest(films):
     boxes = write(films, ["a,1,0,0,1,1,,0.3", "aa,1,0,0,1,1,,0.9"], "boxes.csv")
     found = read_detections(boxes, videos)
     assert "1 boxes are of other videos, first aa" in found.notes
+    boxes = write(films, ["a,1.4,0,0,1,1,,0.9"], "boxes.csv")
+    with pytest.raises(UserError, match="boxes begin at second 1.4, annotations at 0"):
+        with_detections(videos, read_detections(boxes, videos), min_score=0.8)
+    boxes = write(films, ["a,77,0,0,1,1,,0.9"], "boxes.csv")
+    with pytest.raises(UserError, match="3.0 s; subtract the second .* begins, 77 at most"):
+        read_film_detections(boxes, str(films / "a.mp4"))
     with pytest.raises(UserError, match="no box has a score of 0.8 or more, the highest is 0.3"):
         with_detections(videos, found, min_score=0.8)
 

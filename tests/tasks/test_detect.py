@@ -438,6 +438,7 @@ def test_key_frames_that_cannot_be_learned_are_refused():
         detect.prepare(config, make_videos([1], [0]), None)
 
 
+@pytest.mark.slow
 def test_a_plan_and_synthetic_videos_need_no_annotations(tmp_path, capsys):
     cli.main(["plan", *RUN, "--config.steps=3", "--config.model.classes=5"])
     assert "8 clips a step" in capsys.readouterr().out

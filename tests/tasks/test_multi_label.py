@@ -258,6 +258,7 @@ def test_neighbours_and_models_of_one_label_name_what_works(lists, classifier, c
     assert "use --config.knn.k=0 and train a probe" in said
 
 
+@pytest.mark.slow
 def test_a_plan_has_the_labels_of_such_a_batch():
     overrides = [*TINY[1:], "--config.model.multi_label=True", "--config.model.classes=7"]
     config, videos = plan.prepare_config(
@@ -332,6 +333,7 @@ def test_a_config_of_an_older_run_is_of_one_label_and_its_run_goes_on():
             check_same_model(differences(again, other), workdir="run")
 
 
+@pytest.mark.slow
 def test_eight_devices_compute_what_one_does():
     overrides = [*TINY[1:], "--config.model.classes=3", "--config.model.multi_label=True"]
     config = load_config("finetune:tiny,custom", overrides)

@@ -97,6 +97,7 @@ def test_a_save_that_cannot_be_read_back_is_told(tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_a_run_in_a_folder_named_like_a_pattern_resumes(tmp_path, labelled, capsys):
     workdir = tmp_path / "lr[1e-3]"
     command = ["train", f"--workdir={workdir}", *SMALL, *labelled, "--config.eval_every=100"]

@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "recipe leaves out)",
     )
     detector.add_argument(
-        "--videos", metavar="FOLDER", help="of the videos (default: as in the recipe)"
+        "--videos", metavar="FOLDER", help="folder of the videos (default: as in the recipe)"
     )
     detector.add_argument(
         "--start",

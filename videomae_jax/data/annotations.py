@@ -71,7 +71,8 @@ def read_key_frames(
     table = _to_fractions(table, films, path, found)
     key_frames, paths = _group(table, films, numbers, len(class_names), found)
     files = [film for film in paths if film not in missing]
-    key_frames = _set_seconds(key_frames, paths, files, table, start, path, found)
+    remedy = "give the second at which the files begin as config.data.start (--start)"
+    key_frames = _set_seconds(key_frames, paths, files, table, start, path, found, remedy=remedy)
     if missing:
         found.faults[f"videos are missing, first {min(missing)}"] = len(missing)
     return Videos(
@@ -196,7 +197,8 @@ def read_film_detections(source: str | os.PathLike[str], film: str) -> KeyFrames
     films = [film] * len(table.names)
     table = _to_fractions(table, films, path, found)
     key_frames, paths = _group(table, films, [[]] * len(films), 0, found)
-    key_frames = _set_seconds(key_frames, paths, paths, table, "auto", path, found)
+    remedy = "subtract the second at which the file begins"
+    key_frames = _set_seconds(key_frames, paths, paths, table, "auto", path, found, remedy=remedy)
     return replace(key_frames, notes=found.notes())
 
 
@@ -205,7 +207,7 @@ def with_detections(videos: Videos, detections: KeyFrames, *, min_score: float) 
 
     The result has a key frame for each moment with such boxes, annotated or not; the targets are
     False. The last note counts the boxes, and the annotated key frames without any. Raises
-    UserError if no box has such a score.
+    UserError if no box has such a score, and if all annotated key frames have none.
     """
     assert videos.key_frames is not None
     high = detections.scores >= min_score
@@ -220,6 +222,11 @@ def with_detections(videos: Videos, detections: KeyFrames, *, min_score: float) 
     paths = [clocks.find(*pair) for pair in zip(kept.names, kept.stamps.tolist(), strict=True)]
     annotated = set(map(_moment, videos.key_frames.names, videos.key_frames.stamps.tolist()))
     empty = len(annotated - set(map(_moment, kept.names, kept.stamps.tolist())))
+    if empty == len(annotated):
+        raise UserError(
+            f"no detected box is at the second of an annotated key frame: boxes begin at second "
+            f"{kept.stamps.min():g}, annotations at {videos.key_frames.stamps.min():g}"
+        )
     note = (
         f"{len(kept.boxes):,} of {len(high):,} detected boxes have a score of {min_score:g} or "
         f"more, in {len(kept):,} key frames; {empty:,} of {len(annotated):,} annotated ones have "
@@ -285,6 +292,8 @@ def _leave_out(table: Table, excluded: str) -> Table:
     kept = _find_kept(table.names, table.moments, excluded)
     if kept.all():
         raise UserError(f"{excluded} excludes no key frame of these annotations: is it of them?")
+    if not kept.any():
+        raise UserError(f"{excluded} excludes all key frames of these annotations")
     return _pick_rows(table, kept)
 
 
@@ -527,12 +536,17 @@ def _set_seconds(
     start: str | float,
     path: Path,
     found: Findings,
+    *,
+    remedy: str,
 ) -> KeyFrames:
-    """Set the seconds in the video files. files: the paths of those that exist."""
+    """Set the seconds in the video files.
+
+    files: the paths of those that exist. remedy: for key frames that are all outside of them.
+    """
     if table.by_frame:
         found.decisions.append("moments are numbers of frames, from 0")
         return _time_frames(key_frames, paths, path)
-    key_frames, said = _start_films(key_frames, paths, files, start, path)
+    key_frames, said = _start_films(key_frames, paths, files, start, path, remedy=remedy)
     found.decisions.append(said)
     return key_frames
 
@@ -560,6 +574,8 @@ def _start_films(
     files: Sequence[str],
     start: str | float,
     path: Path,
+    *,
+    remedy: str,
 ) -> tuple[KeyFrames, str]:
     """Subtract the second at which the video files begin.
 
@@ -603,6 +619,6 @@ def _start_films(
     row = int(np.flatnonzero(known)[0])
     raise UserError(
         f"{path}: all key frames are outside of their videos, first second {stamps[row]:g} of "
-        f"{paths[row]}, which has {ends[row] - SLACK:.1f} s; give the second at which the files "
-        f"begin as config.data.start (--start), such as {stamps[known].min() // 1:g}"
+        f"{paths[row]}, which has {ends[row] - SLACK:.1f} s; {remedy}, "
+        f"{stamps[known].min():g} at most"
     )

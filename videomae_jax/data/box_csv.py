@@ -61,14 +61,23 @@ def read_csv(path: Path) -> Table:
         raise UserError(f"{path}: {error}: is a quote not closed?") from None
     if not rows:
         raise UserError(f"{path} is empty: an annotation file has one box a line")
-    if _has_corners(rows[0]) or len(rows[0]) == 2:
+    first = rows[0]
+    if len(first) == 2 and not _is_number(first[1]):
+        raise UserError(
+            f"{path} line {lines[0]}: second {first[1]!r} is not a number; a list of videos with "
+            "labels has no boxes"
+        )
+    if _has_corners(first) or len(first) == 2:
         return _read_plain(path, lines, rows)
     return _read_named(path, lines, rows)
 
 
 def _read_rows(text: str) -> tuple[list[int], list[list[str]]]:
     """Return the lines, from 1, and the cells of all rows that are not blank. Raises csv.Error."""
-    reader = csv.reader(split_lines(text), skipinitialspace=True)
+    # Spreadsheets write semicolons where the comma is the decimal sign.
+    first = next(filter(str.strip, split_lines(text)), "")
+    delimiter = next((sign for sign in ",;\t" if sign in first), ",")
+    reader = csv.reader(split_lines(text), delimiter=delimiter, skipinitialspace=True)
     lines: list[int] = []
     rows: list[list[str]] = []
     for row in reader:
@@ -207,7 +216,7 @@ def _corners(columns: list[list[str]], lines: list[int], path: Path) -> np.ndarr
     corners = np.stack(values, axis=1)
     partly = np.flatnonzero(np.isnan(corners).any(axis=1) & ~np.isnan(corners).all(axis=1))
     if len(partly):
-        raise UserError(f"{path} line {lines[partly[0]]} has some corners, not x1, y1, x2 and y2")
+        raise UserError(f"{path} line {lines[partly[0]]} lacks some of the corners x1, y1, x2, y2")
     return corners
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from videomae_jax.data.box_csv import is_box_csv, read_csv
 from videomae_jax.data.box_json import read_json
 from videomae_jax.data.box_pickle import read_pickle
@@ -9,6 +11,7 @@ from videomae_jax.data.box_table import Table
 from videomae_jax.errors import UserError
 
 JSON, PICKLE = (".json",), (".pkl", ".pickle")
+ROUNDING = 1e-3  # by which a score may be above 1
 
 
 def is_box_file(path: Path) -> bool:
@@ -33,4 +36,11 @@ def read_table(path: Path, *, images: Path | None = None) -> Table:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     if not table.names:
         raise UserError(f"{path} has no boxes and no key frames")
+    if table.scores is not None:
+        wrong = np.flatnonzero(~((table.scores >= 0) & (table.scores <= 1 + ROUNDING)))
+        if len(wrong):
+            row = wrong[0]
+            raise UserError(
+                f"{path} row {table.lines[row]}: score {table.scores[row]:g}: use 0 to 1"
+            )
     return table

@@ -69,6 +69,11 @@ class Videos:
         return len(self.paths)
 
     @property
+    def unit(self) -> str:
+        """Return what its entries are: videos or key frames."""
+        return "videos" if self.key_frames is None else "key frames"
+
+    @property
     def multi_label(self) -> bool:
         """Whether a video may have several labels, or none."""
         return self.labels is not None and self.labels.ndim == 2

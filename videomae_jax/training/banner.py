@@ -15,11 +15,6 @@ from videomae_jax.training.workdir import CLASSES, ClassRow
 SHOWN = 12  # classes
 
 
-def example_unit(videos: Videos) -> str:
-    """Return what a row of a list is."""
-    return "videos" if videos.key_frames is None else "key frames"
-
-
 def batch_line(config: ConfigDict, mesh: Mesh) -> str:
     """Return the clips of one step as clips per device x devices x accumulated parts."""
     devices = batch_devices(mesh)
@@ -47,9 +42,7 @@ def rate_line(config: ConfigDict, schedule: Schedule) -> str:
     )
 
 
-def length_line(
-    config: ConfigDict, schedule: Schedule, examples: int, *, unit: str = "videos"
-) -> str:
+def length_line(config: ConfigDict, schedule: Schedule, examples: int, *, unit: str) -> str:
     """Return the length of the run in steps, epochs and, with repeats, views of each example."""
     epochs = schedule.steps * config.batch_size / examples
     views = f", {epochs * config.repeats:,.1f} views of each" if config.repeats > 1 else ""
@@ -86,12 +79,11 @@ def memory_line(compiled: jax.stages.Compiled, batch: Any, *, prefetch: int) -> 
 
 def data_line(train: Videos, held_out: Videos | None) -> str:
     """Return the source and number of the videos, or of the key frames."""
-    unit = "" if train.key_frames is None else " key frames"
     rest = "; none held out"
     if held_out:
-        rest = f"; held out: {len(held_out):,}{unit} of {held_out.name}"
+        rest = f"; held out: {len(held_out):,} {held_out.unit} of {held_out.name}"
     notes = "".join(f"; {note}" for note in train.notes)
-    return f"{len(train):,}{unit} of {train.name}{rest}{notes}"
+    return f"{len(train):,} {train.unit} of {train.name}{rest}{notes}"
 
 
 def classes_line(rows: list[ClassRow], *, unit: str = "videos") -> str:

@@ -73,7 +73,7 @@ def evaluate(
         raise UserError(f"held-out data: {bad}")
     unread = int(multihost_utils.process_allgather(np.int32(len(bad))).sum())
     note = str(bad) if unread == len(bad) else f"{unread} of {len(videos)} videos unreadable"
-    note = note if unread else f"{len(videos):,} videos"
+    note = note if unread else f"{len(videos):,} {videos.unit}"
     scores: dict[str, float] = {}
     for name, sums in totals.items():
         metrics: dict[str, Any] = dict(task.summarize(sums))

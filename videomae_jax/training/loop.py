@@ -330,10 +330,7 @@ def _compile_step(
         "batch": banner.batch_line(config, mesh),
         "rate": banner.rate_line(config, schedule),
         "length": banner.length_line(
-            config,
-            schedule,
-            len(run.train_videos),
-            unit=banner.example_unit(run.train_videos),
+            config, schedule, len(run.train_videos), unit=run.train_videos.unit
         ),
         "memory": banner.memory_line(compiled, batch, prefetch=config.data.ahead),
         "workdir": banner.workdir_line(run.workdir, start, changes, init_from=config.init_from),

@@ -85,13 +85,15 @@ def main(args: argparse.Namespace) -> None:
 
     from videomae_jax.data.datasets import read_listing, to_videos
     from videomae_jax.data.manifest import write_lines, write_manifest
-    from videomae_jax.data.sources import describe_skipped
+    from videomae_jax.data.sources import describe_skipped, nearest_path
     from videomae_jax.errors import UserError
 
     source = Path(args.folder).expanduser()
     if source.is_file():
         count_boxes(args, source)
         return
+    if not source.exists():
+        raise UserError(f"no such folder or annotation file: {source}{nearest_path(source)}")
     if not args.out:
         raise UserError("give --out FILE.csv, the training list to write: see data list --help")
     listing, layout = read_listing(
