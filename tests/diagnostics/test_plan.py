@@ -58,6 +58,7 @@ def test_a_data_parallel_step_sends_each_gradient_once():
     assert step.needed >= step.arguments + step.temporaries
 
 
+@pytest.mark.slow
 def test_a_plan_for_accelerators_resizes(monkeypatch):
     """What is compiled has the batch that training would be fed."""
     here = plan_here("--config.batch_size=8")

@@ -110,6 +110,7 @@ def test_gradients_reach_all_but_the_frozen_patches(one_device):
     assert not embed[0]["bias"].any() and embed[0]["kernel"].any()
 
 
+@pytest.mark.slow
 def test_eight_devices_and_chunks_compute_what_one_does(one_device):
     losses, states = run(load("--config.chunks=2"), dict(data=4, fsdp=2, tensor=1))
     np.testing.assert_allclose(losses, one_device[0], rtol=1e-4)
@@ -173,6 +174,7 @@ def contrasted(tmp_path_factory, one_device):
     return workdir
 
 
+@pytest.mark.slow
 def test_fine_tuning_and_probes_start_from_it(contrasted, tmp_path):
     checkpoint = load_checkpoint(str(contrasted))
     for name, module in (("finetune:tiny,custom", classify), ("probe:linear,tiny,custom", probe)):

@@ -376,6 +376,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(detector, pretrained, scenes, tmp_pat
     assert held_out(tmp_path) == held_out(detector)
 
 
+@pytest.mark.slow
 def test_from_a_classifier_the_table_names_what_is_new(classifier, scenes, tmp_path, capsys):
     folder, params, _ = classifier
     start = f"--config.init_from={folder}"

@@ -164,6 +164,7 @@ def test_the_score_rises_above_chance_and_the_kind_stays_with_the_run(trained, l
     assert "nothing to train" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_bit_for_bit(trained, lists, tmp_path, capsys):
     (tmp_path / "checkpoints").mkdir()
     (trained / "checkpoints/20").rename(tmp_path / "checkpoints/20")
@@ -230,6 +231,7 @@ def test_each_class_is_predicted_by_itself(trained, lists, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("form", ["hf", "stablehlo"])
+@pytest.mark.slow
 def test_other_formats_say_the_kind(trained, lists, tmp_path, form):
     model = vm.load(str(trained))
     model.save(str(tmp_path / "made"), format=form)

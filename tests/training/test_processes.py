@@ -130,6 +130,7 @@ cli.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_score_sees_the_clips_of_all_processes(folder, videos):
     """The last batch of the ten held-out clips is partial, and one process has more of it."""
     workdir, held_out = folder / "scored", folder / "held.csv"
