@@ -14,7 +14,7 @@ from videomae_jax.data.ava_classes import AVA_CLASSES
 from videomae_jax.data.box_files import read_table
 from videomae_jax.data.box_table import Table
 from videomae_jax.data.class_lists import name_classes, read_class_list
-from videomae_jax.data.key_frames import KeyFrames
+from videomae_jax.data.key_frames import Key, KeyFrames, moment_key
 from videomae_jax.data.manifest import MOST_LABELS
 from videomae_jax.data.probing import read_durations, read_frame_times, read_sizes
 from videomae_jax.data.sources import find_videos, nearest_path, read_videos
@@ -93,7 +93,7 @@ def _open_packed(folder: str, classes: str | tuple[str, ...], excluded: str) -> 
         raise UserError(f"{folder} has no boxes: give an annotation file, or records packed of one")
     if excluded:
         # Not all of them: records may have been packed without the excluded ones.
-        kept = _find_kept(frames.names, frames.stamps, excluded)
+        kept = _find_kept(frames.keys, excluded)
         videos = pick_videos(videos, np.flatnonzero(kept).tolist())
         frames = frames.pick(np.flatnonzero(kept))
     old = videos.class_names or ()
@@ -126,10 +126,10 @@ def _unknown_action(action: str, names: Sequence[str]) -> str:
     return f"action {action!r} is not among the {len(names)} classes; {meant}"
 
 
-def read_excluded(path: str | os.PathLike[str]) -> set[tuple[str, float]]:
+def read_excluded(path: str | os.PathLike[str]) -> set[Key]:
     """Return the (video, second) of key frames that are left out. Raises UserError."""
     table = read_table(Path(path).expanduser())
-    return set(map(_moment, table.names, table.moments.tolist()))
+    return set(table.keys)
 
 
 def read_detections(source: str | os.PathLike[str], videos: Videos) -> KeyFrames:
@@ -220,8 +220,8 @@ def with_detections(videos: Videos, detections: KeyFrames, *, min_score: float) 
     )
     clocks = _Clocks(videos)
     paths = [clocks.find(*pair) for pair in zip(kept.names, kept.stamps.tolist(), strict=True)]
-    annotated = set(map(_moment, videos.key_frames.names, videos.key_frames.stamps.tolist()))
-    empty = len(annotated - set(map(_moment, kept.names, kept.stamps.tolist())))
+    annotated = set(videos.key_frames.keys)
+    empty = len(annotated - set(kept.keys))
     if empty == len(annotated):
         raise UserError(
             f"no detected box is at the second of an annotated key frame: boxes begin at second "
@@ -259,21 +259,19 @@ class _Clocks:
     def __init__(self, videos: Videos):
         assert videos.key_frames is not None
         self.names: dict[str, set[str]] = {}
-        self._exact: dict[tuple[str, float], str] = {}
+        self._exact: dict[Key, str] = {}
         self._starts: dict[str, float] = {}
         frames = videos.key_frames
         starts = (frames.stamps - frames.seconds).tolist()
-        for path, name, stamp, start in zip(
-            videos.paths, frames.names, frames.stamps.tolist(), starts, strict=True
-        ):
-            self._exact[_moment(name, stamp)] = path
-            self.names.setdefault(name, set()).add(path)
+        for path, key, start in zip(videos.paths, frames.keys, starts, strict=True):
+            self._exact[key] = path
+            self.names.setdefault(key[0], set()).add(path)
             self._starts.setdefault(path, start)
 
     def find(self, name: str, stamp: float) -> str | None:
         """Return the path of the video of a moment; None if it is not among them."""
         paths = self.names.get(name, set())
-        exact = self._exact.get(_moment(name, stamp))
+        exact = self._exact.get(moment_key(name, stamp))
         return exact or (next(iter(paths)) if len(paths) == 1 else None)
 
     def seconds(self, key_frames: KeyFrames, paths: Sequence[str]) -> np.ndarray:
@@ -281,26 +279,19 @@ class _Clocks:
         return key_frames.stamps - np.array([self._starts[path] for path in paths])
 
 
-def _moment(name: str, stamp: float) -> tuple[str, float]:
-    """Return the key of a moment, equal for files that round its second differently."""
-    return name, round(stamp, 3)
-
-
 def _leave_out(table: Table, excluded: str) -> Table:
     if not excluded:
         return table
-    kept = _find_kept(table.names, table.moments, excluded)
+    kept = _find_kept(table.keys, excluded)
     if kept.all():
         raise UserError(f"{excluded} excludes no key frame of these annotations: is it of them?")
-    if not kept.any():
-        raise UserError(f"{excluded} excludes all key frames of these annotations")
     return _pick_rows(table, kept)
 
 
-def _find_kept(names: Sequence[str], moments: np.ndarray, excluded: str) -> np.ndarray:
+def _find_kept(keys: Sequence[Key], excluded: str) -> np.ndarray:
     """Return which moments are not excluded, bool [n]. Raises UserError if all are."""
     out = read_excluded(excluded)
-    kept = np.array([m not in out for m in map(_moment, names, moments.tolist())], bool)
+    kept = np.array([key not in out for key in keys], bool)
     if not kept.any():
         raise UserError(f"{excluded} excludes all key frames of these annotations")
     return kept
@@ -488,15 +479,15 @@ def _group(
     films, numbers: the path and the classes of each row. Returns key frames whose `seconds` are
     still those of the file, and the path of each.
     """
-    moments: dict[tuple[str, float], int] = {}
+    moments: dict[Key, int] = {}
     boxes: list[dict[tuple[float, ...], int]] = []  # of each moment: corners -> the first row
     labels: defaultdict[int, set[int]] = defaultdict(set)  # of the first row of each box
     paths: list[str] = []
     repeated = 0
     corners = list(map(tuple, table.corners.tolist()))
     missing = np.isnan(table.corners[:, 0]).tolist()
-    for row, (name, stamp) in enumerate(zip(table.names, table.moments.tolist(), strict=True)):
-        place = moments.setdefault(_moment(name, stamp), len(moments))
+    for row, key in enumerate(table.keys):
+        place = moments.setdefault(key, len(moments))
         if place == len(boxes):
             boxes.append({})
             paths.append(films[row])

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from videomae_jax.data.key_frames import Key, moment_key
+
 CORNERS = ("x1", "y1", "x2", "y2")
 
 
@@ -27,3 +29,8 @@ class Table:
     persons: np.ndarray
     scores: np.ndarray | None
     by_frame: bool = False
+
+    @property
+    def keys(self) -> list[Key]:
+        """The key of the moment of each row, see `KeyFrames.keys`."""
+        return list(map(moment_key, self.names, self.moments.tolist()))

@@ -6,6 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+Key = tuple[str, float]  # of a key frame: the id of its video, and the second in annotation files
+
+
+def moment_key(name: str, stamp: float) -> Key:
+    """Return the key of a moment, equal for files that round its second differently."""
+    return name, round(stamp, 3)
+
 
 @dataclass(frozen=True, eq=False)
 class KeyFrames:
@@ -34,6 +41,11 @@ class KeyFrames:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def keys(self) -> list[Key]:
+        """The key of each key frame in annotations, box files and lists of excluded ones."""
+        return list(map(moment_key, self.names, self.stamps.tolist()))
 
     @property
     def counts(self) -> np.ndarray:

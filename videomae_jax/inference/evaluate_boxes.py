@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from videomae_jax.data.annotations import read_detections, read_excluded, with_detections
-from videomae_jax.data.key_frames import KeyFrames
+from videomae_jax.data.key_frames import Key, KeyFrames
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos
 from videomae_jax.detection_metrics import check_protocol, group_precisions, is_ava
@@ -28,15 +28,10 @@ from videomae_jax.inference.network import Network, check_detector, class_names
 from videomae_jax.inference.resumable import Parts
 from videomae_jax.models.detector import VideoDetector
 from videomae_jax.tasks.build import open_key_frames
-from videomae_jax.tasks.detect import (
-    fit_classes,
-    short_side,
-)
+from videomae_jax.tasks.detect import fit_classes, short_side
 from videomae_jax.tasks.detection_scores import (
-    Key,
     box_scores,
     evaluated_labels,
-    frame_keys,
     score_boxes,
 )
 from videomae_jax.tasks.task import Params
@@ -266,8 +261,8 @@ def _summarize(
     read = np.unique(found.frames)
     frames = shown.key_frames.pick(read)
     # Key frames without detected boxes were never read; those of an unreadable video do not count.
-    known = set(frame_keys(frames))
-    rows = zip(frame_keys(truth.key_frames), truth.paths, strict=True)
+    known = set(frames.keys)
+    rows = zip(truth.key_frames.keys, truth.paths, strict=True)
     kept = [row for row, (key, path) in enumerate(rows) if key in known or path not in bad.reasons]
     annotated = truth.key_frames.pick(kept)
     probabilities = found.probabilities[found.boxes >= 0]
@@ -292,7 +287,7 @@ def _summarize(
     ]
     counted = sum(score.precision is not None for score in classes)
     out = set(excluded)
-    count = sum(key not in out for key in frame_keys(annotated))
+    count = sum(key not in out for key in annotated.keys)
     upper_bound = truth is shown
     loss = float(found.errors.sum(dtype=np.float64) / max(len(probabilities), 1))
     product = protocol != "mmaction2" and not upper_bound
@@ -329,7 +324,7 @@ def _notes(
             f"{len(bad):,} videos unreadable, first {path} ({reason}): "
             f"{len(truth) - len(annotated):,} of {len(truth):,} annotated key frames do not count"
         )
-    listed, shown = set(frame_keys(annotated)), set(frame_keys(frames))
+    listed, shown = set(annotated.keys), set(frames.keys)
     if more := len(shown - listed):
         wrong = "are wrong" if protocol == "published" else "do not count"
         notes.append(f"{more:,} key frames have boxes and no annotations: their detections {wrong}")

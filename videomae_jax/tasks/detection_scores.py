@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from videomae_jax.data.class_lists import read_class_list
-from videomae_jax.data.key_frames import KeyFrames
+from videomae_jax.data.key_frames import Key, KeyFrames
 from videomae_jax.detection_metrics import (
     AVA_EVALUATED,
     Boxes,
@@ -15,14 +15,6 @@ from videomae_jax.detection_metrics import (
     mean_average_precision,
 )
 from videomae_jax.errors import UserError
-
-Key = tuple[str, float]  # the id of a video, and the second as annotation files write it
-
-
-def frame_keys(frames: KeyFrames) -> list[Key]:
-    """Return the keys of key frames in annotations, box files and lists of excluded ones."""
-    stamps = frames.stamps.round(3).tolist()
-    return list(zip(frames.names, stamps, strict=True))
 
 
 def evaluated_labels(names: Sequence[str], classes: int, *, file: str = "") -> list[int]:
@@ -68,7 +60,7 @@ def score_boxes(
     excluded: key frames that do not count.
     """
     excluded = list(excluded)
-    shown_keys, truth_keys = frame_keys(shown), frame_keys(truth)
+    shown_keys, truth_keys = shown.keys, truth.keys
     numbers = {key: n for n, key in enumerate(sorted({*shown_keys, *truth_keys, *excluded}))}
 
     def numbered(keys: Sequence[Key]) -> np.ndarray:
