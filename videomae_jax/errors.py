@@ -1,4 +1,7 @@
-"""The error for mistakes that the user can fix."""
+"""The error for mistakes that the user can fix, and helpers for its messages."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -8,6 +11,12 @@ class UserError(ValueError):
     one. Commands print it without a traceback and exit with 1. Any other exception is a bug and
     keeps its traceback.
     """
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return the end of a message, "; did you mean 'NAME'?", or "" if no name is similar."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def nearest_multiples(number: int, unit: int) -> str:

@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from videomae_jax.data.manifest import MOST_LABELS
 from videomae_jax.data.probing import read_durations, read_frame_times, read_sizes
 from videomae_jax.data.sources import find_videos, nearest_path, read_videos
 from videomae_jax.data.videos import SUFFIXES, ClipReader, Videos, pick_videos
-from videomae_jax.errors import UserError
+from videomae_jax.errors import UserError, did_you_mean
 
 # Corners above this are pixels: fractions of a detector may be a little above 1.
 FRACTION = 1.5
@@ -120,10 +120,14 @@ def _class_indices(names: Sequence[str]) -> dict[str, int]:
     return indices | {name: number for number, name in enumerate(names)}
 
 
+def _nearest_name(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; the nearest name is {close[0]!r}" if close else ""
+
+
 def _unknown_action(action: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(action, names, n=1)
-    meant = f"did you mean {close[0]!r}?" if close else f"their ids are 1 to {len(names)}"
-    return f"action {action!r} is not among the {len(names)} classes; {meant}"
+    meant = did_you_mean(action, names) or f"; their ids are 1 to {len(names)}"
+    return f"action {action!r} is not among the {len(names)} classes{meant}"
 
 
 def read_excluded(path: str | os.PathLike[str]) -> set[Key]:
@@ -147,8 +151,7 @@ def read_detections(source: str | os.PathLike[str], videos: Videos) -> KeyFrames
     films = [clocks.find(*pair) for pair in zip(table.names, table.moments.tolist(), strict=True)]
     known = np.array([film is not None for film in films], bool)
     if not known.any():
-        close = difflib.get_close_matches(table.names[0], clocks.names, n=1)
-        near = f"; the nearest name is {close[0]!r}" if close else ""
+        near = _nearest_name(table.names[0], clocks.names)
         raise UserError(
             f"{path}: none of its {len(set(table.names)):,} videos is in {videos.name}, first "
             f"{table.names[0]!r}{near}"
@@ -358,8 +361,7 @@ def _find_films(table: Table, path: Path, folder: str) -> tuple[list[str], set[s
             found[key] = find(name, moment)
     if missing.issuperset(found.values()):
         name = table.names[0]
-        close = difflib.get_close_matches(name, [*stems, *segments], n=1)
-        near = f"; the nearest name is {close[0]!r}" if close else ""
+        near = _nearest_name(name, [*stems, *segments])
         raise UserError(
             f"{path}: none of its {len(set(table.names)):,} videos is in {root}, first {name!r}"
             f"{near}; give their folder as config.data.videos (--videos)"

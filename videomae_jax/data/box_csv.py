@@ -7,7 +7,6 @@ header, columns are in any order.
 """
 
 import csv
-import difflib
 import itertools
 import re
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import numpy as np
 
 from videomae_jax.data.box_table import CORNERS, Table
 from videomae_jax.data.manifest import NOT_TEXT, decode_text, split_lines
-from videomae_jax.errors import UserError
+from videomae_jax.errors import UserError, did_you_mean
 
 # Columns of a csv with a header, and their other names.
 COLUMNS = {
@@ -135,8 +134,7 @@ def _read_named(path: Path, lines: list[int], rows: list[list[str]]) -> Table:
     places: dict[str, int] = {}
     for place, cell in enumerate(head):
         if cell not in names:
-            close = difflib.get_close_matches(cell, names, n=1)
-            meant = f"; did you mean {close[0]!r}?" if close else ""
+            meant = did_you_mean(cell, names)
             raise UserError(
                 f"{path} line {lines[0]}: column {cell!r} is not known{meant or ';'} a header "
                 f"has {', '.join(COLUMNS)}, a row without a header 8, 7 or 2 columns, as AVA"

@@ -1,6 +1,5 @@
 """The videos of a data set: paths, labels, and how their frames are read."""
 
-import difflib
 import functools
 import hashlib
 import itertools
@@ -14,7 +13,7 @@ import numpy as np
 from videomae_jax.data.frame_cache import FrameMemory
 from videomae_jax.data.key_frames import KeyFrames
 from videomae_jax.data.sampling import ByTime, Choose
-from videomae_jax.errors import UserError
+from videomae_jax.errors import UserError, did_you_mean
 
 SUFFIXES = "mp4 mkv webm avi mov m4v mpg mpeg ts 3gp flv wmv ogv".split()
 
@@ -188,7 +187,7 @@ def number_labels(videos: Videos, class_names: tuple[str, ...]) -> Videos:
         raise UserError(
             f"{videos.name} has {len(unknown)} classes that are not among the "
             f"{len(class_names)} of training, first {unknown[0]!r}"
-            f"{_did_you_mean(unknown[0], class_names)}"
+            f"{did_you_mean(unknown[0], class_names)}"
         )
     numbers = np.array([class_names.index(name) for name in videos.class_names], np.int32)
     if labels.ndim == 1:
@@ -270,11 +269,6 @@ def find_labels(labels: Sequence[str], names: Sequence[str]) -> np.ndarray:
     """Return the index of each label in the distinct `names`: int32 [len(labels)]."""
     numbers = {name: number for number, name in enumerate(names)}
     return np.array([numbers[label] for label in labels], np.int32)
-
-
-def _did_you_mean(name: str, names: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def pick_videos(videos: Videos, indices: list[int]) -> Videos:

@@ -1,6 +1,5 @@
 """Score the actions that a model finds in boxes against the annotations of key frames."""
 
-import difflib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -14,7 +13,7 @@ from videomae_jax.detection_metrics import (
     is_ava,
     mean_average_precision,
 )
-from videomae_jax.errors import UserError
+from videomae_jax.errors import UserError, did_you_mean
 
 
 def evaluated_labels(names: Sequence[str], classes: int, *, file: str = "") -> list[int]:
@@ -29,8 +28,7 @@ def evaluated_labels(names: Sequence[str], classes: int, *, file: str = "") -> l
     known = list(names) or [str(number) for number in range(1, classes + 1)]
     for name in chosen.values():
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            meant = f"; did you mean {close[0]!r}?" if close else ""
+            meant = did_you_mean(name, known)
             raise UserError(f"{file}: the model has no class {name!r}{meant}")
     return sorted(known.index(name) for name in chosen.values())
 
