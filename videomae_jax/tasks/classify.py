@@ -361,20 +361,21 @@ def summarize(sums: Mapping[str, Any]) -> dict[str, jax.Array]:
 def multi_label_sums(
     logits: jax.Array, targets: jax.Array, labels: jax.Array
 ) -> dict[str, jax.Array]:
-    """Return the terms of loss and hit rate of clips with several labels, float32 [B].
+    """Return the terms of loss and hit rate of clips with several labels, float32 [...].
 
-    logits, targets: float32 [B, classes]. labels: bool [B, classes]. "error" is the binary
-    cross-entropy of each class, averaged over the classes; "hit" is 1 if the highest logit is that
-    of a label; "labelled" is 1 for clips that have a label; "count" is 1.
+    They may also be the boxes of clips. logits, targets: float32 [..., classes]. labels: bool
+    [..., classes]. "error" is the binary cross-entropy of each class, averaged over the classes;
+    "hit" is 1 if the highest logit is that of a label; "labelled" is 1 for clips that have a label;
+    "count" is 1.
     """
     error = optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
     best = logits.argmax(-1, keepdims=True)
-    hit = jnp.take_along_axis(labels & ~jnp.isnan(logits), best, axis=-1)[:, 0]
+    hit = jnp.take_along_axis(labels, best, axis=-1)[..., 0] & jnp.isfinite(logits).all(-1)
     return {
         "error": error,
         "hit": hit.astype(jnp.float32),
         "labelled": labels.any(-1).astype(jnp.float32),
-        "count": jnp.ones(len(logits)),
+        "count": jnp.ones(logits.shape[:-1]),
     }
 
 

@@ -27,7 +27,7 @@ from videomae_jax.tasks.build import (
     patches_text,
     positions_line,
 )
-from videomae_jax.tasks.classify import summarize_multi_label
+from videomae_jax.tasks.classify import multi_label_sums, summarize_multi_label
 from videomae_jax.tasks.detection_scores import evaluated_labels, score_boxes
 from videomae_jax.tasks.task import Batch, Params, Task
 
@@ -342,13 +342,5 @@ def box_sums(logits: jax.Array, targets: jax.Array, present: jax.Array) -> dict[
     """
     # Before the loss, so that the gradient of an absent box is zero and never NaN.
     logits = jnp.where(present[..., None], logits, 0)
-    errors = jax.nn.softplus(logits) - logits * targets
-    top = jnp.argmax(logits, axis=-1, keepdims=True)
-    hits = jnp.take_along_axis(targets, top, axis=-1)[..., 0] & jnp.isfinite(logits).all(-1)
-    terms = {
-        "error": errors.mean(-1),
-        "hit": hits,
-        "labelled": targets.any(-1),
-        "count": jnp.ones_like(present),
-    }
-    return {name: jnp.where(present, term, 0).sum(-1, jnp.float32) for name, term in terms.items()}
+    terms = multi_label_sums(logits, targets.astype(jnp.float32), targets)
+    return {name: jnp.where(present, term, 0).sum(-1) for name, term in terms.items()}
