@@ -12,7 +12,7 @@ from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos, pick_videos
 from videomae_jax.inference.engine import data_mesh, jit_batch, place_params, run_batches
-from videomae_jax.inference.resumable import Parts, fingerprint
+from videomae_jax.inference.resumable import Parts, collect_rows, fingerprint
 from videomae_jax.models.detector import VideoDetector
 from videomae_jax.progress import Progress
 from videomae_jax.tasks.detect import box_logits, box_sums, eval_sampler
@@ -35,9 +35,9 @@ class BoxProbabilities(NamedTuple):
 
 
 def probability_settings(
-    params: Params, config: ConfigDict, shown: Videos, *, boxes: str, batch_size: int
-) -> dict[str, str | int | float]:
-    """Return the settings on which the probabilities depend."""
+    network: VideoDetector, params: Params, config: ConfigDict, shown: Videos, *, boxes: str
+) -> dict[str, str]:
+    """Return the settings on which the probabilities depend, see `resumable.open_output`."""
     frames = shown.key_frames
     assert frames is not None
     parts = [config.model.to_json(), config.clip.to_json(), config.roi.to_json()]
@@ -46,8 +46,7 @@ def probability_settings(
         "model": fingerprint([params, *parts, config.boxes.to_json()]),
         "key-frames": fingerprint([list(shown.paths), *given]),
         "boxes": boxes or "annotated",
-        "batch-size": batch_size,
-        "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+        "dtype": network.run.dtype.name,
     }
 
 
@@ -90,26 +89,27 @@ def compute_probabilities(
         bad=bad,
     )
     total = sum(-(-len(indices) // batch_size) for indices, _ in parts)
-    progress = Progress(total, begun=begun)
-    with closing(batches):
-        for batch, rows in enumerate(batches, begun + 1):
-            found.append(rows)
-            if scores:
-                scores.add(rows._asdict(), position=(batch,))
-            progress.show(
-                batch,
-                count=(batch - begun) * batch_size,
-                unit="key frames",
-                of=f"batch {batch:,} of {total:,}",
-            )
-            if stopped():
-                break
-        progress.close()
-        if scores:
-            scores.flush()
-    if stopped():
+
+    def show(progress: Progress, batch: int) -> None:
+        progress.show(
+            batch,
+            count=(batch - begun) * batch_size,
+            unit="key frames",
+            of=f"batch {batch:,} of {total:,}",
+        )
+
+    computed = collect_rows(
+        batches,
+        scores,
+        columns=BoxProbabilities._asdict,
+        begun=begun,
+        total=total,
+        show=show,
+        stopped=stopped,
+    )
+    if computed is None:
         return None
-    joined = BoxProbabilities(*map(np.concatenate, zip(*found, strict=True)))
+    joined = BoxProbabilities(*map(np.concatenate, zip(*found, *computed, strict=True)))
     order = np.lexsort((joined.boxes, joined.frames))
     return BoxProbabilities(*(column[order] for column in joined))
 

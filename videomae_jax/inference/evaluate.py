@@ -3,7 +3,6 @@
 import csv
 import functools
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +30,7 @@ from videomae_jax.inference.engine import (
     predict_batches,
 )
 from videomae_jax.inference.network import Network, check_classifier, class_names
-from videomae_jax.inference.resumable import Parts, fingerprint
+from videomae_jax.inference.resumable import Parts, collect_rows, fingerprint, open_output
 from videomae_jax.metrics import Proportion
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.progress import Progress
@@ -127,21 +126,16 @@ def evaluate(
     segments, crops = choose_views(views, config, videos, report=report)
     sampler = view_sampler(config, segments=segments, crops=crops)
     batch_size = batch_size or jax.device_count()
-    folder = None if out is None else Path(out)
-    scores = None
-    # With several processes, one cannot know where the others stopped: nothing is saved.
-    if folder and jax.process_count() == 1:
-        settings: dict[str, str | int | float] = {
+
+    def settings() -> dict[str, str]:
+        return {
             "model": fingerprint([params, config.model.to_json(), config.clip.to_json()]),
             "dtype": network.run.dtype.name,
             "videos": fingerprint([list(videos.paths), videos.labels]),
             "views": f"{segments}x{crops}",
-            "batch-size": batch_size,
-            "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
         }
-        scores = Parts(folder / "scores", settings)
-    file = unreadable_file(folder, resumed=bool(scores and scores.position))
-    bad = BadVideos(videos, max_share=1.0, file=file)
+
+    folder, scores, bad = open_output(out, videos, settings, batch_size=batch_size)
     found = _score(
         network,
         params,
@@ -251,17 +245,6 @@ def write_confusion(out: Path, counts: np.ndarray, names: tuple[str, ...]) -> No
     figure.savefig(out / "confusion.png", dpi=110)
 
 
-def unreadable_file(folder: Path | None, *, resumed: bool) -> Path | None:
-    """Return the file of unreadable videos; delete an old one unless the evaluation resumes."""
-    if folder is None:
-        return None
-    file = folder / "unreadable.csv"
-    if not resumed:
-        folder.mkdir(parents=True, exist_ok=True)
-        file.unlink(missing_ok=True)
-    return file
-
-
 def _score(
     network: VideoClassifier,
     params: Params,
@@ -297,31 +280,34 @@ def _score(
         bad=bad,
         start_batch=begun,
     )
-    progress = Progress(-(-len(videos) // batch_size), begun=begun)
-    with closing(batches):
-        for batch, predictions in enumerate(batches, begun + 1):
-            found.append(predictions)
-            if scores:
-                counts = [sampler.counts[number] for number in predictions.ids]
-                rows = {
-                    "video": predictions.ids,
-                    "probabilities": predictions.values,
-                    "frames": np.array(counts, np.int64),
-                }
-                scores.add(rows, position=(batch,))
-            done = min(batch * batch_size, len(videos))
-            progress.show(
-                batch,
-                count=done - begun * batch_size,
-                unit="videos",
-                of=f"video {done:,} of {len(videos):,}",
-            )
-            if stopped():
-                break
-        progress.close()
-        if scores:
-            scores.flush()
-    return None if stopped() else join_predictions(found)
+
+    def columns(predictions: Predictions) -> dict[str, np.ndarray]:
+        counts = [sampler.counts[number] for number in predictions.ids]
+        return {
+            "video": predictions.ids,
+            "probabilities": predictions.values,
+            "frames": np.array(counts, np.int64),
+        }
+
+    def show(progress: Progress, batch: int) -> None:
+        done = min(batch * batch_size, len(videos))
+        progress.show(
+            batch,
+            count=done - begun * batch_size,
+            unit="videos",
+            of=f"video {done:,} of {len(videos):,}",
+        )
+
+    computed = collect_rows(
+        batches,
+        scores,
+        columns=columns,
+        begun=begun,
+        total=-(-len(videos) // batch_size),
+        show=show,
+        stopped=stopped,
+    )
+    return None if computed is None else join_predictions(found + computed)
 
 
 def _summarize(

@@ -1,6 +1,7 @@
 """Frame mAP of a detector on annotated key frames, with annotated or with detected boxes."""
 
 import csv
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,9 +24,8 @@ from videomae_jax.inference.box_probabilities import (
     probability_settings,
 )
 from videomae_jax.inference.detection_csv import ScoredBox, write_detections
-from videomae_jax.inference.evaluate import unreadable_file
 from videomae_jax.inference.network import Network, check_detector, class_names
-from videomae_jax.inference.resumable import Parts
+from videomae_jax.inference.resumable import open_output
 from videomae_jax.models.detector import VideoDetector
 from videomae_jax.tasks.build import open_key_frames
 from videomae_jax.tasks.detect import fit_classes, short_side
@@ -200,14 +200,8 @@ def evaluate_boxes(
     check_protocol(protocol, excluded=bool(excluded))
     shown = truth if detected is None else detected
     batch_size = batch_size or jax.device_count()
-    folder = None if out is None else Path(out)
-    scores = None
-    # With several processes, one cannot know where the others stopped: nothing is saved.
-    if folder and jax.process_count() == 1:
-        settings = probability_settings(params, config, shown, boxes=boxes, batch_size=batch_size)
-        scores = Parts(folder / "scores", settings | {"dtype": network.run.dtype.name})
-    file = unreadable_file(folder, resumed=bool(scores and scores.position))
-    bad = BadVideos(shown, max_share=1.0, file=file)
+    settings = functools.partial(probability_settings, network, params, config, shown, boxes=boxes)
+    folder, scores, bad = open_output(out, shown, settings, batch_size=batch_size)
     found = compute_probabilities(
         network,
         params,

@@ -5,14 +5,21 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
+from videomae_jax.data.unreadable import BadVideos
+from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
+from videomae_jax.progress import Progress
+
+Row = TypeVar("Row")
+Settings = Mapping[str, str | int | float]
 
 # Rows are written after this time or at this size; a killed process loses at most this much.
 SECONDS, BYTES = 30.0, 256e6
@@ -28,7 +35,7 @@ class Parts:
     are complete, so that a partial file is never read.
     """
 
-    def __init__(self, folder: str | os.PathLike, settings: Mapping[str, str | int | float]):
+    def __init__(self, folder: str | os.PathLike, settings: Settings):
         self.folder = Path(folder)
         self._waiting: list[dict[str, np.ndarray]] = []
         self._written = time.monotonic()
@@ -105,6 +112,77 @@ class Parts:
             draft.rename(file)
         except OSError as error:
             raise UserError(f"cannot write {file}: {error.strerror}") from None
+
+
+class Output(NamedTuple):
+    """Where an evaluation saves its results.
+
+    folder: of all results, None to save nothing. scores: the rows computed so far; None without a
+    folder, and with several processes, which cannot know where the others stopped. bad: the
+    unreadable videos.
+    """
+
+    folder: Path | None
+    scores: Parts | None
+    bad: BadVideos
+
+
+def open_output(
+    out: str | os.PathLike[str] | None,
+    videos: Videos,
+    settings: Callable[[], Settings],
+    *,
+    batch_size: int,
+) -> Output:
+    """Open the folder of an evaluation, and resume from the scores in it.
+
+    settings: returns those of `Parts`; the batch size and the devices are added. Without scores,
+    an old list of unreadable videos is deleted. Raises UserError for results of other settings.
+    """
+    if out is None:
+        return Output(None, None, BadVideos(videos, max_share=1.0))
+    folder = Path(out)
+    scores = None
+    if jax.process_count() == 1:
+        devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
+        machine: dict[str, str | int] = {"batch-size": batch_size, "devices": devices}
+        scores = Parts(folder / "scores", {**settings(), **machine})
+    file = folder / "unreadable.csv"
+    if not (scores and scores.position):
+        folder.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
+    return Output(folder, scores, BadVideos(videos, max_share=1.0, file=file))
+
+
+def collect_rows(
+    batches: Generator[Row, None, None],
+    scores: Parts | None,
+    *,
+    columns: Callable[[Row], dict[str, np.ndarray]],
+    begun: int,
+    total: int,
+    show: Callable[[Progress, int], None],
+    stopped: Callable[[], bool],
+) -> list[Row] | None:
+    """Return the results of all batches after the first `begun`; None if stopped.
+
+    scores: where they are saved after every batch, as `columns` of each. total: of the batches.
+    show: shows the progress after so many batches. stopped: called after every batch.
+    """
+    found = []
+    progress = Progress(total, begun=begun)
+    with closing(batches):
+        for batch, rows in enumerate(batches, begun + 1):
+            found.append(rows)
+            if scores:
+                scores.add(columns(rows), position=(batch,))
+            show(progress, batch)
+            if stopped():
+                break
+        progress.close()
+        if scores:
+            scores.flush()
+    return None if stopped() else found
 
 
 def fingerprint(tree: Any) -> str:
