@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from videomae_jax.data.annotations import read_film_detections
-from videomae_jax.data.decode import UnreadableVideo, open_frames
+from videomae_jax.data.decode import UnreadableVideo, open_frames, read_seconds
 from videomae_jax.data.key_frames import KeyFrames
 from videomae_jax.data.samplers import KeyFrameSampler
 from videomae_jax.data.sampling import make_choice
@@ -27,7 +27,7 @@ from videomae_jax.inference.network import check_detector, class_names
 from videomae_jax.inference.windows import Window, cut_windows, read_windows
 from videomae_jax.models.detector import VideoDetector
 from videomae_jax.progress import Progress
-from videomae_jax.tasks.detect import box_logits, eval_sampler
+from videomae_jax.tasks.detect import box_logits, eval_sampler, lowest_score
 from videomae_jax.tasks.task import Batch, Params
 
 WINDOWS = 4  # in a batch, on each device
@@ -82,14 +82,11 @@ def detect(
     Raises UserError if the video cannot be read, has no boxes, or too many at once.
     """
     check_detector(config, source)
-    least = config.boxes.min_score if min_score is None else min_score
+    least = lowest_score(config, min_score)
     try:
-        with open_frames(path) as (seconds, _):
-            end = float(seconds[-1])
+        end = float(read_seconds(path)[-1])
     except UnreadableVideo as error:
         raise UserError(f"cannot read {path}: {error}") from None
-    if math.isnan(end):
-        raise UserError(f"cannot read {path}: its frames have no times, and it states no rate")
     moments, notes = _plan(boxes, path, end=end, every=every, min_score=least)
     for note in notes:
         print(f"boxes: {note}", file=sys.stderr)
@@ -174,8 +171,6 @@ def _plan(
     """Return the key times that have boxes, and what was left out. end: of the video."""
     if not (every > 0 and math.isfinite(every)):
         raise UserError(f"key times {every:g} s apart: use more than 0, such as 1")
-    if not 0 <= min_score <= 1:
-        raise UserError(f"a lowest person score of {min_score:g}: use 0 to 1")
     if isinstance(boxes, str) and boxes == WHOLE:
         times = np.arange(max(1, math.ceil(end / every - 1e-6))) * every
         whole = np.tile([0, 0, 1, 1, 1.0], (len(times), 1))

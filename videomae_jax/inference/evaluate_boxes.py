@@ -28,7 +28,7 @@ from videomae_jax.inference.network import Network, check_detector, class_names
 from videomae_jax.inference.resumable import open_output
 from videomae_jax.models.detector import VideoDetector
 from videomae_jax.tasks.build import open_key_frames
-from videomae_jax.tasks.detect import fit_classes, short_side
+from videomae_jax.tasks.detect import fit_classes, lowest_score, short_side
 from videomae_jax.tasks.detection_scores import (
     box_scores,
     evaluated_labels,
@@ -155,9 +155,7 @@ def give_boxes(
     min_score: the lowest score of a person, None for that of the recipe. Raises UserError for
     boxes of other videos, and if no box has such a score.
     """
-    least = config.boxes.min_score if min_score is None else min_score
-    if not 0 <= least <= 1:
-        raise UserError(f"a lowest person score of {least:g}: use 0 to 1")
+    least = lowest_score(config, min_score)
     videos = with_detections(truth, read_detections(file, truth), min_score=least)
     return videos, f"boxes of {Path(file).name} with a score of {least:g} or more"
 

@@ -255,6 +255,14 @@ def scored_labels(config: ConfigDict) -> list[int]:
     return evaluated_labels(data.class_names, config.model.classes, file=data.evaluated)
 
 
+def lowest_score(config: ConfigDict, given: float | None) -> float:
+    """Return the lowest score of a detected person: as given, or None for that of the recipe."""
+    lowest = config.boxes.min_score if given is None else given
+    if not 0 <= lowest <= 1:
+        raise UserError(f"a lowest person score of {lowest:g}: use 0 to 1")
+    return lowest
+
+
 def short_side(clip: ConfigDict) -> int:
     """Return the short side in pixels to which images are resized before the crop."""
     return clip.short_side or round(clip.height * 8 / 7)
