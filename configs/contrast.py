@@ -13,7 +13,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from videomae_jax.config import feed_keys, machine_keys, parse_choices
+from videomae_jax.config import feed_keys, machine_keys, parse_choices, schedule_keys
 from videomae_jax.models.vit import SIZES
 
 DATA = {
@@ -102,13 +102,12 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             repeats=2,  # the two views of a video, from one decode
             accumulation=1,  # 1: the loss compares all videos of a step; `chunks` saves memory
             chunks=1,  # parts of the batch, encoded one after another
-            epochs=values["epochs"],
-            warmup_epochs=values["warmup_epochs"],
-            steps=0,  # if not 0, replaces epochs
-            warmup_steps=0,  # with steps, replaces warmup_epochs
-            base_lr=1.5e-4,  # the learning rate is base_lr * batch_size / 256 ...
-            lr=0.0,  # ... or lr itself; exactly one of the two is not 0
-            min_lr=0.0,  # end of the cosine schedule; scaled like the learning rate
+            **schedule_keys(
+                epochs=values["epochs"],
+                warmup_epochs=values["warmup_epochs"],
+                base_lr=1.5e-4,
+                min_lr=0.0,
+            ),
             optimizer=dict(
                 b1=0.9,
                 b2=0.999,

@@ -15,7 +15,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from videomae_jax.config import feed_keys, machine_keys, parse_choices
+from videomae_jax.config import feed_keys, machine_keys, parse_choices, schedule_keys
 from videomae_jax.errors import UserError
 from videomae_jax.models.vit import SIZES
 
@@ -139,13 +139,12 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             batch_size=values["batch_size"],  # videos per optimizer step, over all devices
             repeats=values["repeats"],  # clips of each video per step, from one decode
             accumulation=1,  # microbatches per step, computed one after another
-            epochs=values["epochs"],
-            warmup_epochs=5,
-            steps=0,  # if not 0, replaces epochs
-            warmup_steps=0,  # with steps, replaces warmup_epochs
-            base_lr=values["base_lr"],  # the learning rate is base_lr * batch_size / 256 ...
-            lr=0.0,  # ... or lr itself; exactly one of the two is not 0
-            min_lr=values["min_lr"],  # end of the cosine schedule; scaled like the learning rate
+            **schedule_keys(
+                epochs=values["epochs"],
+                warmup_epochs=5,
+                base_lr=values["base_lr"],
+                min_lr=values["min_lr"],
+            ),
             optimizer=dict(
                 b1=0.9,
                 b2=0.999,

@@ -233,6 +233,21 @@ def machine_keys() -> dict[str, Any]:
     )
 
 
+def schedule_keys(
+    *, epochs: int, warmup_epochs: int, base_lr: float, min_lr: float
+) -> dict[str, Any]:
+    """Return the top-level keys of the length of a run and of its learning rate."""
+    return dict(
+        epochs=epochs,
+        warmup_epochs=warmup_epochs,
+        steps=0,  # if not 0, replaces epochs
+        warmup_steps=0,  # with steps, replaces warmup_epochs
+        base_lr=base_lr,  # the learning rate is base_lr * batch_size / 256 ...
+        lr=0.0,  # ... or lr itself; exactly one of the two is not 0
+        min_lr=min_lr,  # end of the cosine schedule; scaled like the learning rate
+    )
+
+
 def feed_keys() -> dict[str, Any]:
     """Return the keys under `data` that depend on the machine and not on the data set."""
     return dict(
