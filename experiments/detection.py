@@ -24,6 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from study import spread
+
 from videomae_jax.host import count_cores
 
 ROOT = Path(__file__).parent.parent
@@ -157,10 +159,10 @@ def write_report(results: list[dict[str, Any]]) -> None:
 def report_lines(results: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines of the report."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax"))
-    yield f"`python experiments/detection.py`: {platform.machine()}, {os.cpu_count()} cores, "
-    yield f"Python {platform.python_version()}, {versions}, {time.strftime('%Y-%m-%d')}. "
-    yield "Frame mAP on the 150 validation key frames of `data/mocap_scenes`, in %: mean ± "
-    yield "standard deviation over seeds (each seed). With the annotated boxes, chance is 14.0 and "
+    yield f"`python experiments/detection.py`: {platform.machine()}, {os.cpu_count()} cores,"
+    yield f"Python {platform.python_version()}, {versions}, {time.strftime('%Y-%m-%d')}."
+    yield "Frame mAP on the 150 validation key frames of `data/mocap_scenes`, in %: mean ±"
+    yield "standard deviation over seeds (each seed). With the annotated boxes, chance is 14.0 and"
     yield "random scores have 17.2."
     yield ""
     yield f"| arm | {' | '.join(BOXES)} | minutes to train |"
@@ -170,13 +172,6 @@ def report_lines(results: list[dict[str, Any]]) -> Iterator[str]:
         minutes = statistics.mean(row["seconds"] for row in rows) / 60
         scores = " | ".join(spread([row[boxes] for row in rows]) for boxes in BOXES)
         yield f"| {arm} | {scores} | {minutes:.1f} |"
-
-
-def spread(values: list[float]) -> str:
-    """Return "mean ± deviation (each)" in %."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    each = ", ".join(f"{100 * value:.1f}" for value in values)
-    return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f} ({each})"
 
 
 def draw(results: list[dict[str, Any]]) -> None:

@@ -220,7 +220,8 @@ def test_an_image_model_of_transformers_becomes_the_same_encoder(tmp_path, kind)
     assert error < 1e-5
 
 
-def test_a_folder_of_transformers_own_making_comes_in(tmp_path):
+def small_peer(**changes):
+    """Return a small pre-training model of transformers with random weights."""
     config = transformers.VideoMAEConfig(
         hidden_size=48,
         num_hidden_layers=2,
@@ -231,10 +232,14 @@ def test_a_folder_of_transformers_own_making_comes_in(tmp_path):
         decoder_num_hidden_layers=1,
         decoder_num_attention_heads=2,
         decoder_intermediate_size=64,
-        use_mean_pooling=False,
         layer_norm_eps=1e-6,
+        **changes,
     )
-    peer = transformers.VideoMAEForPreTraining(config)
+    return transformers.VideoMAEForPreTraining(config)
+
+
+def test_a_folder_of_transformers_own_making_comes_in(tmp_path):
+    peer = small_peer(use_mean_pooling=False)
     peer.save_pretrained(tmp_path / "one")
     peer.save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
     assert (tmp_path / "sharded" / "model.safetensors.index.json").is_file()
@@ -250,19 +255,7 @@ def test_a_pretraining_model_of_the_default_config_reconstructs_as_transformers_
     tmp_path, video
 ):
     """With use_mean_pooling, the default, its encoder has no final norm."""
-    config = transformers.VideoMAEConfig(
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=96,
-        image_size=SIDE,
-        decoder_hidden_size=32,
-        decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=2,
-        decoder_intermediate_size=64,
-        layer_norm_eps=1e-6,
-    )
-    peer = transformers.VideoMAEForPreTraining(config).eval()
+    peer = small_peer().eval()
     set_norms(peer)
     peer.save_pretrained(tmp_path / "hf")
     m = vm.load(tmp_path / "hf")
