@@ -71,6 +71,17 @@ def compute_line(run: Execution) -> str:
     return f"{run.dtype.name}, attention {run.attention}, remat {run.remat}"
 
 
+def row_keys(key: jax.Array, rows: jax.Array, *, stream: int | None = None) -> jax.Array:
+    """Return typed PRNG keys [B], one for each row of a batch, made from the key of the step.
+
+    rows: int32 [B], indices in the global batch, or other numbers of the clips. stream: of several
+    that a task draws from.
+    """
+    if stream is not None:
+        key = jax.random.fold_in(key, stream)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+
+
 def flops_line(forward_flops: float, train_flops: float) -> str:
     """Return the FLOPs of one clip for the start banner."""
     return f"{forward_flops / 1e9:.4g} G forward, {train_flops / 1e9:.4g} G train a clip"

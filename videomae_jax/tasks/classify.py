@@ -32,6 +32,7 @@ from videomae_jax.tasks.build import (
     flops_line,
     patches_text,
     positions_line,
+    row_keys,
 )
 from videomae_jax.tasks.task import Batch, Params, Task
 
@@ -138,13 +139,11 @@ def build_task(config: ConfigDict) -> Task:
         return init_classifier(model, key, grid)
 
     def train_sums(params, batch, key):
-        def row_keys(stream):
-            stream_key = jax.random.fold_in(key, stream)
-            return jax.vmap(lambda row: jax.random.fold_in(stream_key, row))(batch["row"])
-
+        augment_keys = row_keys(key, batch["row"], stream=AUGMENT)
+        drop_keys = row_keys(key, batch["row"], stream=DROP)
         video, targets = mix_clips(
             jax.random.fold_in(key, MIX),
-            jax.vmap(augment_clip)(row_keys(AUGMENT), batch["video"], batch.get("size")),
+            jax.vmap(augment_clip)(augment_keys, batch["video"], batch.get("size")),
             smooth_targets(batch["label"], classes=model.classes, smoothing=config.label_smoothing),
             batch["row"],
             group=change.group,
@@ -153,7 +152,7 @@ def build_task(config: ConfigDict) -> Task:
             switch=change.switch,
         )
         patches = patchify(video, model.patch)
-        logits: Any = model.apply({"params": params}, patches, grid, row_keys(DROP))
+        logits: Any = model.apply({"params": params}, patches, grid, drop_keys)
         return jax.tree.map(jnp.sum, clip_sums(logits, targets, batch["label"]))
 
     def eval_logits(params, batch):

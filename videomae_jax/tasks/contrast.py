@@ -35,6 +35,7 @@ from videomae_jax.tasks.build import (
     flops_line,
     patches_text,
     positions_line,
+    row_keys,
 )
 from videomae_jax.tasks.classify import check_source
 from videomae_jax.tasks.pretrain import EVAL_SEED, eval_sampler
@@ -116,7 +117,7 @@ def build_task(config: ConfigDict) -> Task:
         if config.freeze_patches:  # saves its backward pass; `freeze_patches` stops weight decay
             params = map_patches(jax.lax.stop_gradient, params)
         rows = batch["row"]
-        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+        keys = row_keys(key, rows)
         video = in_parts(augment, keys, batch["video"], batch.get("size"), rows % VIEWS)
         features = pair_views(in_parts(checkpoint(functools.partial(encode, params)), video))
         targets = pair_views(in_parts(functools.partial(encode, average), video))

@@ -26,6 +26,7 @@ from videomae_jax.tasks.build import (
     flops_line,
     patches_text,
     positions_line,
+    row_keys,
 )
 from videomae_jax.tasks.classify import multi_label_sums, summarize_multi_label
 from videomae_jax.tasks.detection_scores import evaluated_labels, score_boxes
@@ -179,16 +180,14 @@ def build_task(config: ConfigDict) -> Task:
         return init_detector(model, key, grid)
 
     def train_sums(params, batch, key):
-        def row_keys(stream):
-            stream_key = jax.random.fold_in(key, stream)
-            return jax.vmap(lambda row: jax.random.fold_in(stream_key, row))(batch["row"])
-
+        augment_keys = row_keys(key, batch["row"], stream=AUGMENT)
+        drop_keys = row_keys(key, batch["row"], stream=DROP)
         if not config.layer_decay:
             params = freeze_blocks(params)
         persons = safe_boxes(batch, jnp.asarray([[clip.height, clip.width]]), whole=boxes.whole)
-        video, persons = jax.vmap(augment_clip)(row_keys(AUGMENT), batch["video"], persons)
+        video, persons = jax.vmap(augment_clip)(augment_keys, batch["video"], persons)
         patches = patchify(video, model.patch)
-        logits: Any = model.apply({"params": params}, patches, grid, persons, row_keys(DROP))
+        logits: Any = model.apply({"params": params}, patches, grid, persons, drop_keys)
         return jax.tree.map(jnp.sum, box_sums(logits, batch["target"], batch["present"]))
 
     def eval_sums(params, batch):

@@ -30,6 +30,7 @@ from videomae_jax.tasks.build import (
     patches_text,
     platform_in_use,
     positions_line,
+    row_keys,
 )
 from videomae_jax.tasks.task import Batch, Params, Task
 
@@ -170,14 +171,11 @@ def make_draw(mask: ConfigDict, grid: Triple) -> Draw:
     """
 
     def draw(key, ids):
-        def clip_keys(stream):
-            stream_key = jax.random.fold_in(key, stream)
-            return jax.vmap(lambda i: jax.random.fold_in(stream_key, i))(ids)
-
-        encoder_mask = draw_mask(clip_keys(MASK), mask.kind, grid=grid, ratio=mask.ratio)
+        keys = row_keys(key, ids, stream=MASK)
+        encoder_mask = draw_mask(keys, mask.kind, grid=grid, ratio=mask.ratio)
         if not mask.decoder_ratio > 0:
             return encoder_mask, None
-        keys = clip_keys(DECODER_MASK)
+        keys = row_keys(key, ids, stream=DECODER_MASK)
         return encoder_mask, draw_mask(keys, "running_cell", grid=grid, ratio=mask.decoder_ratio)
 
     return draw

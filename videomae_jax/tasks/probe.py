@@ -21,7 +21,7 @@ from videomae_jax.models import flops
 from videomae_jax.models.probe import KINDS, Probe
 from videomae_jax.models.tokens import patchify
 from videomae_jax.tasks import classify
-from videomae_jax.tasks.build import clip_geometry, encoder_fields, patches_text
+from videomae_jax.tasks.build import clip_geometry, encoder_fields, patches_text, row_keys
 from videomae_jax.tasks.classify import eval_sampler, train_sampler
 from videomae_jax.tasks.task import Batch, Params, Task
 
@@ -86,7 +86,7 @@ def build_task(config: ConfigDict) -> Task:
         return {"error": heads["error"].sum(0), "count": heads["count"][0], **named}
 
     def train_sums(params, batch, key):
-        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
+        keys = row_keys(key, batch["row"])
         video = jax.vmap(augment_clip)(keys, batch["video"], batch.get("size"))
         sums = clip_sums(params, batch, video)
         # Scores of single heads on one small batch mean little: the loss of all is enough.
