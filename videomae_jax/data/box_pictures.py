@@ -1,6 +1,5 @@
 """Draw boxes and actions on key frames, to check offsets and the order of axes."""
 
-import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -71,13 +70,6 @@ def _labels(videos: Videos, row: int) -> list[Label]:
     if not labels and frames.scores[row] < 1:
         labels = [Label(f"{frames.scores[row]:.2f}", class_colour(0))]
     return labels
-
-
-def jpeg(picture: np.ndarray) -> bytes:
-    """Return a JPEG file."""
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=85)
-    return file.getvalue()
 
 
 def make_sheet(pictures: Sequence[Picture]) -> Image.Image:

@@ -69,7 +69,9 @@ def read_clip(
     decode = open_decoder(decoder)
     with _opened(source) as (container, stream):
         timeline = _read_index(stream) if indexed else _scan(source, container, stream)
-        indices = make_choice(choose, timeline.count, lambda: _known_seconds(stream, timeline))
+        indices = make_choice(
+            choose, timeline.count, lambda: check_times(_seconds(stream, timeline))
+        )
         if decode and channels == 3 and timeline.plain and not _mirrored(source, container):
             clip = decode(source, indices.tolist(), timeline.count)
             if clip is not None:
@@ -138,7 +140,7 @@ def read_duration(source: str | bytes) -> float:
 def read_seconds(source: str | bytes) -> np.ndarray:
     """Return the times of all frames, see `open_frames`. Raises UnreadableVideo."""
     with _opened(source) as (container, stream):
-        return _known_seconds(stream, _scan(source, container, stream))
+        return check_times(_seconds(stream, _scan(source, container, stream)))
 
 
 @dataclass(frozen=True)
@@ -355,9 +357,8 @@ def _seconds(stream, timeline: Timeline) -> np.ndarray:
     return np.append(seconds, seconds[-1] + last)
 
 
-def _known_seconds(stream, timeline: Timeline) -> np.ndarray:
-    """Return `_seconds`. Raises UnreadableVideo for a file that has neither times nor a rate."""
-    seconds = _seconds(stream, timeline)
+def check_times(seconds: np.ndarray) -> np.ndarray:
+    """Return times; raises UnreadableVideo for those of a file without times and a rate, NaN."""
     if np.isnan(seconds).any():
         raise UnreadableVideo("its frames have no times, and it states no frame rate")
     return seconds

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from videomae_jax.data.decode import UnreadableVideo, open_frames, read_clip
+from videomae_jax.data.decode import UnreadableVideo, check_times, open_frames, read_clip
 from videomae_jax.data.encode import Mp4Writer, encode_jpegs, shrink
 from videomae_jax.data.key_frames import KeyFrames
 from videomae_jax.data.record_index import (
@@ -257,9 +257,7 @@ def _encode_windows(path: str, settings: Settings, windows: _Windows) -> Iterato
     Raises UnreadableVideo.
     """
     with open_frames(path) as (seconds, read):
-        if np.isnan(seconds).any():
-            raise UnreadableVideo("its frames have no times, and it states no frame rate")
-        runs = window_runs(seconds, windows.times, around=windows.around)
+        runs = window_runs(check_times(seconds), windows.times, around=windows.around)
         rows = [
             part
             for run in runs

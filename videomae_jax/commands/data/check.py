@@ -125,8 +125,9 @@ def check_boxes(args: argparse.Namespace, source: "Path", out: "Path") -> None:
     """Count annotations, and draw key frames."""
     from html import escape
 
-    from videomae_jax.data.box_pictures import draw_key_frames, jpeg, make_sheet
+    from videomae_jax.data.box_pictures import draw_key_frames, make_sheet
     from videomae_jax.data.box_report import summarize_boxes, text
+    from videomae_jax.data.encode import encode_jpegs
     from videomae_jax.data.html import bars, charts, page, sheet, table
     from videomae_jax.data.manifest import write_lines
     from videomae_jax.errors import UserError
@@ -149,7 +150,8 @@ def check_boxes(args: argparse.Namespace, source: "Path", out: "Path") -> None:
     progress.close()
     summary = summarize_boxes(videos)
     unread = [(p.caption, p.reason) for p in pictures if p.image is None]
-    images = [(jpeg(p.image), p.caption) for p in pictures if p.image is not None]
+    read = [(p.image, p.caption) for p in pictures if p.image is not None]
+    images = [(encode_jpegs(image[None], quality=85)[0], caption) for image, caption in read]
     sections = [
         ("Key frames", sheet(images, large=True)),
         ("Found", "".join(f"<p>{line}</p>" for line in map(escape, summary["notes"]))),
