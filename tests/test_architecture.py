@@ -52,6 +52,7 @@ ONLY_IN = {
     "torchcodec": {"data/decoders.py"},
     "pyarrow": {"inference/tables.py"},
     "safetensors": {"interop/safetensors_file.py"},
+    "huggingface_hub": {"interop/hub.py"},
     "torch": {"diagnostics/peer_torch.py"},
     "transformers": {"diagnostics/peer_torch.py"},
 }

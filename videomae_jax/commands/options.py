@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 EXIT_STOPPED = 42  # everything is saved and can be resumed; XPK and Slurm scripts restart on it
 
-CHECKPOINT = "a work directory, a .pth, a .safetensors or a folder of transformers"
+CHECKPOINT = (
+    "a work directory, a .pth, a .safetensors, a folder of transformers, hf://OWNER/NAME or a "
+    "models:NAME of `videomae models`"
+)
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
