@@ -215,6 +215,7 @@ def run(tmp_path):
     ]
     lines = "\n".join(map(json.dumps, rows))
     (tmp_path / "run/metrics.jsonl").write_text(lines)
+    (tmp_path / "run/classes.csv").write_text("label,name,train,held_out\n0,a,7,2\n1,b,1,1\n")
     return tmp_path / "run"
 
 
@@ -242,7 +243,7 @@ def test_a_run_is_pushed_with_its_card_and_comes_back(
         'license: "cc-by-nc-4.0"',
         'base_model: "lab/tiny"',
         "pipeline_tag: video-classification",
-        "| data | train.csv |",
+        "| data | train.csv: 8 labels, 3 held out |",
         "| top-1 | 62.5% | one clip of each held-out video, during training |",
         "| top-1 | 50.0% | 5x3 views of 100 |",
         "| classes | 10: a, b, c, d, e, f, g, h, i, j |",

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     card.add_argument(
         "--scores",
         metavar="FILE",
-        help="JSON of `videomae evaluate --json`; of a run, its own scores are in the card anyway",
+        help="the JSON of `videomae evaluate --json`, in addition to the scores of the run itself",
     )
     card.add_argument(
         "--licence",

@@ -8,7 +8,7 @@ files themselves were not available.
 examples:
   videomae models
   videomae models videomaev2-s-k710-distilled
-  videomae convert models:videomae-b-k400 runs/videomae-b
+  videomae models --json models.json
 """
 
 import argparse

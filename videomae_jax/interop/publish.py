@@ -1,5 +1,6 @@
 """Write a run to the hub, with a model card made from it."""
 
+import csv
 import json
 import math
 import tempfile
@@ -16,7 +17,7 @@ from videomae_jax.interop import hub
 from videomae_jax.interop.checkpoint_files import Checkpoint, save_checkpoint
 from videomae_jax.interop.safetensors_file import read_json
 from videomae_jax.training.checkpoint import load_run_config
-from videomae_jax.training.workdir import CHECKPOINTS, METRICS, read_metrics
+from videomae_jax.training.workdir import CHECKPOINTS, CLASSES, METRICS, read_metrics
 
 FORMATS = ("hf", "native")
 PIPELINE = {"classify": "video-classification"}  # tasks that the hub has a name for
@@ -51,7 +52,7 @@ def publish(
         checkpoint,
         repository,
         to=to,
-        trained=_metrics(source).is_file(),
+        run=_metrics(source).parent if _metrics(source).is_file() else None,
         results=read_scores(source, scores),
         base=base,
         licence=licence or "",
@@ -119,18 +120,18 @@ def model_card(
     repository: str,
     *,
     to: str,
-    trained: bool,
+    run: Path | None,
     results: Mapping[str, Mapping[str, float]],
     base: str,
     licence: str,
 ) -> str:
     """Return the README.md of a model: what it is, its data, recipe, scores and licence.
 
-    trained: whether the config is that of a training, and not made for a file of others. Of the
-    data it has the name alone: a path says who trained where.
+    run: the work directory of its training; None for a model converted from a file. Of the data it
+    has the name alone: a path says who trained where.
     """
     config, name = checkpoint.config, repository.partition("/")[2]
-    facts = _facts(checkpoint, base, trained)
+    facts = _facts(checkpoint, base, run)
     rows = [f"| {key} | {_cell(value)} |" for key, value in facts.items()]
     table = [
         f"| {METRIC_NAMES[metric]} | {value:.1%} | {protocol} |"
@@ -145,7 +146,7 @@ def model_card(
             f'model = VideoMAEForVideoClassification.from_pretrained("{repository}")'
         )
     terms = f"{licence}." if licence else "The authors of this model have named none."
-    if not base and (config.get("init_from") or not trained):
+    if not base and (config.get("init_from") or run is None):
         terms += " The weights it was made from have a licence of their own."
     if base:
         terms += f" It was made from {base}: what that one forbids is forbidden here too."
@@ -200,7 +201,7 @@ def _metadata(
     return lines
 
 
-def _facts(checkpoint: Checkpoint, base: str, trained: bool) -> dict[str, str]:
+def _facts(checkpoint: Checkpoint, base: str, run: Path | None) -> dict[str, str]:
     """Return the rows of the card's table."""
     config, params = checkpoint.config, checkpoint.params
     clip, encoder = config.clip, config.model.encoder
@@ -220,16 +221,28 @@ def _facts(checkpoint: Checkpoint, base: str, trained: bool) -> dict[str, str]:
     elif "classes" in config.model and config.model.classes:
         facts["classes"] = str(config.model.classes)
     start = Path(config.get("init_from", "")).name
-    if not trained:
+    if run is None:
         return facts | {"made from": base or "a file of others", "data and recipe": "see there"}
     facts["started from"] = base or start or "random weights"
-    facts["data"] = _data_name(config)
+    facts["data"] = _data_name(config) + _counts(run)
     recipe = {key: config[key] for key in RECIPE if config.get(key)}
+    if "steps" in recipe:  # they take precedence
+        recipe.pop("epochs", None)
     facts["recipe"] = ", ".join(f"{key} {value:g}" for key, value in recipe.items())
     return facts
 
 
 RECIPE = ("epochs", "steps", "batch_size", "repeats", "lr", "base_lr", "layer_decay", "seed")
+
+
+def _counts(run: Path) -> str:
+    """Return how many videos a run was trained on and held out; "" if its classes do not say it."""
+    if not (run / CLASSES).is_file():
+        return ""
+    with open(run / CLASSES, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    train, held_out = (sum(int(row[name]) for row in rows) for name in ("train", "held_out"))
+    return f": {train:,} labels, {held_out:,} held out"
 
 
 def _data_name(config: ConfigDict) -> str:
