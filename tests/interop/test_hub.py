@@ -13,6 +13,7 @@ from runs import fails
 
 import videomae_jax as vm
 from videomae_jax import cli
+from videomae_jax.commands.options import name_checkpoint
 from videomae_jax.config import load_config_and_given
 from videomae_jax.errors import UserError
 from videomae_jax.interop.checkpoint_files import load_checkpoint, read_geometry, save_checkpoint
@@ -71,6 +72,8 @@ def test_a_model_is_downloaded_once_and_its_code_never(hub, files, capsys):
     expected = load_checkpoint(str(DATA / "finetune_tiny_deepspeed.pth"), num_heads=3)
     assert np.array_equal(m.params["head"]["kernel"], expected.params["head"]["kernel"])
     assert m.config.init_from == f"hf://lab/tiny@{commit}"
+    assert name_checkpoint("hf://lab/tiny", m.config) == f"hf://lab/tiny@{commit}"
+    assert name_checkpoint("runs/tiny", m.config) == "runs/tiny"
     loaded = {request.rpartition("/")[2] for request in hub.requests if "GET /lab/" in request}
     assert loaded == {"model.safetensors", "config.json", "preprocessor_config.json"}
     hub.requests.clear()

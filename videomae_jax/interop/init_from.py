@@ -10,23 +10,26 @@ from videomae_jax.interop.checkpoint_files import read_geometry
 from videomae_jax.interop.sources import on_hub, pin, same_model
 from videomae_jax.tasks.geometry import adopt_geometry, geometry_of
 
+CHECKPOINTS = ("init_from", "teacher")  # keys that may be an address of the hub
+
 
 def with_source_geometry(
     config: ConfigDict, given: Set[str], *, workdir: str | None = None
 ) -> ConfigDict:
     """Return a config with the geometry of its checkpoint; print the changes.
 
-    An address of the hub in `init_from` gets the commit that it means now, so that the run stores
-    it. given: the config keys that the user chose, which stay. The checkpoint is `init_from`; but a
-    run that resumes in `workdir` has its own, and does not need `init_from` any more.
-    Pre-training has a decoder and a mask for its own geometry, and keeps it.
+    An address of the hub in one of `CHECKPOINTS` gets the commit that it means now, so that the
+    run stores it. given: the config keys that the user chose, which stay. The checkpoint is
+    `init_from`; but a run that resumes in `workdir` has its own, and does not need `init_from` any
+    more. Pre-training has a decoder and a mask for its own geometry, and keeps it.
     """
     # Not at the top: orbax takes seconds to import.
     from videomae_jax.training.checkpoint import has_checkpoint, load_run_config
 
     resumed = workdir if workdir and has_checkpoint(workdir) else ""
-    if on_hub(config.init_from):
-        config = _with_commit(config, load_run_config(resumed) if resumed else None)
+    for key in CHECKPOINTS:
+        if on_hub(config.get(key, "")):
+            config = _with_commit(config, key, load_run_config(resumed) if resumed else None)
     if config.task == "pretrain":
         return config
     if resumed:
@@ -42,12 +45,12 @@ def with_source_geometry(
     return config
 
 
-def _with_commit(config: ConfigDict, resumed: ConfigDict | None) -> ConfigDict:
-    """Return a config whose `init_from` is pinned; a run that resumes keeps its own commit."""
+def _with_commit(config: ConfigDict, key: str, resumed: ConfigDict | None) -> ConfigDict:
+    """Return a config whose `key` is pinned; a run that resumes keeps its own commit."""
     config = config.copy_and_resolve_references()
     if resumed is None:
-        config.init_from, line = pin(config.init_from)
+        config[key], line = pin(config[key])
         say(line)
-    elif same_model(config.init_from, resumed.init_from):
-        config.init_from = resumed.init_from
+    elif same_model(config[key], resumed.get(key, "")):
+        config[key] = resumed[key]
     return config.lock()
