@@ -214,7 +214,7 @@ def _is_offline(error: Exception) -> bool:
     from huggingface_hub import errors
 
     status = _status(error)
-    # Which library reports a lost connection depends on the version: requests, httpx or httpx2.
+    # Which library reports a lost connection depends on the version: httpx or httpx2.
     lost = isinstance(error, errors.OfflineModeIsEnabled | errors.HTTPError | OSError)
     return lost if status is None else status >= 500
 
