@@ -87,6 +87,9 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             seed=0,
             # Checkpoint to load the encoder and its geometry from; "" is random weights.
             init_from="",
+            # Checkpoint of a trained model to learn from instead of the labels; "" is none.
+            teacher="",
+            teacher_model=dict(),  # its model, which `videomae train` reads from the checkpoint
             model=dict(
                 encoder=dataclasses.asdict(model.encoder),
                 patch=(2, model.patch, model.patch),

@@ -75,6 +75,9 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             task="pretrain",
             seed=0,
             init_from="",  # checkpoint to load the encoder from; "" is random weights
+            # Checkpoint of a pre-trained model to learn features from; "" is none.
+            teacher="",
+            teacher_model=dict(),  # its model, which `videomae train` reads from the checkpoint
             model=dict(
                 encoder=dataclasses.asdict(model.encoder),
                 decoder=dict(

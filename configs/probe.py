@@ -33,6 +33,7 @@ def get_config(arguments: str = "linear,b,k400") -> ConfigDict:
         # So few weights need no regularization, and evaluation uses one clip of each video.
         for key in ("label_smoothing", "drop_path", "head_dropout", "views"):
             del config[key]
+        del config.teacher, config.teacher_model
         min_area, flip = config.augment.min_area, config.augment.flip
         config.augment = ConfigDict(dict(min_area=min_area, flip=flip))
         config.model.head = head

@@ -49,8 +49,10 @@ def main(args: argparse.Namespace) -> None:
     prepare_environment(args.topology)
     from videomae_jax.config import load_config_and_given
     from videomae_jax.interop.init_from import with_source_geometry
+    from videomae_jax.interop.teacher import with_teacher
 
-    config = with_source_geometry(*load_config_and_given(args.config, args.overrides))
+    config, given = load_config_and_given(args.config, args.overrides)
+    config = with_teacher(with_source_geometry(config, given))
     print_plan(config, args.topology, examples=args.examples, mfu=args.mfu, json_file=args.json)
 
 

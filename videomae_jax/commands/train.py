@@ -62,11 +62,13 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.devices.distributed import connected
     from videomae_jax.interop.checkpoint_files import load_checkpoint
     from videomae_jax.interop.init_from import with_source_geometry
+    from videomae_jax.interop.teacher import with_teacher
     from videomae_jax.tasks import TASKS
 
     config, given = load_config_and_given(args.config, args.overrides)
     if args.plan:
-        print_plan(with_source_geometry(config, given, workdir=args.workdir), "here")
+        config = with_source_geometry(config, given, workdir=args.workdir)
+        print_plan(with_teacher(config), "here")
         return
 
     def load_weights(path):
@@ -81,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
         # Not earlier: this imports TensorFlow for seconds, and other processes would wait.
         from videomae_jax.training.loop import train
 
-        config = with_source_geometry(config, given, workdir=args.workdir)
+        config = with_teacher(with_source_geometry(config, given, workdir=args.workdir))
         task_module = TASKS[config.task]
         finished = train(config, task_module, workdir=args.workdir, load_weights=load_weights)
     if not finished:

@@ -165,7 +165,7 @@ def trace_step(
     several = "multi_label" in config.model and config.model.multi_label
     labels = np.zeros((1, config.model.classes), bool) if several else np.zeros(1, np.int32)
     batch = abstract_batch(task.samplers()[0], clips, mesh, labels=labels)
-    return steps.train.trace(steps.abstract_state, batch)
+    return steps.train.trace(steps.abstract_state, batch, *steps.abstract_teacher)
 
 
 def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:

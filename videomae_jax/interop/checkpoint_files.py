@@ -34,7 +34,7 @@ from videomae_jax.interop.safetensors_file import (
     read_safetensors,
     write_safetensors,
 )
-from videomae_jax.interop.sources import find_source
+from videomae_jax.interop.sources import Source, find_source
 from videomae_jax.interop.torch_file import Inert, MappedTensor, map_torch, write_torch
 from videomae_jax.interop.transformers_folder import (
     CONFIG,
@@ -119,30 +119,36 @@ def load_checkpoint(
     return checkpoint if channels is None else _with_channels(checkpoint, channels)
 
 
+def read_config(path: str) -> ConfigDict:
+    """Return the config of anything that `load_checkpoint` reads, without loading its weights."""
+    return _read_config(find_source(path))
+
+
 def read_geometry(path: str) -> dict[str, Any]:
     """Return the geometry of anything that `load_checkpoint` reads, without loading its weights.
 
     By config key, see `tasks.geometry`. A foreign file does not say the stride of its clips.
     """
     source = find_source(path)
-    path = source.path
-    if _is_run(path):
+    config = _read_config(source)
+    _refuse_probe(source.path, config)
+    geometry = geometry_of(config)
+    if not _is_run(source.path):
+        del geometry["clip.stride"]
+    return geometry
+
+
+def _read_config(source: Source) -> ConfigDict:
+    if _is_run(source.path):
         from videomae_jax.training.checkpoint import load_run_config
 
-        config = load_run_config(path)
-        _refuse_probe(path, config)
-        return geometry_of(config)
-    weights = _open_weights(path)
+        return load_run_config(source.path)
+    weights = _open_weights(source.path)
     heads = weights.folder.num_heads, weights.folder.decoder_num_heads
     facts, _ = match_tensors(
-        weights.tensors,
-        source=weights.title,
-        num_heads=source.num_heads,
-        config_heads=heads,
+        weights.tensors, source=weights.title, num_heads=source.num_heads, config_heads=heads
     )
-    geometry = geometry_of(_config(facts, _complete(weights.folder, facts)))
-    del geometry["clip.stride"]
-    return geometry
+    return _config(facts, _complete(weights.folder, facts))
 
 
 def _is_run(path: str) -> bool:

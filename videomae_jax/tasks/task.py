@@ -22,6 +22,17 @@ Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
 
 
+class Teacher(NamedTuple):
+    """A frozen, trained model that a task learns from.
+
+    params: the shapes and dtypes of its parameters on the devices. flops: of its forward pass of
+    one training clip, a part of `Task.train_flops`.
+    """
+
+    params: Params  # ShapeDtypeStructs
+    flops: float
+
+
 class Task(NamedTuple):
     """A task, built from a config; everything in it is a pure function.
 
@@ -31,16 +42,17 @@ class Task(NamedTuple):
 
     init: Callable[[jax.Array], Params]  # key -> float32 parameters
     # (params, batch, key of the step) -> scalars; with `average_decay` also average=, the moving
-    # average of the parameters.
+    # average of the parameters. With `teacher` these, `eval_sums` and `outputs` also get teacher=,
+    # its parameters, which have no gradient.
     train_sums: Callable[..., Sums]
-    eval_sums: Callable[[Params, Batch], Sums]  # -> one value per clip, [B]; random only by id
+    eval_sums: Callable[..., Sums]  # (params, batch) -> one value per clip, [B]; random only by id
     # Scalar sums of jax or NumPy -> metrics, "loss" first.
     summarize: Callable[[Mapping[str, Any]], dict[str, jax.Array]]
     pictures: Callable[[Params, Batch], dict[str, np.ndarray]]  # -> uint8 [height, width, 3] each
     samplers: Callable[[], tuple["ClipSampler", "ClipSampler"]]  # of training and evaluation
     # Raises UserError unless a device can train on this number of clips at once.
     check_clips: Callable[[int], None]
-    train_flops: float  # of one clip, forward and backward
+    train_flops: float  # of one clip, forward and backward, with the teacher
     summary: dict[str, str]  # lines of the start banner
     knn: ConfigDict | None = None  # `config.knn` if every evaluation also runs kNN
     # AdamW -> the optimizer of the task; None if all parameters train with one learning rate.
@@ -50,7 +62,7 @@ class Task(NamedTuple):
     # What `score` needs of each clip, [B, ...], or of each box, [B, M, ...], if batches have
     # "present"; None: all metrics are made of sums. It begins like `eval_sums`, and as they are
     # compiled together XLA computes what they share once.
-    outputs: Callable[[Params, Batch], jax.Array] | None = None
+    outputs: Callable[..., jax.Array] | None = None  # (params, batch)
     # Metrics that no sum gives, such as average precision: (held-out videos, ids int64 [n],
     # ascending, outputs [n, ...]) -> {name: value}. Of a video that could not be read, or a box
     # that is absent, there is no row.
@@ -58,6 +70,7 @@ class Task(NamedTuple):
     # Steps of the run -> the schedule of the decay of the moving average; None for the constant
     # `config.ema_decay`.
     average_decay: Callable[[int], optax.Schedule] | None = None
+    teacher: Teacher | None = None
 
 
 class TaskModule(Protocol):

@@ -267,6 +267,8 @@ def config_from_json(tree: dict) -> ConfigDict:
         older = {"multi_label": False}
     if older:
         tree = {**tree, "model": {**older, **tree["model"]}}
+    if tree.get("task") in ("pretrain", "classify"):
+        tree = {"teacher": "", "teacher_model": {}, **tree}
 
     def rebuild(node):
         if isinstance(node, dict):

@@ -39,6 +39,7 @@ def evaluate(
     functions: Steps,
     state: TrainState,
     *,
+    teacher: tuple[Params, ...] = (),
     videos: Videos,
     sampler: ClipSampler,
     mesh: Mesh,
@@ -48,6 +49,7 @@ def evaluate(
     """Score every held-out video once; return (metrics, how many could be read, images).
 
     The metrics of the averaged weights of a run that has them have the prefix "ema_".
+    teacher: its parameters, if the task has one.
     evaluators: add their own metrics. stopped: called once per batch; when it returns True, all
     processes return None, because a run that is about to be killed has no time for an
     evaluation. Raises UserError if no video is readable.
@@ -64,7 +66,7 @@ def evaluate(
             if pictures is None:
                 pictures = task.pictures(state.params, batch)
             for name, params in weights.items():
-                sums, found = functions.evaluate(params, batch)
+                sums, found = functions.evaluate(params, batch, *teacher)
                 sums = {k: np.float64(v) for k, v in sums.items()}
                 totals[name] = jax.tree.map(np.add, totals[name], sums) if name in totals else sums
                 if found is not None:

@@ -44,7 +44,14 @@ from videomae_jax.training.optim import (
     warmup_cosine,
 )
 from videomae_jax.training.signals import StopSignal, Watchdog, stop_signals
-from videomae_jax.training.step import Steps, TrainState, abstract_batch, jit_steps, put_params
+from videomae_jax.training.step import (
+    Steps,
+    TrainState,
+    abstract_batch,
+    jit_steps,
+    put_params,
+    put_teacher,
+)
 from videomae_jax.training.transfer import transfer_encoder
 from videomae_jax.training.workdir import (
     BAD_VIDEOS,
@@ -66,6 +73,7 @@ class Run(NamedTuple):
     task: Task
     schedule: Schedule
     functions: Steps
+    teacher: tuple[Params, ...]  # the parameters of the teacher on the devices, if there is one
     train_videos: Videos
     eval_videos: Videos | None
     bad: BadVideos  # training videos that could not be read
@@ -85,7 +93,7 @@ def train(
 ) -> bool:
     """Train to the last step, from the newest checkpoint in `workdir` if there is one.
 
-    load_weights: reads `config.init_from`.
+    load_weights: reads `config.init_from` and `config.teacher`.
     Returns False when Ctrl-C or SIGTERM ended the run early; the same command then resumes it.
     On several processes each calls it, and all return the same.
     """
@@ -122,7 +130,16 @@ def train(
             accumulation=config.accumulation,
             ema_decay=average_decay(config, task, steps=schedule.steps),
         )
-        run = Run(config, workdir, mesh, task, schedule, functions, train_videos, eval_videos, bad)
+        run = Run(
+            config,
+            workdir,
+            mesh,
+            task,
+            schedule,
+            functions,
+            _read_teacher(config, functions, load_weights),
+            *(train_videos, eval_videos, bad),
+        )
         checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
         stack.callback(checkpoints.close)
         start, state, changes = _starting_state(run, checkpoints, load_weights)
@@ -146,6 +163,19 @@ def train(
         finish(workdir, max(start, schedule.steps), bad=bad)
         say(monitor.summary())
     return True
+
+
+def _read_teacher(
+    config: ConfigDict, functions: Steps, load_weights: Callable[[str], Params]
+) -> tuple[Params, ...]:
+    """Return the parameters of the teacher on the devices; () if the task has none.
+
+    They are not in the checkpoints of the run, so a run that resumes reads them too.
+    """
+    return tuple(
+        put_teacher(load_weights(config.teacher), abstract)
+        for abstract in functions.abstract_teacher
+    )
 
 
 def _starting_state(
@@ -215,7 +245,7 @@ def _train_steps(
                 monitor.begin(start)
                 batches.waited = 0.0  # the first batch is part of the start, not of the rate
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = train_step(state, batch)
+                state, metrics = train_step(state, batch, *run.teacher)
             signals, waited = exchange()
             monitor.record(step, metrics, batch["id"], waited=waited)
             run.bad.check()
@@ -269,6 +299,7 @@ def _make_score(run: Run, sampler: ClipSampler) -> Callable[..., Scores | None] 
         run.config,
         run.task,
         run.functions,
+        teacher=run.teacher,
         videos=run.eval_videos,
         sampler=sampler,
         mesh=run.mesh,
@@ -319,7 +350,7 @@ def _compile_step(
     """Compile the training step and print the banner, which includes the memory it needs."""
     config, mesh, schedule = run.config, run.mesh, run.schedule
     batch = abstract_batch(sampler, run.clips, mesh, labels=run.train_videos.labels)
-    compiled = run.functions.train.lower(state, batch).compile()
+    compiled = run.functions.train.lower(state, batch, *run.teacher).compile()
     trim_host_memory()
     rows = {
         "devices": banner.devices_line(mesh),

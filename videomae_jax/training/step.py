@@ -3,8 +3,7 @@
 `jit_steps` compiles it, and the evaluation of one batch.
 """
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -14,7 +13,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from videomae_jax.devices.sharding import batch_sharding, state_sharding
+from videomae_jax.devices.sharding import batch_sharding, path_name, state_sharding
+from videomae_jax.errors import UserError
 from videomae_jax.tasks.task import Batch, Params, Sums, Task
 
 if TYPE_CHECKING:  # it imports PyAV, which is only needed where videos are read
@@ -67,9 +67,31 @@ def put_params(state: TrainState, params: Params) -> TrainState:
     return state._replace(params=params, ema=average)
 
 
+def put_teacher(params: Params, abstract_teacher: Params) -> Params:
+    """Return the parameters of a teacher on the devices, in the dtypes and shardings given.
+
+    params: of its checkpoint, which may have more, such as a decoder. Raises UserError if one is
+    missing or has another shape.
+    """
+    found = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+    def put(path, wanted):
+        name = path_name(path)
+        if name not in found or found[name].shape != wanted.shape:
+            held = f"has {name} {found[name].shape}" if name in found else f"has no {name}"
+            raise UserError(f"the checkpoint of the teacher {held}: it needs {wanted.shape}")
+        values = np.asarray(found[name]).astype(wanted.dtype)
+        return jax.make_array_from_callback(
+            wanted.shape, wanted.sharding, lambda part: values[part]
+        )
+
+    return jax.tree_util.tree_map_with_path(put, abstract_teacher)
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
+    teacher: Params | None = None,
     *,
     task: Task,
     optimizer: optax.GradientTransformation,
@@ -80,15 +102,16 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimizer step; return the new state and its metrics, scalars.
 
-    ema_decay: see `optim.average_decay`. A non-finite loss or gradient changes only `step` and
-    `skipped`.
+    teacher: parameters, if the task has a teacher. ema_decay: see `optim.average_decay`. A
+    non-finite loss or gradient changes only `step` and `skipped`.
     """
     key = jax.random.fold_in(jax.random.key(seed), STEP)
     key = jax.random.fold_in(key, state.step)
-    train_sums = task.train_sums
-    if task.average_decay:
-        train_sums = functools.partial(train_sums, average=state.ema)
-    grads, sums = _gradients(state.params, batch, key, train_sums=train_sums, parts=accumulation)
+    frozen = {"average": state.ema} if task.average_decay else {}
+    frozen |= {"teacher": teacher} if task.teacher else {}
+    grads, sums = _gradients(
+        state.params, frozen, batch, key, train_sums=task.train_sums, parts=accumulation
+    )
     # Divide only here, so that each part of the batch is weighted by its count.
     grads = jax.tree.map(lambda g: g / sums["count"], grads)
     metrics = task.summarize(sums)
@@ -124,52 +147,56 @@ def train_step(
 
 def _gradients(
     params: Params,
+    frozen: Mapping[str, Params],
     batch: Batch,
     key: jax.Array,
     *,
-    train_sums: Callable[[Params, Batch, jax.Array], Sums],
+    train_sums: Callable[..., Sums],
     parts: int,
 ) -> tuple[Params, Sums]:
-    """Return the gradients of the summed error and all sums, accumulated over `parts` parts."""
+    """Return the gradients of the summed error and all sums, accumulated over `parts` parts.
 
-    def part_gradients(params, part, key):
+    frozen: other parameters, by their keywords of `train_sums`; nothing has a gradient to them.
+    """
+
+    def part_gradients(params, frozen, part, key):
         def error(params):
-            sums = train_sums(params, part, key)
+            sums = train_sums(params, part, key, **jax.lax.stop_gradient(frozen))
             return sums["error"], sums
 
         return jax.grad(error, has_aux=True)(params)
 
-    def accumulate(params, batch, key):
+    def accumulate(params, frozen, batch, key):
         # A part is every parts-th clip, not consecutive clips: it then has the same number of
         # clips on each device, and no clip moves between devices.
         batch = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
         first = jax.tree.map(lambda x: x[0], batch)
-        shapes = jax.eval_shape(part_gradients, params, first, key)
+        shapes = jax.eval_shape(part_gradients, params, frozen, first, key)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
         def add(total, part):
-            return jax.tree.map(jnp.add, total, part_gradients(params, part, key)), None
+            return jax.tree.map(jnp.add, total, part_gradients(params, frozen, part, key)), None
 
         return jax.lax.scan(add, zeros, batch)[0]
 
     if parts == 1:
-        return part_gradients(params, batch, key)
+        return part_gradients(params, frozen, batch, key)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape["data"] == 1:
-        return accumulate(params, batch, key)
+        return accumulate(params, frozen, batch, key)
 
     # Along "data" each device adds up its own parts, with one all-reduce per step. The partitioner
     # would insert one after every part.
-    def accumulate_apart(params, batch, key):
-        return jax.lax.psum(accumulate(params, batch, key), "data")
+    def accumulate_apart(params, frozen, batch, key):
+        return jax.lax.psum(accumulate(params, frozen, batch, key), "data")
 
     return jax.shard_map(
         accumulate_apart,
         axis_names={"data"},
-        in_specs=(P(), P("data"), P()),
+        in_specs=(P(), P(), P("data"), P()),
         out_specs=P(),
         check_vma=False,
-    )(params, batch, key)
+    )(params, frozen, batch, key)
 
 
 def abstract_batch(
@@ -202,9 +229,11 @@ class Steps(NamedTuple):
     """The jitted functions of a run, and the shapes of its state."""
 
     init: jax.stages.Wrapped  # () -> TrainState
-    train: jax.stages.Wrapped  # (TrainState, Batch) -> (TrainState, metrics)
-    evaluate: jax.stages.Wrapped  # (Params, Batch) -> (Sums, Rows | None)
+    # (TrainState, Batch, *teacher) -> (TrainState, metrics); `teacher` is () or (Params,)
+    train: jax.stages.Wrapped
+    evaluate: jax.stages.Wrapped  # (Params, Batch, *teacher) -> (Sums, Rows | None)
     abstract_state: TrainState  # ShapeDtypeStructs with shardings
+    abstract_teacher: tuple[Params, ...]  # likewise: () or (Params,)
 
 
 def jit_steps(
@@ -227,10 +256,11 @@ def jit_steps(
     def init():
         return make_state(task, optimizer, seed=seed, ema=ema_decay is not None)
 
-    def train(state, batch):
+    def train(state, batch, *teacher):
         return train_step(
             state,
             batch,
+            *teacher,
             task=task,
             optimizer=optimizer,
             schedule=schedule,
@@ -239,8 +269,9 @@ def jit_steps(
             ema_decay=ema_decay,
         )
 
-    def evaluate(params, batch):
-        sums = task.eval_sums(params, batch)
+    def evaluate(params, batch, *teacher):
+        frozen = dict(zip(["teacher"], teacher, strict=False))
+        sums = task.eval_sums(params, batch, **frozen)
         # Not a product: the value of an invalid clip may be NaN.
         sums = {k: jnp.where(batch["valid"], v, 0).sum() for k, v in sums.items()}
         if task.outputs is None:
@@ -248,10 +279,19 @@ def jit_steps(
         kept = batch["valid"]
         if "present" in batch:
             kept = kept[:, None] & batch["present"]
-        return sums, Rows(batch["id"], kept, task.outputs(params, batch))
+        return sums, Rows(batch["id"], kept, task.outputs(params, batch, **frozen))
+
+    def place(shapes, sharding):
+        return jax.tree.map(
+            lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+            shapes,
+            sharding,
+        )
 
     shapes = jax.eval_shape(init)
     sharding = state_sharding(shapes, mesh)
+    frozen_shapes = (task.teacher.params,) if task.teacher else ()
+    frozen = tuple(state_sharding(tree, mesh) for tree in frozen_shapes)
     replicated = NamedSharding(mesh, P())
     batch = batch_sharding(mesh)
     return Steps(
@@ -259,15 +299,16 @@ def jit_steps(
         init=jax.jit(init, out_shardings=sharding),
         train=jax.jit(
             train,
-            in_shardings=(sharding, batch),
+            in_shardings=(sharding, batch, *frozen),
             out_shardings=(sharding, replicated),
             donate_argnames="state",
             compiler_options=COMPILER_OPTIONS.get(mesh.devices.flat[0].platform),
         ),
-        evaluate=jax.jit(evaluate, in_shardings=(sharding.params, batch), out_shardings=replicated),
-        abstract_state=jax.tree.map(
-            lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
-            shapes,
-            sharding,
+        evaluate=jax.jit(
+            evaluate,
+            in_shardings=(sharding.params, batch, *frozen),
+            out_shardings=replicated,
         ),
+        abstract_state=place(shapes, sharding),
+        abstract_teacher=place(frozen_shapes, frozen),
     )

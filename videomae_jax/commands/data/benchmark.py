@@ -35,11 +35,13 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.diagnostics.feeding import measure, verdict
     from videomae_jax.errors import UserError
     from videomae_jax.interop.init_from import with_source_geometry
+    from videomae_jax.interop.teacher import with_teacher
     from videomae_jax.tasks import TASKS
 
     if args.seconds <= 0:
         raise UserError(f"--seconds {args.seconds:g}: use above 0, such as 5")
-    config = with_source_geometry(*load_config_and_given(args.config, args.overrides))
+    config, given = load_config_and_given(args.config, args.overrides)
+    config = with_teacher(with_source_geometry(config, given))
     found = measure(config, TASKS[config.task], seconds=args.seconds)
     sentence = verdict(config, found)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
