@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
     config, given = load_config_and_given(args.config, args.overrides)
     if args.plan:
         config = with_source_geometry(config, given, workdir=args.workdir)
-        print_plan(with_teacher(config), "here")
+        print_plan(with_teacher(config, workdir=args.workdir), "here")
         return
 
     def load_weights(path):
@@ -83,7 +83,8 @@ def main(args: argparse.Namespace) -> None:
         # Not earlier: this imports TensorFlow for seconds, and other processes would wait.
         from videomae_jax.training.loop import train
 
-        config = with_teacher(with_source_geometry(config, given, workdir=args.workdir))
+        config = with_source_geometry(config, given, workdir=args.workdir)
+        config = with_teacher(config, workdir=args.workdir)
         task_module = TASKS[config.task]
         finished = train(config, task_module, workdir=args.workdir, load_weights=load_weights)
     if not finished:

@@ -108,11 +108,11 @@ class SyntheticSampler(BaseSampler):
         return frames
 
 
-def synthetic_videos(count: int = 10_000) -> Videos:
-    """Return the names of synthetic videos in four classes, for `SyntheticSampler`."""
+def synthetic_videos(count: int = 10_000, *, labelled: bool = True) -> Videos:
+    """Return the names of synthetic videos, in four classes or not: see `SyntheticSampler`."""
     return Videos(
         paths=tuple(f"synthetic/{index}" for index in range(count)),
-        labels=np.arange(count, dtype=np.int32) % 4,
-        class_names=("right", "down", "left", "up"),
+        labels=np.arange(count, dtype=np.int32) % 4 if labelled else None,
+        class_names=("right", "down", "left", "up") if labelled else None,
         name="synthetic",
     )

@@ -169,11 +169,11 @@ def required_labels(videos: Videos) -> np.ndarray:
     return videos.labels
 
 
-def number_labels(videos: Videos, class_names: tuple[str, ...]) -> Videos:
+def number_labels(videos: Videos, class_names: tuple[str, ...], *, of: str = "training") -> Videos:
     """Renumber the labels of videos with named classes to their indices in `class_names`.
 
-    Labels without names are not changed. Raises UserError for videos without labels, and for
-    classes that are not among the names.
+    Labels without names are not changed. of: what has these classes, for people. Raises UserError
+    for videos without labels, and for classes that are not among the names.
     """
     labels = required_labels(videos)
     if videos.class_names is None or videos.class_names == class_names:
@@ -186,7 +186,7 @@ def number_labels(videos: Videos, class_names: tuple[str, ...]) -> Videos:
     if unknown:
         raise UserError(
             f"{videos.name} has {len(unknown)} classes that are not among the "
-            f"{len(class_names)} of training, first {unknown[0]!r}"
+            f"{len(class_names)} of {of}, first {unknown[0]!r}"
             f"{did_you_mean(unknown[0], class_names)}"
         )
     numbers = np.array([class_names.index(name) for name in videos.class_names], np.int32)

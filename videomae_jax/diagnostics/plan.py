@@ -21,7 +21,7 @@ from videomae_jax.devices.chips import Chip, find_chip
 from videomae_jax.devices.host_memory import device_bytes
 from videomae_jax.devices.sharding import check_batch, make_mesh
 from videomae_jax.diagnostics.collectives import Collective, read_collectives
-from videomae_jax.tasks.build import open_videos
+from videomae_jax.tasks.build import has_teacher, open_videos
 from videomae_jax.tasks.task import Task, TaskModule
 from videomae_jax.training.optim import average_decay, make_optimizer, make_schedule, warmup_cosine
 from videomae_jax.training.step import abstract_batch, jit_steps
@@ -76,7 +76,8 @@ def prepare_config(
         config, videos, _ = task_module.prepare(config, *open_videos(config))
     else:
         count = max(examples or 0, config.batch_size)
-        config, videos, _ = task_module.prepare(config, synthetic_videos(count), None)
+        videos = synthetic_videos(count, labelled=not has_teacher(config))
+        config, videos, _ = task_module.prepare(config, videos, None)
     return config, videos
 
 

@@ -130,6 +130,11 @@ def make_execution(config: ConfigDict) -> Execution:
     )
 
 
+def has_teacher(config: ConfigDict) -> bool:
+    """Whether a run learns from a teacher. Most tasks have none."""
+    return "teacher" in config and bool(config.teacher)
+
+
 def open_videos(config: ConfigDict) -> tuple[Videos, Videos | None]:
     """Return the training and the held-out videos; None if the config holds none out.
 
@@ -152,7 +157,10 @@ def open_videos(config: ConfigDict) -> tuple[Videos, Videos | None]:
             videos = read_videos(source)
         return replace(videos, memory=memory, decoder=data.decoder)
 
-    videos = synthetic_videos() if data.train == "synthetic" else read(data.train)
+    if data.train == "synthetic":
+        videos = synthetic_videos(labelled=not has_teacher(config))
+    else:
+        videos = read(data.train)
     held_out = read(data.eval, videos.class_names or ()) if data.eval else None
     if held_out is not None:
         return videos, held_out

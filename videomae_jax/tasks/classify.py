@@ -30,9 +30,16 @@ from videomae_jax.tasks.build import (
     compute_line,
     encoder_fields,
     flops_line,
+    has_teacher,
     patches_text,
     positions_line,
     row_keys,
+)
+from videomae_jax.tasks.distillation import (
+    adopt_classes,
+    build_class_teacher,
+    summarize_teacher,
+    taught_sums,
 )
 from videomae_jax.tasks.task import Batch, Params, Task
 
@@ -65,8 +72,11 @@ def prepare(
     Values that the config already has, `model.classes` and `data.class_names`, stay. If a video
     of one of the lists has several labels, `model.multi_label` becomes True, and all labels
     bool [n, classes]. Raises UserError for missing labels, for more classes than the model has,
-    and for held-out videos of a class that training does not have.
+    and for held-out videos of a class that training does not have. With a teacher the classes are
+    those that it knows: see `distillation.adopt_classes`.
     """
+    if has_teacher(config):
+        return adopt_classes(config, train, held_out)
     names = tuple(config.data.class_names) or train.class_names or ()
     train = number_labels(train, names)
     known = set(used_labels(train).tolist())
@@ -113,7 +123,8 @@ def build_task(config: ConfigDict) -> Task:
 
     Batches have "label", int32 [B] or, with `model.multi_label`, bool [B, classes], and in
     training "row" int32 [B], the index of each clip in the global batch. Augmentations are keyed
-    by row, not by id: with repeated augmentation a batch contains each id several times.
+    by row, not by id: with repeated augmentation a batch contains each id several times. With a
+    teacher the targets are its answers, see `distillation`, and "label" may be missing.
     """
     model = build_model(config)
     clip = config.clip
@@ -133,18 +144,32 @@ def build_task(config: ConfigDict) -> Task:
     )
 
     multi_label = config.model.multi_label
-    clip_sums = multi_label_sums if multi_label else class_sums
+    label_sums = multi_label_sums if multi_label else class_sums
+    probabilities = functools.partial(class_probabilities, multi_label=multi_label)
+    taught = build_class_teacher(config) if has_teacher(config) else None
 
     def init(key):
         return init_classifier(model, key, grid)
 
-    def train_sums(params, batch, key):
+    def label_targets(batch, smoothing):
+        if taught:  # gives the targets itself
+            return jnp.zeros([len(batch["video"]), 1])
+        return smooth_targets(batch["label"], classes=model.classes, smoothing=smoothing)
+
+    def clip_sums(logits, targets, batch, video, teacher):
+        if taught is None:
+            return label_sums(logits, targets, batch["label"])
+        answers = taught.logits(teacher, video)
+        labels = batch.get("label")
+        return taught_sums(label_sums, logits, answers, labels, probabilities=probabilities)
+
+    def train_sums(params, batch, key, teacher=None):
         augment_keys = row_keys(key, batch["row"], stream=AUGMENT)
         drop_keys = row_keys(key, batch["row"], stream=DROP)
         video, targets = mix_clips(
             jax.random.fold_in(key, MIX),
             jax.vmap(augment_clip)(augment_keys, batch["video"], batch.get("size")),
-            smooth_targets(batch["label"], classes=model.classes, smoothing=config.label_smoothing),
+            label_targets(batch, config.label_smoothing),
             batch["row"],
             group=change.group,
             mixup=change.mixup,
@@ -153,17 +178,20 @@ def build_task(config: ConfigDict) -> Task:
         )
         patches = patchify(video, model.patch)
         logits: Any = model.apply({"params": params}, patches, grid, drop_keys)
-        return jax.tree.map(jnp.sum, clip_sums(logits, targets, batch["label"]))
+        return jax.tree.map(jnp.sum, clip_sums(logits, targets, batch, video, teacher))
 
     def eval_logits(params, batch):
         return model.apply({"params": params}, patchify(batch["video"], model.patch), grid)
 
-    def eval_sums(params, batch):
-        targets = smooth_targets(batch["label"], classes=model.classes, smoothing=0.0)
-        return clip_sums(eval_logits(params, batch), targets, batch["label"])
+    def eval_sums(params, batch, teacher=None):
+        logits, targets = eval_logits(params, batch), label_targets(batch, 0.0)
+        return clip_sums(logits, targets, batch, batch["video"], teacher)
 
-    def outputs(params: Params, batch: Batch) -> jax.Array:
-        return class_probabilities(eval_logits(params, batch), multi_label=True)
+    def outputs(params: Params, batch: Batch, teacher: Params | None = None) -> jax.Array:
+        own = probabilities(eval_logits(params, batch))
+        if taught is None:
+            return own
+        return jnp.stack([own, probabilities(taught.logits(teacher, batch["video"]))], axis=1)
 
     return Task(
         init=init,
@@ -173,10 +201,13 @@ def build_task(config: ConfigDict) -> Task:
         pictures=lambda params, batch: {},
         samplers=lambda: (train_sampler(config), eval_sampler(config)),
         check_clips=lambda clips: check_group(change, clips=clips),
-        train_flops=train_flops,
-        summary=_summary(config, model) | {"FLOPs": flops_line(forward_flops, train_flops)},
+        train_flops=train_flops + (taught.teacher.flops if taught else 0),
+        summary=_summary(config, model)
+        | {"FLOPs": flops_line(forward_flops, train_flops)}
+        | ({"teacher": taught.line} if taught else {}),
         outputs=outputs if multi_label else None,
-        score=score_multi_label if multi_label else None,
+        score=(score_beside_teacher if taught else score_multi_label) if multi_label else None,
+        teacher=taught.teacher if taught else None,
     )
 
 
@@ -192,8 +223,8 @@ def _summary(config: ConfigDict, model: VideoClassifier) -> dict[str, str]:
         "augment": f"{change.operations} operations at magnitude {change.magnitude:g}, crops "
         f"from {change.min_area:g} of the image, flip {'on' if change.flip else 'off'}, "
         f"erase {change.erase:g}",
-        "mix": f"mixup {change.mixup:g}, cutmix {change.cutmix:g}, in groups of "
-        f"{change.group}; label smoothing {config.label_smoothing:g}",
+        "mix": f"mixup {change.mixup:g}, cutmix {change.cutmix:g}, in groups of {change.group}"
+        + ("" if has_teacher(config) else f"; label smoothing {config.label_smoothing:g}"),
         "drop": f"path {config.drop_path:g}, head {config.head_dropout:g}",
         "compute": compute_line(model.run),
     }
@@ -324,57 +355,59 @@ def check_group(change: ConfigDict, *, clips: int) -> None:
         )
 
 
-def class_sums(logits: jax.Array, targets: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+def class_sums(
+    logits: jax.Array, targets: jax.Array, labels: jax.Array | None
+) -> dict[str, jax.Array]:
     """Return the terms of loss and accuracy of each clip, float32 [B].
 
-    logits, targets: float32 [B, classes]. labels: int32 [B]. "error" is the cross-entropy with
-    the soft targets; "top1" and "top5" are 1 if the label is among the 1 or 5 highest logits,
-    where of equal logits the lower class is first; "count" is 1.
+    logits, targets: float32 [B, classes]. labels: int32 [B], None for only "error" and "count".
+    "error" is the cross-entropy with the soft targets; "top1" and "top5" are 1 if the label is
+    among the 1 or 5 highest logits, where of equal logits the lower class is first; "count" is 1.
     """
+    loss = {
+        "error": -(targets * jax.nn.log_softmax(logits)).sum(-1),
+        "count": jnp.ones(len(logits)),
+    }
+    if labels is None:
+        return loss
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     earlier = jnp.arange(logits.shape[-1]) < labels[:, None]
     # Not `logits > own`: with NaN logits that would count as correct.
     rank = (~(logits <= own) | ((logits == own) & earlier)).sum(-1)
-    return {
-        "error": -(targets * jax.nn.log_softmax(logits)).sum(-1),
-        "top1": (rank < 1).astype(jnp.float32),
-        "top5": (rank < 5).astype(jnp.float32),
-        "count": jnp.ones(len(logits)),
-    }
+    return loss | {"top1": (rank < 1).astype(jnp.float32), "top5": (rank < 5).astype(jnp.float32)}
 
 
 def summarize(sums: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Return the mean loss and the fractions of clips classified correctly.
+    """Return the mean loss and, of the labels and the teacher, what there is.
 
-    In training the label of two mixed clips is that of the first, so top1 and top5 are far below
-    their values in evaluation.
+    That is the fractions of clips classified correctly and those of `distillation`. In training the
+    label of two mixed clips is that of the first, so top1 and top5 are far below their values in
+    evaluation.
     """
     count = sums["count"]
-    return {
-        "loss": sums["error"] / count,
-        "top1": sums["top1"] / count,
-        "top5": sums["top5"] / count,
-    }
+    scores = {name: sums[name] / count for name in ("top1", "top5") if name in sums}
+    return {"loss": sums["error"] / count, **scores, **summarize_teacher(sums)}
 
 
 def multi_label_sums(
-    logits: jax.Array, targets: jax.Array, labels: jax.Array
+    logits: jax.Array, targets: jax.Array, labels: jax.Array | None
 ) -> dict[str, jax.Array]:
     """Return the terms of loss and hit rate of clips with several labels, float32 [...].
 
     They may also be the boxes of clips. logits, targets: float32 [..., classes]. labels: bool
-    [..., classes]. "error" is the binary cross-entropy of each class, averaged over the classes;
-    "hit" is 1 if the highest logit is that of a label; "labelled" is 1 for clips that have a label;
-    "count" is 1.
+    [..., classes], None for only "error" and "count". "error" is the binary cross-entropy of each
+    class, averaged over the classes; "hit" is 1 if the highest logit is that of a label; "labelled"
+    is 1 for clips that have a label; "count" is 1.
     """
     error = optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+    loss = {"error": error, "count": jnp.ones(logits.shape[:-1])}
+    if labels is None:
+        return loss
     best = logits.argmax(-1, keepdims=True)
     hit = jnp.take_along_axis(labels, best, axis=-1)[..., 0] & jnp.isfinite(logits).all(-1)
-    return {
-        "error": error,
+    return loss | {
         "hit": hit.astype(jnp.float32),
         "labelled": labels.any(-1).astype(jnp.float32),
-        "count": jnp.ones(logits.shape[:-1]),
     }
 
 
@@ -382,12 +415,14 @@ def summarize_multi_label(sums: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Return the mean loss, and "hit": how often the highest logit is that of a label.
 
     sums: of clips, or of the boxes of a detector. Those without a label do not count in "hit". In
-    training the labels of two mixed clips are those of the first.
+    training the labels of two mixed clips are those of the first. See also `summarize`.
     """
-    return {
-        "loss": sums["error"] / sums["count"],
-        "hit": sums["hit"] / jnp.maximum(sums["labelled"], 1),
+    hits = {
+        name: sums[name] / jnp.maximum(sums["labelled"], 1)
+        for name in ("hit", "teacher_hit")
+        if name in sums
     }
+    return {"loss": sums["error"] / sums["count"], **hits, **summarize_teacher(sums)}
 
 
 def score_multi_label(
@@ -396,3 +431,16 @@ def score_multi_label(
     """Return the mean average precision of probabilities [n, classes], see `Task.score`."""
     precisions = metrics.class_precisions(probabilities, required_labels(videos)[ids])
     return {"map": metrics.mean_precision(precisions)}
+
+
+def score_beside_teacher(
+    videos: Videos, ids: np.ndarray, probabilities: np.ndarray
+) -> dict[str, float]:
+    """Return the scores of a student and of its teacher, if the videos have labels.
+
+    probabilities: [n, 2, classes], of both.
+    """
+    if videos.labels is None:
+        return {}
+    student, teacher = (score_multi_label(videos, ids, probabilities[:, i]) for i in (0, 1))
+    return student | {f"teacher_{name}": value for name, value in teacher.items()}

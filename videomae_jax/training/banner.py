@@ -86,11 +86,11 @@ def data_line(train: Videos, held_out: Videos | None) -> str:
     return f"{len(train):,} {train.unit} of {train.name}{rest}{notes}"
 
 
-def classes_line(rows: list[ClassRow], *, unit: str = "videos") -> str:
-    """Return the classes with how often they are trained on, at most `SHOWN` of them."""
-    shown = ", ".join(f"{row.name} {row.train:,}" for row in rows[:SHOWN])
+def classes_line(rows: list[ClassRow], *, unit: str = "videos", labelled: bool = True) -> str:
+    """Return the classes, at most `SHOWN`, with how often they are trained on if that is known."""
+    shown = ", ".join(f"{row.name} {row.train:,}" if labelled else row.name for row in rows[:SHOWN])
     more = f", ... all {len(rows)} in {CLASSES}" if len(rows) > SHOWN else ""
-    return f"{shown}{more} (training {unit})"
+    return f"{shown}{more} (training {unit}{'' if labelled else ' have no labels'})"
 
 
 def workdir_line(

@@ -81,7 +81,11 @@ def evaluate(
         metrics: dict[str, Any] = dict(task.summarize(sums))
         if task.score:
             metrics |= task.score(videos, *_join(rows[name]))
-        scores |= {name + key: float(value) for key, value in metrics.items()}
+        scores |= {
+            name + key: float(value)
+            for key, value in metrics.items()
+            if not (name and key.startswith("teacher_"))  # once, as they are the same
+        }
     for evaluator in evaluators:
         more = evaluator(weights, stopped=stopped)
         if more is None:

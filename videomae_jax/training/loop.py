@@ -130,14 +130,9 @@ def train(
             accumulation=config.accumulation,
             ema_decay=average_decay(config, task, steps=schedule.steps),
         )
+        config, teacher = _read_teacher(config, functions, load_weights)
         run = Run(
-            config,
-            workdir,
-            mesh,
-            task,
-            schedule,
-            functions,
-            _read_teacher(config, functions, load_weights),
+            *(config, workdir, mesh, task, schedule, functions, teacher),
             *(train_videos, eval_videos, bad),
         )
         checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
@@ -167,15 +162,19 @@ def train(
 
 def _read_teacher(
     config: ConfigDict, functions: Steps, load_weights: Callable[[str], Params]
-) -> tuple[Params, ...]:
-    """Return the parameters of the teacher on the devices; () if the task has none.
+) -> tuple[ConfigDict, tuple[Params, ...]]:
+    """Return the config with the digest of the teacher, and its parameters; () if there is none.
 
-    They are not in the checkpoints of the run, so a run that resumes reads them too.
+    The checkpoints of a run do not hold the teacher. A run that resumes reads it again, and by the
+    digest knows whether it is the same.
     """
-    return tuple(
-        put_teacher(load_weights(config.teacher), abstract)
-        for abstract in functions.abstract_teacher
-    )
+    if not functions.abstract_teacher:
+        return config, ()
+    (abstract,) = functions.abstract_teacher
+    teacher, digest = put_teacher(load_weights(config.teacher), abstract)
+    config = config.copy_and_resolve_references().unlock()
+    config.teacher_model.digest = digest
+    return config.lock(), (teacher,)
 
 
 def _starting_state(
@@ -336,8 +335,10 @@ def _class_rows(run: Run) -> dict[str, str]:
         return {}
     names = tuple(run.config.data.class_names)
     rows = write_classes(run.workdir, names, model.classes, run.train_videos, run.eval_videos)
-    unit = "videos" if run.train_videos.key_frames is None else "boxes"
-    return {"classes": banner.classes_line(rows, unit=unit)}
+    videos = run.train_videos
+    unit = "videos" if videos.key_frames is None else "boxes"
+    labelled = videos.labels is not None or videos.key_frames is not None
+    return {"classes": banner.classes_line(rows, unit=unit, labelled=labelled)}
 
 
 def _compile_step(

@@ -3,6 +3,7 @@
 `jit_steps` compiles it, and the evaluation of one batch.
 """
 
+import zlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,25 +68,30 @@ def put_params(state: TrainState, params: Params) -> TrainState:
     return state._replace(params=params, ema=average)
 
 
-def put_teacher(params: Params, abstract_teacher: Params) -> Params:
-    """Return the parameters of a teacher on the devices, in the dtypes and shardings given.
+def put_teacher(params: Params, abstract_teacher: Params) -> tuple[Params, int]:
+    """Return the parameters of a teacher on the devices, and a digest of them.
 
-    params: of its checkpoint, which may have more, such as a decoder. Raises UserError if one is
-    missing or has another shape.
+    params: of its checkpoint, which may have more, such as a decoder. abstract_teacher: the dtypes
+    and shardings. The digest is the CRC-32 of what is used, before it is cast. Raises UserError if
+    a parameter is missing or has another shape.
     """
+    digest = 0
     found = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
     def put(path, wanted):
+        nonlocal digest
         name = path_name(path)
         if name not in found or found[name].shape != wanted.shape:
             held = f"has {name} {found[name].shape}" if name in found else f"has no {name}"
             raise UserError(f"the checkpoint of the teacher {held}: it needs {wanted.shape}")
-        values = np.asarray(found[name]).astype(wanted.dtype)
+        values = np.ascontiguousarray(found[name])
+        digest = zlib.crc32(values.data, digest)
+        values = values.astype(wanted.dtype)
         return jax.make_array_from_callback(
             wanted.shape, wanted.sharding, lambda part: values[part]
         )
 
-    return jax.tree_util.tree_map_with_path(put, abstract_teacher)
+    return jax.tree_util.tree_map_with_path(put, abstract_teacher), digest
 
 
 def train_step(

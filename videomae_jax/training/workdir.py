@@ -74,6 +74,17 @@ def check_same_model(changes: dict, *, workdir: str) -> None:
     """Raise UserError when a checkpoint's config names another model than the run's."""
     if "task" in changes:  # the other changes follow from it
         changes = {"task": changes["task"]}
+    elif "teacher_model.digest" in changes:
+        old, new = changes["teacher"] if "teacher" in changes else ("", "")
+        raise UserError(
+            f"{workdir} holds a checkpoint of a run with another teacher"
+            + (
+                f", {old or 'none'}, the config says {new or 'none'}"
+                if old != new
+                else ": its weights have changed since"
+            )
+            + ": use another --workdir, or that teacher"
+        )
     fixed = (
         *("model.encoder", "model.decoder", "model.patch"),
         *("model.classes", "model.multi_label", "data.class_names"),
@@ -143,7 +154,9 @@ def write_classes(
     def count(videos: Videos | None) -> list[int]:
         if videos is not None and videos.key_frames is not None:
             return videos.key_frames.targets.sum(0).tolist()
-        return [0] * classes if videos is None else count_labels(videos, classes).tolist()
+        if videos is None or videos.labels is None:
+            return [0] * classes
+        return count_labels(videos, classes).tolist()
 
     names = names or tuple(map(str, range(classes)))
     columns = zip(range(classes), names, count(train), count(held_out), strict=True)
