@@ -1,4 +1,4 @@
-"""Fine-tuning from the answers of a teacher: the loss, any mesh, whole runs, and what is refused."""
+"""Fine-tuning from the answers of a teacher: the loss, any mesh, a run, and what is refused."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
-from runs import CLASSIFIER, CLIPS, KINDS, fails, held_out, losses
+from runs import CLIPS, KINDS, fails, held_out, losses
 
 from videomae_jax import cli
 from videomae_jax.config import differences, load_config, load_recipe
@@ -63,7 +63,7 @@ def linear_task() -> Task:
         return batch["video"] @ params["head"]["kernel"] + params["head"]["bias"]
 
     def init(key):
-        kernel = jax.random.normal(key, (10, 4), jnp.float64)
+        kernel = jax.random.normal(key, (10, 4))  # float64 if JAX has that
         return {"head": {"kernel": kernel, "bias": kernel[0]}}
 
     def train_sums(params, batch, key, teacher):
@@ -129,7 +129,7 @@ def test_float64_any_mesh_and_any_parts_are_one_device_and_the_formula():
         right = (log_p.argmax(-1) == batch["label"]).mean()
         assert (metrics["top1_agreement"], metrics["teacher_top1"]) == (same, right)
         slope = (np.exp(log_q) - p).mean(0)
-        step = before["head"]["bias"] - params["head"]["bias"]
+        step = params["head"]["bias"] - before["head"]["bias"]  # of SGD with a rate of -1
         np.testing.assert_allclose(step, slope, rtol=1e-10)
 
 
@@ -145,7 +145,7 @@ def test_the_teacher_has_no_gradient():
         new, metrics = train_step(state, batch, teacher, accumulation=1, **options)
         return metrics["loss"] + new.params["head"]["bias"].sum()
 
-    slopes = jax.grad(loss)(task.init(jax.random.key(2)))
+    slopes = jax.jit(jax.grad(loss))(task.init(jax.random.key(2)))
     assert not any(leaf.any() for leaf in jax.tree.leaves(slopes))
 
 
@@ -166,23 +166,23 @@ def test_a_student_that_is_its_teacher_has_the_entropy_of_its_answers(
     plain = config.copy_and_resolve_references()
     plain.teacher, plain.model.multi_label = "", True  # which has outputs
     plain_task = classify.build_task(plain.lock())
-    sigmoid = np.float64(plain_task.outputs(params, batch))
+    sigmoid = np.float64(jax.jit(plain_task.outputs)(params, batch))
     if multi_label:
         answers = np.stack([sigmoid, 1 - sigmoid], -1)
         entropy = -(answers * np.log(answers)).sum(-1).mean(-1)
-        both = task.outputs(params, batch, teacher=params)
+        both = jax.jit(task.outputs)(params, batch, teacher=params)
         np.testing.assert_array_equal(both[:, 0], both[:, 1])
     else:
         odds = sigmoid / (1 - sigmoid)
         answers = odds / odds.sum(-1, keepdims=True)
         entropy = -(answers * np.log(answers)).sum(-1)
     assert entropy.std() > 0.01  # clips differ
-    np.testing.assert_allclose(sums["error"], entropy, rtol=1e-4)
+    np.testing.assert_allclose(sums["error"], entropy, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(sums["error"], sums["teacher_entropy"])
     assert (sums["top1_agreement"] == 1).all()
     # The least loss there is.
-    slopes = jax.grad(lambda p: task.eval_sums(p, batch, teacher=params)["error"].sum())(params)
-    assert optax.tree.norm(slopes) < 1e-4
+    slope = jax.grad(lambda p: task.eval_sums(p, batch, teacher=params)["error"].sum())
+    assert all(abs(leaf).max() < 1e-4 for leaf in jax.tree.leaves(jax.jit(slope)(params)))
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +205,7 @@ def command(workdir, *more, steps=4):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_on_unlabelled_videos_that_resumes_bit_for_bit(
     classifier, unlabelled, tmp_path, capsys
 ):
@@ -214,7 +215,7 @@ def test_a_run_on_unlabelled_videos_that_resumes_bit_for_bit(
     given = [f"--config.teacher={teacher}", "--config.ema_decay=0.5", *unlabelled]
     cli.main(command(run, *given))
     said = capsys.readouterr().out
-    assert f"teacher    {teacher}, 1 blocks of width 128, 0.2488 M parameters in float32" in said
+    assert f"teacher    {teacher}, 1 blocks of width 128, 0.2481 M parameters in float32" in said
     assert "jump, roll, walk (training videos have no labels)" in said
     (row,) = held_out(run)
     names = {"loss", "top1", "top1_agreement", "ema_loss", "ema_top1", "teacher_top1"}
@@ -262,9 +263,14 @@ def test_a_run_goes_on_only_with_the_teacher_that_it_has(classifier):
 
 
 @pytest.mark.slow
-def test_eight_devices_and_parts_compute_what_one_does(classifier):
+@pytest.mark.parametrize(
+    ("devices", "parts", "axes"), [(8, 1, dict(fsdp=2, tensor=2)), (2, 2, {})], ids=str
+)
+def test_other_meshes_and_parts_compute_what_one_device_does(classifier, devices, parts, axes):
     folder, params, _ = classifier
-    config, *_ = prepared(folder, videos(), None, "--config.drop_path=0.1")
+    # Parts mix other clips with each other.
+    mix = [] if devices == 8 else ["--config.augment.mixup=0", "--config.augment.cutmix=0"]
+    config, *_ = prepared(folder, videos(), None, "--config.drop_path=0.1", *mix)
     task = classify.build_task(config)
     rng = np.random.default_rng(0)
     batch = {
@@ -282,9 +288,8 @@ def test_eight_devices_and_parts_compute_what_one_does(classifier):
             state, metrics = steps.train(steps.init(), put, teacher)
             return jax.device_get((state.params, metrics))
 
-    one = run(1)
-    for other in (run(8, data=2, fsdp=2, tensor=2), run(1, parts=2)):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), one, other)
+    one, other = run(1), run(devices, parts, **axes)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), one, other)
 
 
 def test_the_teacher_may_have_another_size_patch_and_format(tmp_path):
@@ -292,7 +297,7 @@ def test_the_teacher_may_have_another_size_patch_and_format(tmp_path):
     other += ["--config.model.patch=(2,6,6)", "--config.clip.frames=4"]
     other += ["--config.model.encoder.width=64"]
     config = load_config("finetune:tiny,custom", [*other, f"--config.data.class_names={KINDS}"])
-    params = classify.build_task(config).init(jax.random.key(3))
+    params = jax.jit(classify.build_task(config).init)(jax.random.key(3))
     save_checkpoint(str(tmp_path / "hf"), Checkpoint(params, config, KINDS, ""), to="hf")
     size = ["--config.clip.height=48", "--config.clip.width=48"]
     size += ["--config.clip.source_height=48", "--config.clip.source_width=48"]

@@ -29,6 +29,7 @@ from videomae_jax.diagnostics.stage_time import time_feed
 from videomae_jax.diagnostics.step_time import SCHEDULE
 from videomae_jax.errors import UserError
 from videomae_jax.host import count_cores
+from videomae_jax.interop.teacher import load_teacher
 from videomae_jax.tasks.build import open_videos
 from videomae_jax.tasks.task import Task, TaskModule
 from videomae_jax.training.optim import average_decay, make_optimizer, warmup_cosine
@@ -280,13 +281,13 @@ def _step_rate(config: ConfigDict, task: Task, mesh: Mesh, batch: dict[str, jax.
         accumulation=1,
         ema_decay=average_decay(config, task, steps=SCHEDULE.steps),
     )
-    state = steps.init()
-    step = steps.train.lower(state, batch).compile()
+    state, teacher = steps.init(), load_teacher(config, steps)
+    step = steps.train.lower(state, batch, *teacher).compile()
     for _ in range(WARM_UP):
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, *teacher)
     jax.block_until_ready(metrics)
     began = time.perf_counter()
     for _ in range(STEPS):
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, *teacher)
     jax.block_until_ready((state, metrics))
     return STEPS * len(batch["id"]) / (time.perf_counter() - began)

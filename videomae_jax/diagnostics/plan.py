@@ -106,6 +106,7 @@ def plan_step(
         lowered = traced.lower(lowering_platforms=(_platform(device),))
         compiled, needed = _compile(lowered)
     flops = task.train_flops * clips / mesh.size
+    once = task.teacher.flops * clips / mesh.size if task.teacher else 0  # whatever `run.remat`
     step = StepPlan(
         clips=clips,
         mesh=dict(mesh.shape),
@@ -118,7 +119,9 @@ def plan_step(
         fits=False,
         collectives=[],
         kernels={},
-        compute_floor=RECOMPUTED[config.run.remat] * flops / chip.flops if chip else None,
+        compute_floor=(RECOMPUTED[config.run.remat] * (flops - once) + once) / chip.flops
+        if chip
+        else None,
         memory_floor=None,
         network_floor=None,
     )

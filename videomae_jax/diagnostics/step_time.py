@@ -26,7 +26,7 @@ from videomae_jax.models import flops
 from videomae_jax.models.masking import draw_mask, mask_to_bool
 from videomae_jax.models.tokens import patch_grid
 from videomae_jax.tasks import TASKS, pretrain
-from videomae_jax.tasks.build import make_execution
+from videomae_jax.tasks.build import has_teacher, make_execution
 from videomae_jax.tasks.task import Params, Task
 from videomae_jax.training.optim import Schedule, make_optimizer, warmup_cosine
 from videomae_jax.training.step import INIT, STEP, jit_steps
@@ -64,10 +64,19 @@ class Bench(NamedTuple):
 
 
 def job_config(job: Job) -> ConfigDict:
-    """Return the config of the recipe that a job runs."""
+    """Return the config of the recipe that a job runs, with the classes of a teacher."""
     recipe = "finetune" if job.task == "finetune" else "pretrain"
-    classes = [f"--config.model.classes={CLASSES}"] if job.task == "finetune" else []
-    return load_recipe(recipe, f"{job.model},k400", [*classes, *job.overrides])
+    config = load_recipe(recipe, f"{job.model},k400", job.overrides)
+    if has_teacher(config):
+        # Not at the top: it imports Orbax, and a GPU machine may have JAX, Flax and Optax alone.
+        from videomae_jax.interop.teacher import with_teacher
+
+        config = with_teacher(config)
+    if job.task != "finetune" or config.model.classes:
+        return config
+    config = config.copy_and_resolve_references()
+    config.model.classes = config.teacher_model.model.classes if config.teacher else CLASSES
+    return config.lock()
 
 
 def random_batch(job: Job, config: ConfigDict) -> dict[str, np.ndarray]:
@@ -91,14 +100,19 @@ def build_bench(job: Job) -> Bench:
         here = jax.device_put(batch, batch_sharding(mesh))
         state: Any
         run: Any
+        teacher: tuple[Params, ...] = ()
         if job.task == "encode":
             run, state = _encoder(config, task)
         else:
             optimizer, schedule = make_optimizer(config, task), warmup_cosine(SCHEDULE)
             steps = jit_steps(task, optimizer, schedule, mesh, seed=SEED, accumulation=1)
             run, state = steps.train, steps.init()
+            if task.teacher:
+                from videomae_jax.interop.teacher import load_teacher
+
+                teacher = load_teacher(config, steps)
         began = time.perf_counter()
-        compiled = run.lower(state, here).compile()
+        compiled = run.lower(state, here, *teacher).compile()
         compile_seconds = time.perf_counter() - began
     trim_host_memory()
     stats: Any = compiled.memory_analysis()
@@ -108,7 +122,7 @@ def build_bench(job: Job) -> Bench:
     def step(other=None):
         nonlocal state, finite
         began = time.perf_counter()
-        state, metrics = jax.block_until_ready(compiled(state, other or here))
+        state, metrics = jax.block_until_ready(compiled(state, other or here, *teacher))
         seconds = time.perf_counter() - began
         watched = [float(metrics[key]) for key in ("loss", "grad_norm") if key in metrics]
         finite = finite and bool(np.isfinite(watched).all())
@@ -213,8 +227,8 @@ def _task(config: ConfigDict) -> Task:
     if config.task == "pretrain":
         return task
 
-    def train_sums(params, batch, key):
-        return jax.tree.map(jnp.sum, task.eval_sums(params, batch))
+    def train_sums(params, batch, key, **teacher):
+        return jax.tree.map(jnp.sum, task.eval_sums(params, batch, **teacher))
 
     return task._replace(train_sums=train_sums)
 

@@ -1,10 +1,12 @@
-"""Give a run the model of its teacher."""
+"""Give a run its teacher: the model, and the weights."""
 
 from ml_collections import ConfigDict
 
 from videomae_jax.errors import UserError
-from videomae_jax.interop.checkpoint_files import read_config
+from videomae_jax.interop.checkpoint_files import load_checkpoint, read_config
 from videomae_jax.tasks.build import has_teacher
+from videomae_jax.tasks.task import Params
+from videomae_jax.training.step import Steps, put_teacher
 
 
 def with_teacher(config: ConfigDict, *, workdir: str | None = None) -> ConfigDict:
@@ -38,3 +40,11 @@ def with_teacher(config: ConfigDict, *, workdir: str | None = None) -> ConfigDic
         dict(task=source.task, model=source.model.to_dict(), clip=clip, class_names=names)
     )
     return config.lock()
+
+
+def load_teacher(config: ConfigDict, steps: Steps) -> tuple[Params, ...]:
+    """Return the parameters of the teacher, the last arguments of `steps.train`, if there is one."""
+    return tuple(
+        put_teacher(load_checkpoint(config.teacher).params, abstract)[0]
+        for abstract in steps.abstract_teacher
+    )
