@@ -43,7 +43,7 @@ def with_teacher(config: ConfigDict, *, workdir: str | None = None) -> ConfigDic
 
 
 def load_teacher(config: ConfigDict, steps: Steps) -> tuple[Params, ...]:
-    """Return the parameters of the teacher, the last arguments of `steps.train`, if there is one."""
+    """Return the parameters of the teacher, the last argument of `steps.train`, if any."""
     return tuple(
         put_teacher(load_checkpoint(config.teacher).params, abstract)[0]
         for abstract in steps.abstract_teacher
