@@ -17,6 +17,7 @@ from videomae_jax.models.masking import (
     mask_counts,
     mask_from_bool,
     mask_to_bool,
+    mask_within,
     scatter_tubes,
 )
 
@@ -79,6 +80,21 @@ def test_a_clip_keeps_its_mask_in_any_batch():
     alone = draw_mask(keys[5:6], "tube", grid=GRID, ratio=0.9)
     assert (whole.visible[5] == alone.visible[0]).all()
     assert (whole.visible[4] != whole.visible[5]).any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "ratio"), [("tube", 0.75), ("random", 0.75), ("frame", 0.5), ("running_cell", 0.25)]
+)
+def test_masks_of_one_key_are_nested(kind, ratio):
+    keys = jax.random.split(jax.random.key(3), 4)
+    mask = draw_mask(keys, kind, grid=GRID, ratio=RATIOS[kind])
+    wider = draw_mask(keys, kind, grid=GRID, ratio=ratio)
+    within = jax.jit(mask_within)(mask, wider)
+    for clip in range(4):
+        seen, more = (np.asarray(wider.visible)[clip][ids[clip]] for ids in within)
+        np.testing.assert_array_equal(seen, mask.visible[clip])
+        assert set(more) == set(np.asarray(wider.visible)[clip]) - set(seen)
+        assert (np.diff(more) > 0).all() and len(more) > 0
 
 
 def test_every_patch_is_hidden_about_as_often():

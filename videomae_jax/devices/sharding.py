@@ -44,6 +44,7 @@ RULES = (
     (r"(?<!decoder/)head/bias", P()),
     (r"(projector|predictor)/fc\d/kernel", P("fsdp", None)),
     (r"(projector|predictor)/norm\d/(scale|bias)", P()),
+    (r"feature_heads/(half|full)/projection/kernel", P("fsdp", None)),  # [D, width of the teacher]
     (r"heads/(query|value|linear/kernel|linear/bias)", P()),  # of probes, [R, ...]
     (r"count|step|skipped", P()),
 )

@@ -312,13 +312,13 @@ def from_native(params: Mapping[str, Any], dialect: str, *, patch: Triple) -> di
     """Return our parameters with the names and layouts of a dialect: float32 arrays by key.
 
     All spellings of a tensor are written. patch: (frames, height, width), which the shape of our
-    embedding matrix does not show. The heads of contrastive pre-training, which have served, are
-    left out. Raises UserError for parameters without a name in the dialect.
+    embedding matrix does not show. The heads of contrastive pre-training and of AMD, which have
+    served, are left out. Raises UserError for parameters without a name in the dialect.
     """
     leaves = {
         path: np.asarray(leaf)
         for path, leaf in _leaves(params)
-        if not path.startswith(("projector/", "predictor/"))
+        if not path.startswith(("projector/", "predictor/", "feature_heads/"))
     }
     if any("/cross/" in path for path in leaves):
         raise UserError(

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from videomae_jax.models.masking import Mask, gather_tubes
 from videomae_jax.models.tokens import Triple, normalize_pixels, positions
-from videomae_jax.models.vit import Dense, Execution, LayerNorm, Size, apply_blocks
+from videomae_jax.models.vit import Dense, Execution, LayerNorm, Size, apply_parts
 
 
 def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
@@ -42,7 +42,9 @@ class Encoder(nn.Module):
     drop_path: float = 0.0
     cubic_positions: bool = False
 
-    @nn.compact
+    def setup(self):
+        self.norm = LayerNorm(self.run.dtype)
+
     def __call__(
         self,
         patches: jax.Array,
@@ -56,6 +58,29 @@ class Encoder(nn.Module):
         patches: uint8, or float32 in [0, 255]. grid: (T, rows, columns), N in all. keys: typed
         PRNG keys [B] for drop path; None drops nothing.
         Returns [B, n, D] in the compute dtype; n is N without a mask, else T * K.
+        """
+        parts = (self.size.depth,)
+        return self.normalize(self.part_outputs(patches, grid, parts, mask=mask, keys=keys)[-1])
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        """Apply the final norm, if the encoder has one, to tokens [B, n, D]."""
+        # A model of transformers that was made for pooling has a decoder, but no such parameters.
+        normed = self.is_initializing() or self.has_variable("params", "norm")
+        return self.norm(x) if self.final_norm and normed else x
+
+    @nn.compact
+    def part_outputs(
+        self,
+        patches: jax.Array,
+        grid: Triple,
+        parts: tuple[int, ...],
+        *,
+        mask: Mask | None = None,
+        keys: jax.Array | None = None,
+    ) -> list[jax.Array]:
+        """Return the tokens [B, n, D] after each part of the blocks, without the final norm.
+
+        parts: see `vit.apply_parts`. The other arguments are those of a call.
         """
         table = positions(
             grid, self.size.width, source=self.position_grid, cubic=self.cubic_positions
@@ -72,10 +97,7 @@ class Encoder(nn.Module):
             every = broadcast_to_clips(table, patches.shape[0])
             positioned = gather_tubes(every, mask.visible, mask).astype(self.run.dtype)
         x = embed(normalize_pixels(patches, self.mean, self.std)) + positioned
-        x = apply_blocks(x, self.size, self.run, drop_path=self.drop_path, keys=keys)
-        # A model of transformers that was made for pooling has a decoder, but no such parameters.
-        normed = self.is_initializing() or self.has_variable("params", "norm")
-        return LayerNorm(self.run.dtype, name="norm")(x) if self.final_norm and normed else x
+        return apply_parts(x, self.size, self.run, parts, drop_path=self.drop_path, keys=keys)
 
 
 class VideoModel(nn.Module):

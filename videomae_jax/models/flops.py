@@ -64,3 +64,13 @@ def pretrain_flops(
         + 2 * decoded * decoder.width * values
     )
     return embed + body, 2 * embed + 3 * body
+
+
+def feature_flops(student: Size, generator: Size, *, visible: int, seen: int) -> float:
+    """Return the forward operations of the heads of AMD at both depths, of one clip.
+
+    generator: of the blocks that predict what the student does not see. visible, seen: the tokens
+    that the student and the teacher encode.
+    """
+    projection = 2 * visible * student.width * generator.width
+    return 2 * (projection + generator.depth * block_flops(generator, seen))

@@ -24,7 +24,7 @@ from videomae_jax.models.vit import (
 )
 
 
-def _mask_token(key, shape, dtype=jnp.float32):
+def init_mask_token(key, shape, dtype=jnp.float32):
     """Draw from a normal distribution of deviation 0.02, truncated at one sigma."""
     return 0.02 * jax.random.truncated_normal(key, -1, 1, shape, dtype)
 
@@ -74,7 +74,7 @@ class VideoMAE(VideoModel, kw_only=True):
         self.video_decoder = Decoder(
             self.decoder, self.run, outputs, self.decoder_attention, name="decoder"
         )
-        self.mask_token = self.param("mask_token", _mask_token, (width,))
+        self.mask_token = self.param("mask_token", init_mask_token, (width,))
         self.encoder_to_decoder = Dense(
             width, self.run.dtype, uniform_fan_in(self.encoder.width), bias_init=None
         )
@@ -89,16 +89,22 @@ class VideoMAE(VideoModel, kw_only=True):
         (the dual masking of VideoMAE V2).
         Returns float32 [B, n, P] in the order of `predicted_patches`.
         """
-        visible = self.encoder_to_decoder(self.encode(patches, mask, grid))
-        table = positions(grid, self.decoder.width, source=self.position_grid)
-        every = broadcast_to_clips(table, patches.shape[0])
-        visible += gather_tubes(every, mask.visible, mask).astype(visible.dtype)
-        hidden = self.mask_token + predicted_patches(every, mask, decoded)
-        return self.video_decoder(visible, hidden.astype(visible.dtype))
+        return self.decode(self.encode(patches, mask, grid), mask, grid, decoded)
 
     def encode(self, patches: jax.Array, mask: Mask, grid: Triple) -> jax.Array:
         """Encode the visible patches of uint8 [B, N, P]: [B, T * K, D] in the compute dtype."""
         return self.video_encoder(patches, grid, mask=mask)
+
+    def decode(
+        self, tokens: jax.Array, mask: Mask, grid: Triple, decoded: Mask | None = None
+    ) -> jax.Array:
+        """Predict the targets of the masked patches from `encode`d tokens [B, T * K, D]."""
+        visible = self.encoder_to_decoder(tokens)
+        table = positions(grid, self.decoder.width, source=self.position_grid)
+        every = broadcast_to_clips(table, tokens.shape[0])
+        visible += gather_tubes(every, mask.visible, mask).astype(visible.dtype)
+        hidden = self.mask_token + predicted_patches(every, mask, decoded)
+        return self.video_decoder(visible, hidden.astype(visible.dtype))
 
 
 def predicted_patches(tokens: jax.Array, mask: Mask, decoded: Mask | None = None) -> jax.Array:

@@ -87,7 +87,8 @@ def draw_mask(keys: jax.Array, kind: str, *, grid: tuple[int, int, int], ratio: 
 
     keys: typed PRNG keys [B], one per clip. Clip b depends on keys[b] only, so the same key
     gives the same mask in any batch and on any number of devices. kind, grid, ratio: see
-    `mask_counts`.
+    `mask_counts`. Masks of one key are nested: with a smaller ratio, all that the larger one
+    leaves visible is visible, and more.
     """
     steps, rows, columns = grid
     patches = rows * columns
@@ -128,6 +129,18 @@ def mask_from_bool(hidden: jax.Array, *, masked: int) -> Mask:
     order = jnp.argsort(hidden, axis=-1, stable=True).astype(jnp.int32)
     split = hidden.shape[-1] - masked
     return Mask(order[..., :split], order[..., split:])
+
+
+def mask_within(mask: Mask, wider: Mask) -> Mask:
+    """Return which of the patches that `wider` leaves visible are visible in `mask` too.
+
+    mask: leaves no other patches visible, as nested masks of one key do. The ids of the result
+    are places in `wider.visible`; its masked patches are those that are visible in `wider` only.
+    """
+    hidden = jnp.take_along_axis(
+        mask_to_bool(mask, count=mask.positions), wider.visible, axis=1, mode="promise_in_bounds"
+    )
+    return mask_from_bool(hidden, masked=wider.visible.shape[1] - mask.visible.shape[1])
 
 
 def as_tubes(tokens: jax.Array, mask: Mask) -> jax.Array:

@@ -340,6 +340,26 @@ def apply_blocks(
     The parameters are under "blocks" with a leading [depth] axis for any `run`, so there is one
     layout for checkpoints, sharding rules and conversions. Raises UserError for an unknown remat.
     """
+    return apply_parts(
+        x, size, run, (size.depth,), last=last, context=context, drop_path=drop_path, keys=keys
+    )[-1]
+
+
+def apply_parts(
+    x: jax.Array,
+    size: Size,
+    run: Execution,
+    parts: tuple[int, ...],
+    *,
+    last: int | None = None,
+    context: jax.Array | None = None,
+    drop_path: float = 0.0,
+    keys: jax.Array | None = None,
+) -> list[jax.Array]:
+    """Apply blocks as `apply_blocks` does; return the tokens after each part of them.
+
+    parts: the number of blocks of each part, `size.depth` in all.
+    """
     drop = None
     if keys is not None and drop_path > 0:
         block_keys = jax.vmap(lambda key: jax.random.split(key, size.depth), out_axes=1)(keys)
@@ -353,7 +373,7 @@ def apply_blocks(
         length=size.depth,
     )(size, run, name="blocks")
     if stack.is_initializing():
-        return stack(x, drop, None, context)[0][:, -(last or x.shape[1]) :]
+        return [stack(x, drop, None, context)[0][:, -(last or x.shape[1]) :]] * len(parts)
 
     # Blocks as functions of their parameters: with the scan of Flax, all blocks return the same
     # shape, so the last one could not drop tokens.
@@ -373,28 +393,33 @@ def apply_blocks(
             prevent_cse=not run.scan,
             static_argnums=3,
         )
-    layers = (stack.variables["params"], drop)
-    if run.scan:
 
-        def body(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
-            return block(x, layer, context, None)
+    def run_part(x, layers, last):
+        if run.scan:
 
-        if last is None:
-            return jax.lax.scan(body, x, layers)[0]
-        x, _ = jax.lax.scan(body, x, jax.tree.map(lambda leaf: leaf[:-1], layers))
-        return block(x, jax.tree.map(lambda leaf: leaf[-1], layers), context, last)[0]
-    # Split once: the gradient is then one concatenation; the gradient of indexing is a sum.
-    structure = jax.tree.structure(layers)
-    split = zip(*(_unstack(leaf) for leaf in jax.tree.leaves(layers)), strict=True)
-    for index, leaves in enumerate(split):
-        layer = jax.tree.unflatten(structure, leaves)
-        x, _ = block(x, layer, context, last if index == size.depth - 1 else None)
-    return x
+            def body(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+                return block(x, layer, context, None)
+
+            if last is None:
+                return jax.lax.scan(body, x, layers)[0]
+            x, _ = jax.lax.scan(body, x, jax.tree.map(lambda leaf: leaf[:-1], layers))
+            return block(x, jax.tree.map(lambda leaf: leaf[-1], layers), context, last)[0]
+        count = len(jax.tree.leaves(layers)[0])
+        for number, layer in enumerate(_split(layers, (1,) * count), 1):
+            layer = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[1:]), layer)
+            x, _ = block(x, layer, context, last if number == count else None)
+        return x
+
+    outputs = []
+    for number, layers in enumerate(_split((stack.variables["params"], drop), parts), 1):
+        x = run_part(x, layers, last if number == len(parts) else None)
+        outputs.append(x)
+    return outputs
 
 
-def _unstack(leaf: jax.Array) -> list[jax.Array]:
-    """Return the entries of the leading axis."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return list(leaf)
-    parts = jax.lax.split(jnp.asarray(leaf), (1,) * len(leaf))
-    return [part.reshape(part.shape[1:]) for part in parts]
+def _split(layers: Any, sizes: tuple[int, ...]) -> list[Any]:
+    """Split the leading axis of every leaf into parts of these sizes."""
+    leaves, structure = jax.tree.flatten(layers)
+    # `split`, because its gradient is one concatenation; the gradient of indexing is a sum.
+    parts = zip(*(jax.lax.split(jnp.asarray(leaf), sizes) for leaf in leaves), strict=True)
+    return [jax.tree.unflatten(structure, part) for part in parts]

@@ -125,12 +125,7 @@ def build_task(config: ConfigDict) -> Task:
         )
 
     def train_sums(params, batch, key):
-        video, ids = batch["video"], batch["id"]
-        if "size" in batch:
-            resize = functools.partial(resize_clip, height=clip.height, width=clip.width)
-            video = jax.vmap(resize)(video, batch["size"])
-        if config.repeats > 1:  # clips of one video are adjacent, and each has its own mask
-            ids = ids * config.repeats + batch["row"] % config.repeats
+        video, ids = training_clips(config, batch)
         return jax.tree.map(jnp.sum, clip_sums(params, video, key, ids))
 
     def eval_sums(params, batch):
@@ -160,6 +155,17 @@ def build_task(config: ConfigDict) -> Task:
     )
 
 
+def training_clips(config: ConfigDict, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Return the clips of a training batch in their size, and a number for the mask of each."""
+    video, ids, clip = batch["video"], batch["id"], config.clip
+    if "size" in batch:
+        resize = functools.partial(resize_clip, height=clip.height, width=clip.width)
+        video = jax.vmap(resize)(video, batch["size"])
+    if config.repeats > 1:  # clips of one video are adjacent, and each has its own mask
+        ids = ids * config.repeats + batch["row"] % config.repeats
+    return video, ids
+
+
 Draw = Callable[[jax.Array, jax.Array], tuple[Mask, Mask | None]]
 
 
@@ -181,14 +187,18 @@ def make_draw(mask: ConfigDict, grid: Triple) -> Draw:
     return draw
 
 
+def visible_tokens(kind: str, geometry: Geometry, *, ratio: float) -> int:
+    """Return how many tokens of a clip a mask leaves visible; see `masking.mask_counts`."""
+    visible, masked = mask_counts(kind, geometry.grid, ratio=ratio)
+    return geometry.tokens * visible // (visible + masked)
+
+
 def _token_counts(mask: ConfigDict, geometry: Geometry) -> tuple[int, int]:
     """Return how many tokens of a clip are encoded and how many are predicted."""
-    tokens = geometry.tokens
-    visible, masked = mask_counts(mask.kind, geometry.grid, ratio=mask.ratio)
-    decoded = round(masked / (visible + masked) * tokens)
+    visible = visible_tokens(mask.kind, geometry, ratio=mask.ratio)
     if mask.decoder_ratio > 0:
-        decoded, _ = mask_counts("running_cell", geometry.grid, ratio=mask.decoder_ratio)
-    return round(visible / (visible + masked) * tokens), decoded
+        return visible, visible_tokens("running_cell", geometry, ratio=mask.decoder_ratio)
+    return visible, geometry.tokens - visible
 
 
 def _make_pictures(

@@ -18,6 +18,7 @@ LEFT_OUT = (
     "head/",
     "projector/",
     "predictor/",
+    "feature_heads/",
 )
 
 
