@@ -4,7 +4,8 @@
         --config.data.train=VIDEOS [--config.KEY=VALUE ...]
 
 SIZE: tiny, s, b, l, h, g. DATA: k400, ssv2, ucf101, hmdb51, custom. RECIPE: v1 (default), v2,
-cross (v1 with a cross-attention decoder, 2401.14391: cheaper, and not the paper's).
+cross (v1 with a cross-attention decoder, 2401.14391: cheaper, and not the paper's), amd (s or b, on
+k400, ssv2 or custom: also learns the features of a larger model, --config.teacher=CHECKPOINT).
 VIDEOS: a manifest or a folder. The numbers are those of the released scripts, except where
 a comment says otherwise.
 """
@@ -14,6 +15,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from videomae_jax.config import feed_keys, machine_keys, parse_choices, schedule_keys
+from videomae_jax.errors import UserError
 from videomae_jax.models.vit import SIZES
 
 DATA = {
@@ -39,18 +41,36 @@ V2_SIZE = {
     "h": dict(decoder_width=512, decoder_heads=8),
     "g": dict(base_lr=6e-4, clip_norm=0.02),
 }
+# 2311.03149, released for these. A batch is 16 videos on each of 32 GPUs, with four clips of each
+# video: the "800 epochs" are 200 passes over the videos. Its teachers are VideoMAE's own ViT-L.
+AMD_SIZES, AMD_DATA = ("s", "b", "tiny"), ("k400", "ssv2", "custom")  # tiny and custom are ours
+AMD = dict(
+    epochs=200,
+    warmup_epochs=10,
+    batch_size=512,
+    repeats=4,
+    base_lr=1.2e-3,
+    clip_norm=0.02,
+    decoder_depth=4,
+)
 
 
 def get_config(arguments: str = "b,k400") -> ConfigDict:
     """Return the recipe for "SIZE,DATA" or "SIZE,DATA,RECIPE", with every key."""
     size, data, recipe = parse_choices(
-        arguments, size=tuple(SIZES), data=tuple(DATA), recipe=("v1", "v2", "cross")
+        arguments, size=tuple(SIZES), data=tuple(DATA), recipe=("v1", "v2", "cross", "amd")
     )
+    if recipe == "amd" and (size not in AMD_SIZES or data not in AMD_DATA):
+        raise UserError(
+            f"recipe 'amd' has no numbers for {size},{data}: use {', '.join(AMD_SIZES)} with "
+            f"{', '.join(AMD_DATA)}"
+        )
     model = SIZES[size]
     values = dict(
         batch_size=1024,
         repeats=1,
         base_lr=1.5e-4,
+        warmup_epochs=40,
         stride=4,
         mask_ratio=0.9,
         decoder_ratio=0.0,
@@ -64,19 +84,22 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
     values |= DATA[data]
     values |= K400_SIZE.get(size, {}) if data == "k400" else {}
     values |= V2 | V2_SIZE.get(size, {}) if recipe == "v2" else {}
+    values |= AMD if recipe == "amd" else {}
+    if recipe == "amd" and data == "custom":
+        values["batch_size"] = 64  # as that of the other recipes
 
-    name = f"VideoMAE {'V2' if recipe == 'v2' else 'V1'} pre-training, ViT-{size}, {data}"
+    method = {"v2": "VideoMAE V2", "amd": "AMD"}.get(recipe, "VideoMAE V1")
+    name = f"{method} pre-training, ViT-{size}, {data}"
     if recipe == "cross":
         name += ", cross-attention decoder (not the paper's)"
 
     return ConfigDict(
         dict(
             name=name,
-            task="pretrain",
+            task="amd" if recipe == "amd" else "pretrain",
             seed=0,
             init_from="",  # checkpoint to load the encoder from; "" is random weights
-            # Checkpoint of a pre-trained model to learn features from; "" is none.
-            teacher="",
+            teacher="",  # checkpoint of a trained model to learn features from, in the recipe amd
             teacher_model=dict(),  # its model, which `videomae train` reads from the checkpoint
             model=dict(
                 encoder=dataclasses.asdict(model.encoder),
@@ -106,6 +129,8 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 kind="tube",  # or random, frame, running_cell
                 ratio=values["mask_ratio"],
                 decoder_ratio=values["decoder_ratio"],  # fraction the decoder skips; 0 skips none
+                # Fraction hidden from the teacher, who sees all that the student sees, and more.
+                **({"teacher_ratio": 0.75} if recipe == "amd" else {}),
             ),
             normalized_targets=True,
             # kNN accuracy on the held-out videos at each evaluation; needs labels.
@@ -128,7 +153,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             accumulation=1,  # microbatches per step, computed one after another
             **schedule_keys(
                 epochs=values["epochs"],
-                warmup_epochs=40,
+                warmup_epochs=values["warmup_epochs"],
                 base_lr=values["base_lr"],
                 min_lr=1e-5,
             ),

@@ -10,7 +10,10 @@ from videomae_jax.config import flatten, load_recipe
 FILE = Path(__file__).parent.parent / "files/recipe_digests.json"
 SIZES, DATA = ("tiny", "s", "b", "l", "h"), ("k400", "ssv2", "ucf101", "hmdb51", "custom")
 ARGUMENTS = {
-    "pretrain": itertools.product((*SIZES, "g"), DATA, ("v1", "v2", "cross")),
+    "pretrain": [
+        *itertools.product((*SIZES, "g"), DATA, ("v1", "v2", "cross")),
+        *itertools.product(("tiny", "s", "b"), ("k400", "ssv2", "custom"), ("amd",)),
+    ],
     "finetune": [*itertools.product(SIZES, DATA), ("b", "k400", "e800"), ("b", "ssv2", "e800")],
     "contrast": itertools.product(SIZES, DATA),
     "detect": itertools.product(SIZES, ("ava", "ava_ft", "custom")),

@@ -465,7 +465,7 @@ def _write_hf(path: Path, checkpoint: Checkpoint) -> None:
         mean=tuple(config.model.mean),
         std=tuple(config.model.std),
         # Other tasks have no such key.
-        normalized_targets=config.task != "pretrain" or config.normalized_targets,
+        normalized_targets="normalized_targets" not in config or config.normalized_targets,
         labels=checkpoint.labels,
         multi_label=config.task == "classify" and config.model.multi_label,
     )

@@ -30,7 +30,7 @@ def with_source_geometry(
     for key in CHECKPOINTS:
         if on_hub(config.get(key, "")):
             config = _with_commit(config, key, load_run_config(resumed) if resumed else None)
-    if config.task == "pretrain":
+    if config.task in ("pretrain", "amd"):
         return config
     if resumed:
         source, geometry = resumed, geometry_of(load_run_config(resumed))

@@ -55,13 +55,13 @@ class FeatureHead(nn.Module):
     run: Execution
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, table: Features) -> Features:
-        """Return the prediction from tokens [B, T * K, D]; table: the positions of its patches."""
+    def __call__(self, tokens: jax.Array, places: Features) -> Features:
+        """Predict from tokens [B, T * K, D]; places: the position embeddings of the features."""
         width = self.size.width
         common = Dense(width, self.run.dtype, xavier, None, name="projection")(tokens)
         # A parameter. That of the reference is none: it sits in a plain list and never trains.
         mask_token = self.param("mask_token", init_mask_token, (width,))
-        seen, hidden = common + table.common, mask_token + table.unseen
+        seen, hidden = common + places.common, mask_token + places.unseen
         both = jnp.concatenate([seen, hidden], axis=1).astype(common.dtype)
         return Features(common, apply_blocks(both, self.size, self.run, last=hidden.shape[1]))
 
@@ -83,9 +83,9 @@ class FeatureHeads(nn.Module):
         """
         table = positions(grid, self.size.width, source=self.position_grid)
         every = broadcast_to_clips(table, len(mask.visible))
-        table = split_features(gather_tubes(every, wider.visible, wider), mask, wider)
+        places = split_features(gather_tubes(every, wider.visible, wider), mask, wider)
         return [
-            FeatureHead(self.size, self.run, name=name)(x, table)
+            FeatureHead(self.size, self.run, name=name)(x, places)
             for name, x in zip(DEPTHS, tokens, strict=True)
         ]
 

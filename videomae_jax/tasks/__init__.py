@@ -1,10 +1,11 @@
 """The tasks, by the value of `config.task`."""
 
-from videomae_jax.tasks import classify, contrast, detect, pretrain, probe
+from videomae_jax.tasks import amd, classify, contrast, detect, pretrain, probe
 from videomae_jax.tasks.task import TaskModule
 
 TASKS: dict[str, TaskModule] = {
     "pretrain": pretrain,
+    "amd": amd,
     "classify": classify,
     "contrast": contrast,
     "probe": probe,

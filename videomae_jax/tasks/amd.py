@@ -38,7 +38,7 @@ from videomae_jax.tasks.pretrain import (
     visible_tokens,
 )
 from videomae_jax.tasks.task import Task, Teacher
-from videomae_jax.tasks.teacher import stored_params, teacher_config
+from videomae_jax.tasks.teacher import stored_params, teacher_config, teacher_line
 
 GENERATOR_BLOCKS = 2  # of the teacher's shape, which predict what the student does not see
 PATCHES = ("model.patch", "clip.frames", "clip.height", "clip.width")  # what makes those of a clip
@@ -65,12 +65,6 @@ def prepare(
         raise UserError(
             f"the teacher {config.teacher} has {has} and the student {says}: both must see the "
             f"same patches, use {use}"
-        )
-    has, says = (len(of["model.mean"]) for of in (theirs, ours))
-    if has != says:
-        raise UserError(
-            f"the teacher {config.teacher} has {has} channels and the student {says}: use a "
-            f"teacher of {says}"
         )
     for name, of in (("teacher", theirs), ("student", ours)):
         if of["model.encoder.depth"] < 2:
@@ -117,7 +111,7 @@ def build_task(config: ConfigDict) -> Task:
             channels=len(model.mean),
             normalized=config.normalized_targets,
         )
-        predicted = heads.apply({"params": params["feature_heads"]}, tokens, own, wider, grid)
+        predicted: Any = heads.apply({"params": params["feature_heads"]}, tokens, own, wider, grid)
         wanted = teacher_features(watched, teacher["encoder"], patches, own, wider, grid)
         return add_errors(pixels, feature_errors(predicted, wanted))
 
@@ -138,11 +132,11 @@ def build_task(config: ConfigDict) -> Task:
         summarize=summarize,
         teacher=teacher,
         train_flops=task.train_flops + more,
-        summary=task.summary
-        | {
+        summary={
             "recipe": "AMD (2311.03149): features of a teacher that sees more of a clip",
-            "teacher": f"{config.teacher}, {watched.encoder.depth} blocks of width "
-            f"{watched.encoder.width}, frozen: ratio {mask.teacher_ratio}, {seen} tokens visible",
+            **task.summary,
+            "teacher": teacher_line(config, watched, geometry._replace(tokens=seen), teacher)
+            + f"; ratio {mask.teacher_ratio}",
             "loss": f"{task.summary['loss']}, + direct features of {visible} tokens, + generated "
             f"features of {seen - visible}, at half and at full depth",
             "FLOPs": f"{task.summary['FLOPs']}, + {more / 1e9:.4g} G for the features",
@@ -156,8 +150,8 @@ def _token_counts(mask: ConfigDict, geometry: Geometry) -> tuple[int, int]:
     visible, seen = (visible_tokens(mask.kind, geometry, ratio=ratio) for ratio in ratios)
     if seen <= visible:
         raise UserError(
-            f"mask.teacher_ratio {mask.teacher_ratio} shows the teacher {seen} tokens, and the "
-            f"student sees {visible}: use less than mask.ratio, such as {mask.ratio - 0.15:.2f}"
+            f"mask.teacher_ratio {mask.teacher_ratio} shows the teacher {seen} tokens, and "
+            f"mask.ratio {mask.ratio} the student {visible}: use less, such as {mask.ratio / 2:g}"
         )
     return visible, seen
 

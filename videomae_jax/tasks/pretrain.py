@@ -66,8 +66,14 @@ def prepare(
 ) -> tuple[ConfigDict, Videos, Videos | None]:
     """Number the labels of both lists alike if `config.knn` uses them; else change nothing.
 
-    Raises UserError if it does and labels are missing or there are fewer than k videos.
+    Raises UserError if it does and labels are missing or there are fewer than k videos, and for a
+    teacher, which only `amd` has.
     """
+    if config.task == "pretrain" and config.teacher:
+        raise UserError(
+            "config.teacher is set, but this recipe learns from pixels alone: use "
+            "--config=pretrain:SIZE,DATA,amd"
+        )
     if not config.knn.k:
         return config, train, held_out
     if not held_out:

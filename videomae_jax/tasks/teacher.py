@@ -21,7 +21,7 @@ def teacher_config(config: ConfigDict) -> ConfigDict:
     name, clip = f"the teacher {config.teacher}", config.clip
     if not config.teacher_model:
         raise UserError(f"{name} was not read: use interop.teacher.with_teacher")
-    teacher = config.teacher_model.copy_and_resolve_references()
+    teacher = config.teacher_model.copy_and_resolve_references().unlock()
     if teacher.clip.frames != clip.frames:
         raise UserError(
             f"{name} sees {teacher.clip.frames} frames, clip.frames is {clip.frames}: use "
