@@ -11,6 +11,7 @@ import dataclasses
 import http.client
 import importlib.util
 import json
+import logging
 import os
 import re
 import threading
@@ -22,6 +23,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+
+# They report every missing object, and every request.
+for name in ("gcp_storage_emulator.storage", "api.object", "werkzeug"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 BUCKET = "videos-and-runs"
 HOST = "127.0.0.1"
@@ -85,13 +90,21 @@ class _Proxy(BaseHTTPRequestHandler):
             if faults.status:
                 self._send(faults.status, [], _refusal(faults.status))
             return
-        if "ifGenerationMatch=0" in self.path:
-            # The emulator knows no preconditions.
-            with self.lock:
-                exists = self._forward("GET", self._object(body), b"", {})[0] == 200
-                found = (412, [], b"{}") if exists else self._pass_on(body)
-        else:
-            found = self._pass_on(body)
+        known = self.generation_of(body)
+        if known is None:
+            self._send(*self._pass_on(body))
+            return
+        # The emulator knows no preconditions, and does not say the generation with the contents.
+        with self.lock:
+            generation = self._generation(known)
+            query = urllib.parse.parse_qs(urllib.parse.urlparse(self.path).query)
+            if query.get("ifGenerationMatch", [generation]) != [generation]:
+                found = (412, [], b"{}")
+            elif query.get("ifGenerationNotMatch") == [generation]:
+                found = (304, [], b"")
+            else:
+                status, headers, data = self._pass_on(body)
+                found = status, [*headers, ("x-goog-generation", generation)], data
         self._send(*found)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_PATCH = _answer
@@ -106,12 +119,13 @@ class _Proxy(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
-    def _object(self, body: bytes) -> str:
-        """Return the address of the metadata of an object that is to be written."""
-        asked = urllib.parse.urlparse(self.path)
-        query = urllib.parse.parse_qs(asked.query)
-        name = query["name"][0] if "name" in query else _name_in(body)
-        return f"/storage/v1/b/{BUCKET}/o/{urllib.parse.quote(name, safe='')}"
+    def generation_of(self, body: bytes) -> str | None:
+        """Return the address of what a request reads or writes, None if it has no generation."""
+        return None
+
+    def _generation(self, address: str) -> str:
+        status, _, data = self._forward("GET", address, b"", {})
+        return json.loads(data)["generation"] if status == 200 else "0"
 
     def _pass_on(self, body: bytes):
         dropped = ("transfer-encoding", "connection", "expect", "content-length")
@@ -144,8 +158,20 @@ class _Proxy(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
+class _GcsProxy(_Proxy):
+    def generation_of(self, body: bytes) -> str | None:
+        asked = urllib.parse.urlparse(self.path)
+        query = urllib.parse.parse_qs(asked.query)
+        folder = f"/storage/v1/b/{BUCKET}/o/"
+        if asked.path.startswith("/upload/"):
+            name = query["name"][0] if "name" in query else _name_in(body)
+            return folder + urllib.parse.quote(name, safe="")
+        reads = self.command == "GET" and query.get("alt") == ["media"]
+        return folder + asked.path.rpartition("/o/")[2] if reads else None
+
+
 def _name_in(body: bytes) -> str:
-    return json.loads(body.split(b"\n\n", 1)[1].split(b"\n--", 1)[0])["name"]
+    return json.loads(body.replace(b"\r", b"").split(b"\n\n", 1)[1].split(b"\n--", 1)[0])["name"]
 
 
 def _refusal(status: int) -> bytes:
@@ -157,10 +183,10 @@ def _refusal(status: int) -> bytes:
 
 
 @contextmanager
-def _proxied(port: int) -> Iterator[tuple[int, Faults]]:
+def _proxied(kind: type[_Proxy], port: int) -> Iterator[tuple[int, Faults]]:
     faults = Faults()
     members = {"port": port, "faults": faults, "lock": threading.Lock()}
-    server = ThreadingHTTPServer((HOST, 0), type("Proxy", (_Proxy,), members))
+    server = ThreadingHTTPServer((HOST, 0), type("Proxy", (kind,), members))
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -179,7 +205,7 @@ def _emulated_gcs() -> Iterator[Bucket]:
     while server._api._httpd is None:
         time.sleep(0.01)
     try:
-        with _proxied(server._api._httpd.server_address[1]) as (port, faults):
+        with _proxied(_GcsProxy, server._api._httpd.server_address[1]) as (port, faults):
             address = f"http://{HOST}:{port}"
             env = {
                 "STORAGE_EMULATOR_HOST": address,
@@ -202,7 +228,7 @@ def _emulated_s3() -> Iterator[Bucket]:
         connection = http.client.HTTPConnection(HOST, upstream)
         connection.request("PUT", f"/{BUCKET}")
         assert connection.getresponse().status == 200
-        with _proxied(upstream) as (port, faults):
+        with _proxied(_Proxy, upstream) as (port, faults):
             env = {
                 "AWS_ENDPOINT_URL": f"http://{HOST}:{port}",
                 "AWS_ACCESS_KEY_ID": "fake",

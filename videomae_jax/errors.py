@@ -16,7 +16,11 @@ class UserError(ValueError):
 
 
 class StorageError(UserError):
-    """A bucket, or an object that must be in it, is gone or denied: a restart would not help."""
+    """A bucket is gone or denies access: a restart would not help."""
+
+
+class StorageGone(StorageError):
+    """A bucket, or an object that must be in it, is not there."""
 
 
 class StorageUnavailable(UserError):

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar, cast
 
-from videomae_jax.errors import StorageError, StorageUnavailable, UserError
+from videomae_jax.errors import StorageError, StorageGone, StorageUnavailable, UserError
 
 # The module that each scheme needs, and the extra that installs it.
 SCHEMES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
@@ -29,7 +29,7 @@ BLOCK = 1 << 20  # bytes that reading a remote file in pieces reads at once
 
 # What a program may react to: the object or folder, not the service, is the cause.
 _ABOUT_FILES = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-_DENIED = ("forbidden", "permission_denied", "access denied", "unauthenticated", "credentials")
+_DENIED = ("Forbidden", "PERMISSION_DENIED", "UNAUTHENTICATED")
 _LIBRARIES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "urllib3"}
 
 AnyPath = str | os.PathLike[str]
@@ -76,7 +76,7 @@ def write_whole(path: AnyPath, data: bytes | str) -> None:
     """
     raw = data.encode() if isinstance(data, str) else data
     if is_remote(path):
-        _request(path, lambda fs, key: fs.pipe_file(key, raw))
+        _put(path, raw, "overwrite")
         return
     final = pathlib.Path(path)
     draft = final.with_name(f"{final.name}.{os.getpid()}.new")
@@ -95,7 +95,7 @@ def create(path: AnyPath, data: bytes) -> bool:
             with open(path, "xb") as file:
                 file.write(data)
         else:
-            _request(path, lambda fs, key: fs.pipe_file(key, data, mode="create"))
+            _put(path, data, "create")
     except FileExistsError:
         # A request whose answer was lost is repeated, and then meets its own object.
         return is_remote(path) and read_bytes(path) == data
@@ -171,6 +171,21 @@ def open_binary(path: AnyPath) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_RemoteFile(os.fspath(path)), BLOCK))
 
 
+def move_folder(old: AnyPath, new: AnyPath) -> None:
+    """Give a folder another name; in a bucket, copy its objects and then remove them."""
+    if not is_remote(old):
+        os.rename(old, new)
+        return
+    target = os.fspath(new).partition("://")[2]
+
+    def move(fs: Any, key: str) -> None:
+        for source in fs.find(key):
+            fs.cp_file(source, target + source.removeprefix(key))
+        fs.rm(key, recursive=True)
+
+    _request(old, move)
+
+
 def explain(error: BaseException, path: AnyPath) -> UserError | None:
     """Return an error of a bucket as one line, None where the bucket is not its cause.
 
@@ -178,12 +193,15 @@ def explain(error: BaseException, path: AnyPath) -> UserError | None:
     """
     if isinstance(error, UserError):
         return error
-    text = " ".join(str(error).split()) or type(error).__name__
+    kind = type(error).__name__
+    # Up to the description of the array that tensorstore opened.
+    text = " ".join(str(error).split()).partition(" [tensorstore_spec")[0] or kind
     where = os.fspath(path)
-    if isinstance(error, PermissionError) or any(word in text.lower() for word in _DENIED):
+    denied = isinstance(error, PermissionError) or kind.endswith("CredentialsError")
+    if denied or getattr(error, "code", None) in (401, 403) or any(w in text for w in _DENIED):
         return StorageError(f"{where}: access denied: {text[:200]}; check the credentials")
     if isinstance(error, FileNotFoundError) or "NOT_FOUND" in text:
-        return StorageError(f"{where}: not found: {text[:200]}")
+        return StorageGone(f"{where}: not found: {text[:200]}")
     library = type(error).__module__.partition(".")[0] in _LIBRARIES
     words = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "HTTP response code: 5", "HTTP response code: 429")
     if library or isinstance(error, OSError) or any(word in text for word in words):
@@ -222,6 +240,13 @@ class _RemoteFile(io.RawIOBase):
         view[: len(data)] = data
         self._place += len(data)
         return len(data)
+
+
+def _put(path: AnyPath, data: bytes, mode: str) -> None:
+    try:
+        _request(path, lambda fs, key: fs.pipe_file(key, data, mode=mode))
+    except FileNotFoundError:  # a bucket has no folders that could be missing
+        raise StorageGone(f"{os.fspath(path)}: its bucket does not exist") from None
 
 
 def _request(path: AnyPath, call: Callable[[Any, str], Result]) -> Result:

@@ -4,7 +4,6 @@ import functools
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +33,7 @@ from videomae_jax.training import banner
 from videomae_jax.training.checkpoint import Checkpoints
 from videomae_jax.training.evaluation import Evaluator, Scores, evaluate, named_weights
 from videomae_jax.training.lock import only_run
+from videomae_jax.training.mirror import Mirror, mirrored
 from videomae_jax.training.monitor import Monitor
 from videomae_jax.training.online_knn import OnlineKnn
 from videomae_jax.training.optim import (
@@ -62,6 +62,7 @@ class Run(NamedTuple):
 
     config: ConfigDict
     workdir: str
+    mirror: Mirror
     mesh: Mesh
     task: Task
     schedule: Schedule
@@ -103,10 +104,11 @@ def train(
         schedule = make_schedule(config, examples=len(train_videos))
         make_workdir(workdir)
         stack.enter_context(only_run(workdir))
+        mirror = stack.enter_context(mirrored(workdir))
         bad = BadVideos(
             train_videos,
             max_share=config.data.max_bad_share,
-            file=Path(workdir) / BAD_VIDEOS,
+            file=mirror.folder / BAD_VIDEOS,
             process_index=jax.process_index(),
         )
 
@@ -122,12 +124,15 @@ def train(
             accumulation=config.accumulation,
             ema_decay=average_decay(config, task, steps=schedule.steps),
         )
-        run = Run(config, workdir, mesh, task, schedule, functions, train_videos, eval_videos, bad)
+        run = Run(
+            *(config, workdir, mirror, mesh, task, schedule, functions),
+            *(train_videos, eval_videos, bad),
+        )
         checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
         stack.callback(checkpoints.close)
         start, state, changes = _starting_state(run, checkpoints, load_weights)
         monitor = Monitor(
-            workdir,
+            str(mirror.folder),
             total_steps=schedule.steps,
             batch_size=clips,
             flops=task.train_flops,
@@ -143,7 +148,7 @@ def train(
             checkpoints.wait()
             # "done" is said of a checkpoint that can be read.
             checkpoints.verify(schedule.steps, functions.abstract_state)
-        finish(workdir, max(start, schedule.steps), bad=bad)
+        finish(workdir, max(start, schedule.steps), folder=mirror.folder, bad=bad)
         say(monitor.summary())
     return True
 
@@ -219,10 +224,12 @@ def _train_steps(
             signals, waited = exchange()
             monitor.record(step, metrics, batch["id"], waited=waited)
             run.bad.check()
+            run.mirror.check()
             last = step == total
             number = int(signals.max())
             if last or number or step % config.save_every == 0:
                 with monitor.pause("saving"):
+                    run.mirror.push()  # first, so that no checkpoint lacks the metrics before it
                     checkpoints.save(step, state, config)
                     if number:
                         checkpoints.wait()
@@ -304,7 +311,7 @@ def _class_rows(run: Run) -> dict[str, str]:
     if "classes" not in model:
         return {}
     names = tuple(run.config.data.class_names)
-    rows = write_classes(run.workdir, names, model.classes, run.train_videos, run.eval_videos)
+    rows = write_classes(run.mirror.folder, names, model.classes, run.train_videos, run.eval_videos)
     unit = "videos" if run.train_videos.key_frames is None else "boxes"
     return {"classes": banner.classes_line(rows, unit=unit)}
 
