@@ -29,7 +29,9 @@ BLOCK = 1 << 20  # bytes that reading a remote file in pieces reads at once
 
 # What a program may react to: the object or folder, not the service, is the cause.
 _ABOUT_FILES = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-_DENIED = ("Forbidden", "PERMISSION_DENIED", "UNAUTHENTICATED")
+_DENIED = ("Forbidden", "PERMISSION_DENIED", "UNAUTHENTICATED", "AccessDenied", "(403)")
+_GONE = ("NOT_FOUND", "NoSuchBucket", "NoSuchKey", "(404)")
+_UNAVAILABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "RESOURCE_EXHAUSTED")
 _LIBRARIES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "urllib3"}
 
 AnyPath = str | os.PathLike[str]
@@ -191,20 +193,32 @@ def explain(error: BaseException, path: AnyPath) -> UserError | None:
 
     Knows those of fsspec's file systems, and of tensorstore, whose text says the status.
     """
+    bucket = os.fspath(path).partition("://")[2].partition("/")[0]
+    found: BaseException | None = error
+    while found is not None:
+        library = type(found).__module__.partition(".")[0] in _LIBRARIES
+        if library or isinstance(found, UserError) or "tensorstore" in str(found):
+            return _in_one_line(found, path)
+        if isinstance(found, OSError) and bucket in str(found):
+            return _in_one_line(found, path)
+        found = found.__cause__
+    return None
+
+
+def _in_one_line(error: BaseException, path: AnyPath) -> UserError | None:
+    """Return an error that a bucket caused, by its kind or by the words that say its status."""
     if isinstance(error, UserError):
         return error
-    kind = type(error).__name__
+    kind, where = type(error).__name__, os.fspath(path)
     # Up to the description of the array that tensorstore opened.
     text = " ".join(str(error).split()).partition(" [tensorstore_spec")[0] or kind
-    where = os.fspath(path)
     denied = isinstance(error, PermissionError) or kind.endswith("CredentialsError")
     if denied or getattr(error, "code", None) in (401, 403) or any(w in text for w in _DENIED):
         return StorageError(f"{where}: access denied: {text[:200]}; check the credentials")
-    if isinstance(error, FileNotFoundError) or "NOT_FOUND" in text:
+    if isinstance(error, FileNotFoundError) or any(word in text for word in _GONE):
         return StorageGone(f"{where}: not found: {text[:200]}")
     library = type(error).__module__.partition(".")[0] in _LIBRARIES
-    words = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "HTTP response code: 5", "HTTP response code: 429")
-    if library or isinstance(error, OSError) or any(word in text for word in words):
+    if library or isinstance(error, OSError) or any(word in text for word in _UNAVAILABLE):
         return StorageUnavailable(f"{where}: the bucket cannot be reached: {text[:200]}")
     return None
 
@@ -259,7 +273,7 @@ def _request(path: AnyPath, call: Callable[[Any, str], Result]) -> Result:
         except _ABOUT_FILES:
             raise
         except Exception as error:  # every library has its own
-            problem = explain(error, path)
+            problem = _in_one_line(error, path)
             if problem is None:
                 raise
             if not isinstance(problem, StorageUnavailable):

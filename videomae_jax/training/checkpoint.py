@@ -24,6 +24,7 @@ from orbax.checkpoint._src.path.atomicity import CommitFileTemporaryPath
 from orbax.checkpoint._src.serialization import tensorstore_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
+from videomae_jax import paths
 from videomae_jax.devices.distributed import everyone, say
 from videomae_jax.devices.sharding import path_name
 from videomae_jax.errors import StorageGone, UserError
@@ -277,6 +278,9 @@ def _teach_buckets() -> None:
     It describes where an array is to tensorstore, which has a driver for each service; orbax
     itself knows that of gs:// alone, and lets it repeat a request for a quarter of an hour.
     """
+    os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", str(paths.CONNECT))
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(paths.SILENCE))
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
     describe = tensorstore_utils.build_kvstore_tspec
 
     def describe_bucket(directory: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -285,6 +289,9 @@ def _teach_buckets() -> None:
             return describe(directory, *args, **kwargs)
         spec = describe("gs" + directory.removeprefix(scheme), *args, **kwargs)
         bucket = spec["base"] if spec["driver"] == "ocdbt" else spec
+        if isinstance(bucket, str):  # gs://NAME/PATH, before orbax 0.12
+            name, _, path = bucket.partition("://")[2].partition("/")
+            bucket = spec["base"] = {"driver": "gcs", "bucket": name, "path": path}
         if scheme == "s3":
             bucket.update(_s3_place())
         bucket[f"{bucket['driver']}_request_retries"] = RETRIES

@@ -27,6 +27,7 @@ from videomae_jax.devices.sharding import (
     check_batch,
     make_mesh,
 )
+from videomae_jax.paths import as_path, is_remote
 from videomae_jax.tasks.build import open_videos
 from videomae_jax.tasks.task import Params, Task, TaskModule
 from videomae_jax.training import banner
@@ -90,6 +91,8 @@ def train(
     Returns False when Ctrl-C or SIGTERM ended the run early; the same command then resumes it.
     On several processes each calls it, and all return the same.
     """
+    if is_remote(workdir):
+        workdir = str(as_path(workdir))  # without a slash at its end
     with ExitStack() as stack:
         # Before anything compiles: a KeyboardInterrupt that is raised inside a callback of JAX is
         # printed and ignored. A recorded signal is not lost.
