@@ -11,7 +11,7 @@
 # ZONE; SPOT=1 for preemptible machines; SLICES, the number of slices; RUNTIME, the TPU software
 # version; SOURCE, what pip installs on the machines (a URL or a path there); MOUNT, a command that
 # mounts a file system on a machine, for a work directory or data that are not in a bucket. The
-# service account of the machines must be allowed to write objects of BUCKET. After a preemption,
+# service account of the machines needs the roles in docs/buckets.md on BUCKET. After a preemption,
 # the same two commands, create and run, resume the run.
 set -euo pipefail
 

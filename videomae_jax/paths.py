@@ -212,6 +212,7 @@ def _in_one_line(error: BaseException, path: AnyPath) -> UserError | None:
     kind, where = type(error).__name__, os.fspath(path)
     # Up to the description of the array that tensorstore opened.
     text = " ".join(str(error).split()).partition(" [tensorstore_spec")[0] or kind
+    text = "no answer" if kind == "FSTimeoutError" else text
     denied = isinstance(error, PermissionError) or kind.endswith("CredentialsError")
     if denied or getattr(error, "code", None) in (401, 403) or any(w in text for w in _DENIED):
         return StorageError(f"{where}: access denied: {text[:200]}; check the credentials")
@@ -315,8 +316,13 @@ def _open_scheme(scheme: str) -> Any:
         import aiohttp
 
         wait = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=SILENCE)
-        settings["session_kwargs"] = {"timeout": wait}
+        settings["requests_timeout"] = wait  # gcsfs does not use that of its session
     else:
+        from botocore import handlers
+
+        # It waits without a limit for the permission to send what it writes ("100 Continue").
+        waits = handlers.add_expect_header
+        handlers.BUILTIN_HANDLERS[:] = [h for h in handlers.BUILTIN_HANDLERS if h[1] is not waits]
         times = {"connect_timeout": CONNECT, "read_timeout": SILENCE}
         settings["config_kwargs"] = {**times, "retries": {"max_attempts": 2}}
     # By its configuration, so that etils' own file system has them too.

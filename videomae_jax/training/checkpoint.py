@@ -9,6 +9,7 @@ import errno
 import functools
 import glob
 import json
+import logging
 import math
 import os
 from collections.abc import Callable
@@ -278,6 +279,7 @@ def _teach_buckets() -> None:
     It describes where an array is to tensorstore, which has a driver for each service; orbax
     itself knows that of gs:// alone, and lets it repeat a request for a quarter of an hour.
     """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it raises, three times
     os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", str(paths.CONNECT))
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(paths.SILENCE))
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
