@@ -5,6 +5,8 @@
 # Do not buffer output: logs show each line at once.
 export PYTHONUNBUFFERED=1
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-3}"
+# JAX opens a cache in a bucket through gcsfs or s3fs, as videomae does, not through TensorFlow.
+export EPATH_USE_TF="${EPATH_USE_TF:-false}"
 # A restart loads the compiled step from this cache.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$WORKDIR/compiled}"
 # GPUs: the fraction of memory that `videomae plan` assumes, and communication of gradients that

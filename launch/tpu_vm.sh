@@ -2,7 +2,7 @@
 # Train on Cloud TPU VMs through queued resources.
 #
 #   launch/tpu_vm.sh create NAME TYPE      ask for a slice, e.g. v5litepod-64, v5p-128, v6e-256
-#   launch/tpu_vm.sh run NAME CONFIG WORKDIR [--config.KEY=VALUE ...]
+#   launch/tpu_vm.sh run NAME CONFIG gs://BUCKET/runs/NAME [--config.KEY=VALUE ...]
 #   launch/tpu_vm.sh status NAME
 #   launch/tpu_vm.sh logs NAME [WORKER]
 #   launch/tpu_vm.sh delete NAME
@@ -10,8 +10,9 @@
 # --dry-run before the verb prints the gcloud commands instead. From the environment: PROJECT and
 # ZONE; SPOT=1 for preemptible machines; SLICES, the number of slices; RUNTIME, the TPU software
 # version; SOURCE, what pip installs on the machines (a URL or a path there); MOUNT, a command that
-# mounts the file system of WORKDIR and the data on a machine (Filestore, or a bucket through Cloud
-# Storage FUSE). After a preemption, the same two commands, create and run, resume the run.
+# mounts a file system on a machine, for a work directory or data that are not in a bucket. The
+# service account of the machines needs the roles in docs/buckets.md on BUCKET. After a preemption,
+# the same two commands, create and run, resume the run.
 set -euo pipefail
 
 usage() {
@@ -70,12 +71,12 @@ case $verb in
     [ $# -ge 2 ] || usage
     config=$1 workdir=$2
     shift 2
-    : "${SOURCE:?set SOURCE}" "${MOUNT:?set MOUNT}"
+    : "${SOURCE:?set SOURCE}"
     printf -v train '%q ' videomae train "--config=$config" "--workdir=$workdir" "$@"
     # Restart on 42 (saved) and on the codes of a crash, as README.md says.
-    loop="$MOUNT
-pip install -q \"jax[tpu]\" $(printf %q "$SOURCE") || exit 1
-export PYTHONUNBUFFERED=1 WORKDIR=$(printf %q "$workdir") JAX_COMPILATION_CACHE_DIR=$(printf %q "$workdir/compiled")
+    loop="${MOUNT:-true}
+pip install -q \"jax[tpu]\" gcsfs $(printf %q "$SOURCE") || exit 1
+export PYTHONUNBUFFERED=1 EPATH_USE_TF=false WORKDIR=$(printf %q "$workdir") JAX_COMPILATION_CACHE_DIR=$(printf %q "$workdir/compiled")
 while true; do $train; code=\$?; echo \"launch: exit code \$code\"
 [ \$code -eq 42 ] || [ \$code -ge 127 ] || exit \$code; sleep 30; done"
     for slice in $(each_slice); do

@@ -25,6 +25,7 @@ if not jax.config.jax_compilation_cache_dir:
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 import pytest  # noqa: E402
+from buckets import bucket, gcs, gcs_server, s3, s3_server  # noqa: E402, F401
 from hub_server import Hub  # noqa: E402
 from runs import CLASSIFIER, CLIPS, DETECTOR, KINDS, SMALL, rows  # noqa: E402
 from videos import write_video  # noqa: E402

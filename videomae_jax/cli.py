@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from videomae_jax import __version__
 from videomae_jax.commands import add_commands
-from videomae_jax.errors import UserError
+from videomae_jax.errors import StorageUnavailable, UserError
 
 COMMANDS = (
     "train",
@@ -35,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a sub-command. After a UserError, print only its message and exit with 1."""
+    """Run a sub-command. After a UserError, print only its message and exit with its code."""
     # Before TensorFlow is imported, which would print messages about devices and kernels that
     # reading files does not use.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         args.run(args)
     except UserError as error:
         print(f"videomae: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)  # as shells do, without a traceback
 
@@ -77,11 +77,11 @@ def run() -> None:
     try:
         main()
     except SystemExit as error:
-        if error.code != 1:
+        if error.code not in (1, StorageUnavailable.exit_code):
             raise
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(error.code)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,22 @@ class UserError(ValueError):
     keeps its traceback.
     """
 
+    exit_code = 1
+
+
+class StorageError(UserError):
+    """A bucket is gone or denies access: a restart would not help."""
+
+
+class StorageGone(StorageError):
+    """A bucket, or an object that must be in it, is not there."""
+
+
+class StorageUnavailable(UserError):
+    """A bucket did not answer for as long as requests are repeated: a restart may help."""
+
+    exit_code = 134
+
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return the end of a message, "; did you mean 'NAME'?", or "" if no name is similar."""

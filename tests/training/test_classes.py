@@ -16,7 +16,7 @@ def videos(labels):
 
 def test_classes_are_written_with_their_numbers_of_videos(tmp_path):
     names = ("jump", "roll", "walk")
-    rows = write_classes(str(tmp_path), names, 3, videos([0, 2, 2]), videos([2]))
+    rows = write_classes(tmp_path, names, 3, videos([0, 2, 2]), videos([2]))
     assert classes_line(rows) == "jump 1, roll 0, walk 2 (training videos)"
     with open(tmp_path / CLASSES, newline="") as file:
         read = list(csv.reader(file))
@@ -29,7 +29,7 @@ def test_classes_are_written_with_their_numbers_of_videos(tmp_path):
 
 
 def test_of_many_classes_the_first_are_shown(tmp_path):
-    rows = write_classes(str(tmp_path), (), 400, videos([0, 399]), None)
+    rows = write_classes(tmp_path, (), 400, videos([0, 399]), None)
     line = classes_line(rows)
     assert line.startswith("0 1, 1 0, 2 0,") and "... all 400 in classes.csv" in line
     assert len(line) < 120

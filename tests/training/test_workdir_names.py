@@ -43,7 +43,7 @@ NAMES = [
         "a ",
     ),
 ]
-REFUSED = {"gs://bucket/run": "is an address", "back\\slash": "has a backslash", "gs:/run": "'gs:'"}
+REFUSED = {"hf://bucket/run": "is an address", "back\\slash": "has a backslash", "gs:/run": "'gs:'"}
 REFUSED["\udce4"] = "is not UTF-8"
 
 

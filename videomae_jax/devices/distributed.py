@@ -53,7 +53,7 @@ def connected(
     except KeyboardInterrupt:
         _leave(130, "videomae: interrupted")
     except UserError as error:
-        _leave(1, f"videomae: {error}")
+        _leave(error.exit_code, f"videomae: {error}")
     except BaseException as error:
         said = _by_xla(error)
         if said is None:

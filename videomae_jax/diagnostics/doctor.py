@@ -2,6 +2,7 @@
 
 import csv
 import importlib.metadata
+import io
 import os
 import shutil
 import sys
@@ -22,6 +23,15 @@ from videomae_jax.devices.host_memory import size_text
 from videomae_jax.devices.prefetch import DevicePrefetcher
 from videomae_jax.devices.sharding import batch_sharding, make_mesh
 from videomae_jax.errors import UserError
+from videomae_jax.paths import (
+    as_path,
+    exists,
+    is_remote,
+    names,
+    read_bytes,
+    remove,
+    write_whole,
+)
 from videomae_jax.pictures import write_mp4
 from videomae_jax.tasks import pretrain
 from videomae_jax.training.goodput import Goodput
@@ -118,6 +128,8 @@ def decoder() -> Finding:
 
 def disk(folder: str) -> Finding:
     """Check the free space of `folder`, and measure how fast it can be written."""
+    if is_remote(folder):
+        return _bucket(folder)
     name, kind = "disk", _file_system(folder)
     where = f"{folder} ({kind}{', a network' if kind.startswith(NETWORK) else ''})"
     block = np.random.default_rng(0).bytes(WRITTEN)
@@ -133,6 +145,20 @@ def disk(folder: str) -> Finding:
     free = shutil.disk_usage(folder).free
     text = f"{where}: {size_text(free)} free, {size_text(WRITTEN / seconds)}/s written"
     return Finding(name, free > FREE, text, "" if free > FREE else "free space for checkpoints")
+
+
+def _bucket(folder: str) -> Finding:
+    """Measure how fast objects of a bucket can be written."""
+    probe = f"{folder}/.doctor"
+    block = np.random.default_rng(0).bytes(WRITTEN)
+    began = time.perf_counter()
+    try:
+        write_whole(probe, block)
+        seconds = time.perf_counter() - began
+        remove(probe)
+    except UserError as error:
+        return Finding("disk", False, folder, str(error))
+    return Finding("disk", True, f"{folder}: {size_text(WRITTEN / seconds)}/s written")
 
 
 def overfit() -> Finding:
@@ -180,8 +206,8 @@ def overfit() -> Finding:
 
 def examine_run(workdir: str) -> list[Finding]:
     """Check the run of a work directory. Raises UserError if there is none."""
-    folder = Path(workdir)
-    if not (folder / METRICS).is_file():
+    folder = as_path(workdir)
+    if not exists(folder / METRICS):
         raise UserError(f"no run in {workdir!r}: give the --workdir of `videomae train`")
     rows = read_metrics(workdir)
     steps = [row for row in rows if "loss" in row]
@@ -190,7 +216,7 @@ def examine_run(workdir: str) -> list[Finding]:
 
 def history(folder: Path, steps: list[dict]) -> Finding:
     """Report the steps, the newest checkpoint and the restarts of a run."""
-    saved = [int(p.name) for p in (folder / CHECKPOINTS).glob("*") if p.name.isdigit()]
+    saved = [int(name) for name in names(folder / CHECKPOINTS) if name.isdigit()]
     latest = f"newest checkpoint at step {max(saved):,}" if saved else "no checkpoint yet"
     text = f"{steps[-1]['step']:,} steps logged, {latest}" if steps else f"no step yet, {latest}"
     if steps and "restarts" in steps[-1]:
@@ -207,9 +233,9 @@ def bad_videos(folder: Path) -> Finding:
     """Check that all videos could be read, and count the reasons."""
     file = folder / BAD_VIDEOS
     reasons: Counter = Counter()
-    if file.exists():
-        with open(file, newline="", encoding="utf-8", errors="surrogateescape") as lines:
-            reasons.update(row[1] for row in csv.reader(lines) if row[1:2] not in ([], ["reason"]))
+    if exists(file):
+        lines = io.StringIO(read_bytes(file).decode("utf-8", "surrogateescape"), newline="")
+        reasons.update(row[1] for row in csv.reader(lines) if row[1:2] not in ([], ["reason"]))
     if not reasons:
         return Finding("videos", True, "all could be read")
     common = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))

@@ -6,8 +6,10 @@ are separate items so that reading the weights alone reads a third of the bytes.
 """
 
 import errno
+import functools
 import glob
 import json
+import logging
 import math
 import os
 from collections.abc import Callable
@@ -19,13 +21,20 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
+from orbax.checkpoint._src.path.atomicity import CommitFileTemporaryPath
+from orbax.checkpoint._src.serialization import tensorstore_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
+from videomae_jax import paths
 from videomae_jax.devices.distributed import everyone, say
 from videomae_jax.devices.sharding import path_name
-from videomae_jax.errors import UserError
+from videomae_jax.errors import StorageGone, UserError
+from videomae_jax.paths import SCHEMES, as_path, explain, is_folder, is_remote, move_folder, names
 from videomae_jax.training.step import TrainState
 from videomae_jax.training.workdir import CHECKPOINTS
+
+# Of tensorstore's requests to a bucket: about 50 seconds in all.
+RETRIES = {"max_retries": 6, "initial_delay": "1s", "max_delay": "16s"}
 
 SAVE, RESTORE = ocp.args.StandardSave, ocp.args.StandardRestore
 
@@ -47,7 +56,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str, *, keep: int):
-        self.folder = Path(workdir).absolute() / CHECKPOINTS
+        self.folder = _absolute(workdir) / CHECKPOINTS
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.LatestN(keep),
             save_decision_policy=save_decision_policy.FixedIntervalPolicy(1),
@@ -73,6 +82,7 @@ class Checkpoints:
             except UserError:
                 raise
             except Exception as error:  # of many kinds, depending on what is damaged
+                _raise_outage(error, self.folder)
                 problem = _first_line(error)
             # Use a checkpoint only if all processes can read it.
             if all(everyone(restored is not None)):
@@ -102,14 +112,14 @@ class Checkpoints:
             new = f"{step}.damaged"
             say(f"checkpoint {step} is damaged and now called {self.folder / new}: {problem}")
             if jax.process_index() == 0:
-                (self.folder / str(step)).rename(self.folder / new)
+                move_folder(self.folder / str(step), self.folder / new)
         if damaged:
             everyone(True)  # until the first process has renamed
             self._manager.reload()
 
     def save(self, step: int, state: TrainState, config: ConfigDict) -> None:
         """Start saving; returns once the state may be overwritten."""
-        if not self.folder.is_dir():
+        if not is_remote(self.folder) and not self.folder.is_dir():
             # Orbax would make another one, without the checkpoints that were in it.
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
         items = _items(state)
@@ -135,6 +145,7 @@ class Checkpoints:
                 if shapes != [leaf.shape for leaf in jax.tree.leaves(item)]:
                     raise ValueError(f"{name} is not complete")
         except Exception as error:  # of many kinds, depending on what is damaged
+            _raise_outage(error, self.folder)
             problem = _first_line(error)
         if not all(everyone(not problem)):
             raise UserError(
@@ -182,6 +193,7 @@ def load_params(path: str, *, item: str = "params") -> tuple[Any, ConfigDict]:
             host = jax.tree.map(np.asarray, restored[item])
             check_digests({item: host}, restored["meta"])
         except Exception as error:  # of many kinds, depending on what is damaged
+            _raise_outage(error, folder)
             older = [f"; give an older one, such as {folder / str(n)}" for n in steps if n < step]
             raise UserError(
                 f"checkpoint {folder / str(step)} is damaged: {_first_line(error)}"
@@ -204,21 +216,22 @@ def load_run_config(path: str) -> ConfigDict:
                 args = ocp.args.Composite(meta=ocp.args.JsonRestore())
                 return config_from_json(manager.restore(number, args=args)["meta"]["config"])
             except Exception as error:  # of many kinds, depending on what is damaged
+                _raise_outage(error, folder)
                 problem = _first_line(error)
     raise UserError(f"no complete checkpoint in {path!r}: {problem}")
 
 
 def has_checkpoint(workdir: str) -> bool:
     """Whether a work directory has a checkpoint, whole or damaged, to resume from."""
-    return any(folder.name.isdigit() for folder in Path(workdir, CHECKPOINTS).glob("*"))
+    return any(name.isdigit() for name in names(as_path(workdir) / CHECKPOINTS))
 
 
 def _locate(path: str) -> tuple[Path, int | None]:
     """Return the folder of checkpoints, and the step if `path` is the folder of one step."""
-    folder = Path(path).absolute()
-    if folder.name.isdigit() and (folder / "params").is_dir():
+    folder = _absolute(path)
+    if folder.name.isdigit() and is_folder(folder / "params"):
         return folder.parent, int(folder.name)
-    if not (folder / CHECKPOINTS).is_dir():
+    if not is_folder(folder / CHECKPOINTS):
         raise UserError(f"no checkpoint in {path!r}: give the --workdir of a training run")
     return folder / CHECKPOINTS, None
 
@@ -227,7 +240,7 @@ def save_params(path: str, params: Any, config: ConfigDict) -> None:
     """Write weights without a run: a new work directory `path` that `load_params` reads."""
     meta = {"config": json.loads(config.to_json()), "digests": digests({"params": params})}
     args = ocp.args.Composite(params=SAVE(params), meta=ocp.args.JsonSave(meta))
-    with _open(Path(path).absolute() / CHECKPOINTS, ocp.CheckpointManagerOptions()) as manager:
+    with _open(_absolute(path) / CHECKPOINTS, ocp.CheckpointManagerOptions()) as manager:
         manager.save(0, args=args)
 
 
@@ -235,6 +248,10 @@ def _open(folder: Any, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointM
     # Orbax looks for the files to merge by a pattern that its folder is a part of. A folder named
     # like a pattern gets files that need no merging; reading knows either.
     ocdbt = not glob.has_magic(str(folder))
+    if is_remote(folder):
+        _teach_buckets()
+        # In a bucket renaming is copying: a last object says that a checkpoint is whole.
+        options.temporary_path_class = CommitFileTemporaryPath
     handlers = {
         "params": ocp.StandardCheckpointHandler(use_ocdbt=ocdbt),
         "ema": ocp.StandardCheckpointHandler(use_ocdbt=ocdbt),
@@ -242,6 +259,59 @@ def _open(folder: Any, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointM
         "meta": ocp.JsonCheckpointHandler(),
     }
     return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+
+
+def _absolute(path: str) -> Path:
+    return as_path(path) if is_remote(path) else Path(path).absolute()
+
+
+def _raise_outage(error: Exception, folder: Path) -> None:
+    """Raise the UserError of a bucket that denies or does not answer: nothing is damaged."""
+    problem = explain(error, folder) if is_remote(folder) else None
+    if problem and not isinstance(problem, StorageGone):
+        raise problem from None
+
+
+@functools.cache
+def _teach_buckets() -> None:
+    """Make orbax read and write arrays in S3 too, and give up after about a minute.
+
+    It describes where an array is to tensorstore, which has a driver for each service; orbax
+    itself knows that of gs:// alone, and lets it repeat a request for a quarter of an hour.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it raises, three times
+    os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", str(paths.CONNECT))
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(paths.SILENCE))
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
+    describe = tensorstore_utils.build_kvstore_tspec
+
+    def describe_bucket(directory: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        scheme = directory.partition(":")[0]
+        if scheme not in SCHEMES:
+            return describe(directory, *args, **kwargs)
+        spec = describe("gs" + directory.removeprefix(scheme), *args, **kwargs)
+        bucket = spec["base"] if spec["driver"] == "ocdbt" else spec
+        if isinstance(bucket, str):  # gs://NAME/PATH, before orbax 0.12
+            name, _, path = bucket.partition("://")[2].partition("/")
+            bucket = spec["base"] = {"driver": "gcs", "bucket": name, "path": path}
+        if scheme == "s3":
+            bucket.update(_s3_place())
+        bucket[f"{bucket['driver']}_request_retries"] = RETRIES
+        return spec
+
+    tensorstore_utils.build_kvstore_tspec = describe_bucket
+
+
+def _s3_place() -> dict[str, Any]:
+    """Return what tensorstore does not read from the environment as other clients of S3 do."""
+    place: dict[str, Any] = {"driver": "s3"}
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL")):
+        place["endpoint"] = endpoint
+    if region := os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION")):
+        place["aws_region"] = region
+    if "AWS_ACCESS_KEY_ID" in os.environ:  # otherwise it looks in files first, and says so
+        place["aws_credentials"] = {"type": "environment"}
+    return place
 
 
 def check_digests(items: dict[str, Any], meta: dict) -> None:

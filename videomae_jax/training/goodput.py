@@ -1,10 +1,9 @@
 """Account for the time of a run, over all its starts."""
 
 import json
-import os
 import time
-from pathlib import Path
 
+from videomae_jax.paths import as_path, read_bytes, write_whole
 from videomae_jax.training.workdir import GOODPUT
 
 
@@ -17,9 +16,9 @@ class Goodput:
     """
 
     def __init__(self, workdir: str):
-        self._file = Path(workdir) / GOODPUT
+        self._file = as_path(workdir) / GOODPUT
         try:
-            self._book = json.loads(self._file.read_text())
+            self._book = json.loads(read_bytes(self._file))
         except (FileNotFoundError, json.JSONDecodeError):  # a loss of power may leave it empty
             # began: seconds since 1970. step: number of the last step.
             self._book = dict(began=time.time(), starts=0, step=0, steps=0, lost_steps=0)
@@ -85,6 +84,4 @@ class Goodput:
 
     def write(self) -> None:
         """Write the account to its file."""
-        new = self._file.with_suffix(".new")
-        new.write_text(json.dumps(self._book))
-        os.replace(new, self._file)
+        write_whole(self._file, json.dumps(self._book))

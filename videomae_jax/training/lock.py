@@ -4,12 +4,19 @@ The lock is a file, so it works on any shared file system. A holder that died on
 is recognized by its process id. On another machine only its heartbeat can be seen, the
 modification time of the lock, which is compared with that of a file that is written now: both
 are times of the file server, so the clocks of the machines do not matter.
+
+An object of a bucket can be created by one process alone, but it cannot be renamed, nor removed on
+a condition that every service knows. So there the locks are numbered objects, .lock/00000001 and
+on, of which the newest counts. A lock is taken by creating the next number, and only where the
+holder of the newest has said that it ended, or is dead. One whose heartbeat did not reach the
+bucket for longer than `SILENCE` looks dead although it lives; it ends itself with the next one.
 """
 
 import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -20,7 +27,8 @@ from pathlib import Path
 import jax
 
 from videomae_jax.devices.distributed import everyone
-from videomae_jax.errors import UserError
+from videomae_jax.errors import StorageError, StorageUnavailable, UserError
+from videomae_jax.paths import create, is_remote, modified, names, read_bytes, remove, write_whole
 
 NAME = ".lock"
 # Seconds between two heartbeats, and of silence before a holder elsewhere counts as dead.
@@ -49,7 +57,6 @@ def lock_workdir(workdir: str) -> Iterator[None]:
     A lock that a dead process left behind is taken over: at once on the same machine, else after
     `SILENCE` seconds without a heartbeat. Raises UserError, naming the holder, for a live one.
     """
-    path = Path(workdir) / NAME
     mine = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -58,13 +65,17 @@ def lock_workdir(workdir: str) -> Iterator[None]:
         "process": _birth(os.getpid()),
         "token": uuid.uuid4().hex,
     }
+    with _lock_bucket(workdir, mine) if is_remote(workdir) else _lock_folder(workdir, mine):
+        yield
+
+
+@contextmanager
+def _lock_folder(workdir: str, mine: dict) -> Iterator[None]:
+    path = Path(workdir) / NAME
     while not _create(path, mine):
         holder = _read(path)
         if holder is not None and not _take_over(path, holder):
-            raise UserError(
-                f"{workdir} is in use by process {holder.get('pid')} on {holder.get('host')} "
-                f"since {holder.get('started')}: use another --workdir, or end that run first"
-            )
+            raise _in_use(workdir, holder)
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(path, ended), name="lock", daemon=True)
     beating.start()
@@ -76,6 +87,84 @@ def lock_workdir(workdir: str) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a disk that fails has ended the run
             if (_read(path) or {}).get("token") == mine["token"]:
                 path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _lock_bucket(workdir: str, mine: dict) -> Iterator[None]:
+    folder, content = f"{workdir}/{NAME}", json.dumps(mine).encode()
+    while True:
+        older = [name for name in names(folder) if name.isdigit()]
+        newest = older[-1] if older else "0"
+        if older and (holder := _read_object(f"{folder}/{newest}")) is not None:
+            if _alive(f"{folder}/{newest}", holder):
+                raise _in_use(workdir, holder)
+        path = f"{folder}/{int(newest) + 1:08}"
+        if create(path, content):
+            # Another may have gone through this number and the next since `names`.
+            if not _has_newer(path):
+                break
+            remove(path)
+    for name in older:
+        remove(f"{folder}/{name}")
+    ended = threading.Event()
+    beating = threading.Thread(
+        target=_beat_object, args=(path, content, ended), name="lock", daemon=True
+    )
+    beating.start()
+    try:
+        yield
+    except (StorageError, StorageUnavailable):
+        ended.set()  # the bucket that failed cannot be told
+        raise
+    except BaseException:
+        _release_object(path, mine, ended, beating)
+        raise
+    _release_object(path, mine, ended, beating)
+
+
+def _release_object(path: str, mine: dict, ended: threading.Event, beating) -> None:
+    ended.set()
+    beating.join()
+    # It stays: a number that was free again could be taken twice.
+    write_whole(path, json.dumps(mine | {"released": True}))
+
+
+def _read_object(path: str) -> dict | None:
+    """Return who holds a lock in a bucket, None if it is gone."""
+    try:
+        return json.loads(read_bytes(path))
+    except FileNotFoundError:
+        return None
+
+
+def _alive(path: str, holder: dict) -> bool:
+    """Return whether the holder of a lock in a bucket may still run."""
+    if holder.get("released"):
+        return False
+    if holder.get("machine") == _machine():
+        return _birth(holder["pid"]) == holder.get("process")
+    return not _silent(path)
+
+
+def _has_newer(path: str) -> bool:
+    folder, _, own = path.rpartition("/")
+    return any(name.isdigit() and name > own for name in names(folder))
+
+
+def _beat_object(path: str, content: bytes, ended: threading.Event) -> None:
+    while not ended.wait(BEAT):
+        with contextlib.suppress(UserError):  # a bucket that fails ends the run elsewhere
+            if _has_newer(path):
+                print(f"videomae: another run took over {path.partition(NAME)[0]}", file=sys.stderr)
+                os._exit(1)
+            write_whole(path, content)
+
+
+def _in_use(workdir: str, holder: dict) -> UserError:
+    return UserError(
+        f"{workdir} is in use by process {holder.get('pid')} on {holder.get('host')} "
+        f"since {holder.get('started')}: use another --workdir, or end that run first"
+    )
 
 
 def _create(path: Path, mine: dict) -> bool:
@@ -122,16 +211,16 @@ def _take_over(path: Path, holder: dict) -> bool:
     return True
 
 
-def _silent(path: Path) -> bool:
+def _silent(path: Path | str) -> bool:
     """Wait for the next heartbeat; return whether there was none for `SILENCE` seconds."""
     first = None
     while True:
-        probe = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-        probe.touch()
-        now = probe.stat().st_mtime
-        probe.unlink()
+        probe = f"{path}.{uuid.uuid4().hex}"
+        write_whole(probe, b"")
+        now = modified(probe)
+        remove(probe)
         try:
-            beat = path.stat().st_mtime
+            beat = modified(path)
         except FileNotFoundError:
             return True
         first = beat if first is None else first

@@ -4,7 +4,6 @@ import functools
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -28,12 +27,14 @@ from videomae_jax.devices.sharding import (
     check_batch,
     make_mesh,
 )
+from videomae_jax.paths import as_path, is_remote
 from videomae_jax.tasks.build import open_videos
 from videomae_jax.tasks.task import Params, Task, TaskModule
 from videomae_jax.training import banner
 from videomae_jax.training.checkpoint import Checkpoints
 from videomae_jax.training.evaluation import Evaluator, Scores, evaluate, named_weights
 from videomae_jax.training.lock import only_run
+from videomae_jax.training.mirror import Mirror, mirrored
 from videomae_jax.training.monitor import Monitor
 from videomae_jax.training.online_knn import OnlineKnn
 from videomae_jax.training.optim import (
@@ -69,6 +70,7 @@ class Run(NamedTuple):
 
     config: ConfigDict
     workdir: str
+    mirror: Mirror
     mesh: Mesh
     task: Task
     schedule: Schedule
@@ -97,6 +99,8 @@ def train(
     Returns False when Ctrl-C or SIGTERM ended the run early; the same command then resumes it.
     On several processes each calls it, and all return the same.
     """
+    if is_remote(workdir):
+        workdir = str(as_path(workdir))  # without a slash at its end
     with ExitStack() as stack:
         # Before anything compiles: a KeyboardInterrupt that is raised inside a callback of JAX is
         # printed and ignored. A recorded signal is not lost.
@@ -111,10 +115,11 @@ def train(
         schedule = make_schedule(config, examples=len(train_videos))
         make_workdir(workdir)
         stack.enter_context(only_run(workdir))
+        mirror = stack.enter_context(mirrored(workdir))
         bad = BadVideos(
             train_videos,
             max_share=config.data.max_bad_share,
-            file=Path(workdir) / BAD_VIDEOS,
+            file=mirror.folder / BAD_VIDEOS,
             process_index=jax.process_index(),
         )
 
@@ -132,14 +137,23 @@ def train(
         )
         config, teacher = _read_teacher(config, functions, load_weights)
         run = Run(
-            *(config, workdir, mesh, task, schedule, functions, teacher),
-            *(train_videos, eval_videos, bad),
+            config=config,
+            workdir=workdir,
+            mirror=mirror,
+            mesh=mesh,
+            task=task,
+            schedule=schedule,
+            functions=functions,
+            teacher=teacher,
+            train_videos=train_videos,
+            eval_videos=eval_videos,
+            bad=bad,
         )
         checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
         stack.callback(checkpoints.close)
         start, state, changes = _starting_state(run, checkpoints, load_weights)
         monitor = Monitor(
-            workdir,
+            str(mirror.folder),
             total_steps=schedule.steps,
             batch_size=clips,
             flops=task.train_flops,
@@ -155,7 +169,7 @@ def train(
             checkpoints.wait()
             # "done" is said of a checkpoint that can be read.
             checkpoints.verify(schedule.steps, functions.abstract_state)
-        finish(workdir, max(start, schedule.steps), bad=bad)
+        finish(workdir, max(start, schedule.steps), folder=mirror.folder, bad=bad)
         say(monitor.summary())
     return True
 
@@ -248,10 +262,12 @@ def _train_steps(
             signals, waited = exchange()
             monitor.record(step, metrics, batch["id"], waited=waited)
             run.bad.check()
+            run.mirror.check()
             last = step == total
             number = int(signals.max())
             if last or number or step % config.save_every == 0:
                 with monitor.pause("saving"):
+                    run.mirror.push()  # first, so that no checkpoint lacks the metrics before it
                     checkpoints.save(step, state, config)
                     if number:
                         checkpoints.wait()
@@ -334,8 +350,8 @@ def _class_rows(run: Run) -> dict[str, str]:
     if "classes" not in model:
         return {}
     names = tuple(run.config.data.class_names)
-    rows = write_classes(run.workdir, names, model.classes, run.train_videos, run.eval_videos)
     videos = run.train_videos
+    rows = write_classes(run.mirror.folder, names, model.classes, videos, run.eval_videos)
     unit = "videos" if videos.key_frames is None else "boxes"
     labelled = videos.labels is not None or videos.key_frames is not None
     return {"classes": banner.classes_line(rows, unit=unit, labelled=labelled)}

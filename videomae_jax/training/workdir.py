@@ -16,6 +16,7 @@ import jax
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos, count_labels
 from videomae_jax.errors import UserError
+from videomae_jax.paths import SCHEMES, as_path, explain, is_remote, read_bytes, remove, write_whole
 from videomae_jax.training.curve import plot_curve
 
 CHECKPOINTS = "checkpoints"  # a folder with one sub-folder per step
@@ -46,6 +47,11 @@ def work_directory(workdir: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if is_remote(workdir):
+            problem = explain(error, workdir)
+            if problem is None:
+                raise
+            raise problem from None
         reason = disk_reason(error, workdir)
         if reason is None:
             raise
@@ -104,6 +110,11 @@ def check_same_model(changes: dict, *, workdir: str) -> None:
 def make_workdir(workdir: str) -> None:
     """Create `workdir` and try writing to it; raises UserError where that fails."""
     _check_name(workdir)
+    if is_remote(workdir):
+        address = f"{workdir}/.probe-{jax.process_index()}"
+        write_whole(address, b"videomae")
+        remove(address)
+        return
     probe = Path(workdir) / f".probe-{jax.process_index()}"
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
@@ -117,10 +128,16 @@ def make_workdir(workdir: str) -> None:
 
 def _check_name(workdir: str) -> None:
     """Raise UserError for a path in which checkpoints could not be read back."""
+    if is_remote(workdir):
+        bucket, _, folder = workdir.partition("://")[2].partition("/")
+        if not bucket or not folder.strip("/"):
+            raise UserError(f"--workdir {workdir} names no folder: gs://BUCKET/runs/NAME")
+        if special := sorted(set("#?*[]\\\n") & set(workdir)):
+            raise UserError(f"--workdir {workdir!r} has {special[0]!r}: use another name")
+        return
     if "://" in workdir:
-        raise UserError(
-            f"--workdir {workdir} is an address: use a path of a local or mounted file system"
-        )
+        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise UserError(f"--workdir {workdir} is an address: use {known} or a path of a disk")
     path = str(Path(workdir).absolute())
     try:
         path.encode()
@@ -134,7 +151,9 @@ def _check_name(workdir: str) -> None:
 
 
 def check_space(workdir: str, *, needed: int) -> None:
-    """Raise UserError when `workdir` has less than `needed` bytes free."""
+    """Raise UserError when a local `workdir` has less than `needed` bytes free."""
+    if is_remote(workdir):
+        return
     free = shutil.disk_usage(workdir).free
     if free < needed:
         raise UserError(
@@ -144,7 +163,7 @@ def check_space(workdir: str, *, needed: int) -> None:
 
 
 def write_classes(
-    workdir: str, names: tuple[str, ...], classes: int, train: Videos, held_out: Videos | None
+    folder: Path, names: tuple[str, ...], classes: int, train: Videos, held_out: Videos | None
 ) -> list[ClassRow]:
     """Write classes.csv, the meaning of each label, and return its rows.
 
@@ -162,7 +181,7 @@ def write_classes(
     columns = zip(range(classes), names, count(train), count(held_out), strict=True)
     rows = [ClassRow(*column) for column in columns]
     if jax.process_index() == 0:
-        with open(Path(workdir) / CLASSES, "w", newline="", encoding="utf-8") as file:
+        with open(folder / CLASSES, "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([ClassRow._fields, *rows])
     return rows
 
@@ -174,7 +193,7 @@ def read_metrics(workdir: str) -> list[dict[str, float]]:
     that a full disk or a loss of power cut short are skipped.
     """
     rows = {}
-    for line in (Path(workdir) / METRICS).read_text().splitlines():
+    for line in read_bytes(f"{workdir}/{METRICS}").decode().splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
@@ -183,14 +202,13 @@ def read_metrics(workdir: str) -> list[dict[str, float]]:
     return [rows[key] for key in sorted(rows)]
 
 
-def finish(workdir: str, steps: int, *, bad: BadVideos) -> None:
-    """Plot the curve of a finished run and print where its files are."""
+def finish(workdir: str, steps: int, *, folder: Path, bad: BadVideos) -> None:
+    """Plot the curve of a finished run in `folder` and print where its files are."""
     if jax.process_index() > 0:
         return
-    curve = Path(workdir) / CURVE
-    plot_curve(read_metrics(workdir), str(curve))
+    plot_curve(read_metrics(str(folder)), str(folder / CURVE))
     print(f"done, {steps:,} steps")
     if len(bad):
         print(f"  replaced    {bad}")
-    print(f"  checkpoint  {Path(workdir) / CHECKPOINTS / str(steps)}")
-    print(f"  curve       {curve}")
+    print(f"  checkpoint  {as_path(workdir) / CHECKPOINTS / str(steps)}")
+    print(f"  curve       {as_path(workdir) / CURVE}")
