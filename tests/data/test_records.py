@@ -322,18 +322,6 @@ def test_a_missing_record_file_is_named(packed, tmp_path):
         read_videos(tmp_path)
 
 
-def test_an_address_is_written_and_read_through_tensorflow(videos, packed):
-    folder = "ram://bucket/packed"  # TensorFlow's file system in memory, for tests
-    write(videos, folder)
-    assert tf.io.gfile.exists(f"{folder}/dataset_info.json")
-    remote = read_videos(folder)
-    assert all(map(same, train(remote, steps=4), train(packed["jpeg"], steps=4)))
-    with pytest.raises(UserError, match="ram://bucket/other has no index.json"):
-        read_videos("ram://bucket/other")
-    with pytest.raises(UserError, match="TensorFlow opens no carrier://"):
-        read_videos("carrier://pigeon/packed")
-
-
 def test_a_share_is_held_out_alike(videos, packed):
     for one, other in zip(
         split_videos(videos, holdout=0.3, seed=1),
