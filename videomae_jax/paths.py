@@ -38,6 +38,10 @@ _GONE = ("NOT_FOUND", "NoSuchBucket", "NoSuchKey", "(404)")
 _UNAVAILABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "RESOURCE_EXHAUSTED")
 _LIBRARIES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "urllib3"}
 
+# etils decides once, for the first address that it sees, which may be one of tensorflow-datasets.
+# TensorFlow's own gs:// needs other credentials, and has no s3://.
+os.environ["EPATH_USE_TF"] = "false"
+
 AnyPath = str | os.PathLike[str]
 Result = TypeVar("Result")
 
@@ -376,8 +380,6 @@ def _filesystem(path: AnyPath) -> Any:
 @functools.cache  # fsspec would make one for each thread
 def _open_scheme(scheme: str) -> Any:
     module, extra = SCHEMES[scheme]
-    # Must be set before etils decides; TensorFlow's own gs:// needs other credentials.
-    os.environ["EPATH_USE_TF"] = "false"
     # Off: it asks a second service, by gRPC, what kind of bucket each one is.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     if importlib.util.find_spec(module) is None:

@@ -23,8 +23,8 @@ class BadVideos:
     With a `file` (`WORKDIR/bad_videos.csv`) they are also appended there, one row each. Videos
     that the file lists already are counted from the start, so a resumed run continues the count.
     Several processes may share the file, and several threads this object. As nothing can be
-    appended in a bucket, each process writes a file of its own there, `bad_videos-00001.csv` and
-    so on after the first, with all of its rows.
+    appended in a bucket, each process writes a file of its own there, `NAME-00001.csv` and so on
+    after the first, with all of its rows.
     """
 
     def __init__(

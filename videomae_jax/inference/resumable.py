@@ -170,7 +170,8 @@ def open_output(
     if not (scores and scores.position):
         paths.make_folder(folder)
         paths.remove(file)
-    return Output(folder, scores, BadVideos(videos, max_share=1.0, file=file))
+    bad = BadVideos(videos, max_share=1.0, file=file, process_index=jax.process_index())
+    return Output(folder, scores, bad)
 
 
 def collect_rows(
