@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -79,9 +79,7 @@ class Parts:
         }
         columns["position"] = np.array(self.position)
         file = self.folder / f"{len(self._files):06d}.npz"
-        data = io.BytesIO()
-        np.savez(data, allow_pickle=False, **columns)
-        self._write(file, data.getvalue())
+        self._write(file, lambda out: np.savez(out, allow_pickle=False, **columns))
         self._files.append(file)
         self._waiting = []
         self._written = time.monotonic()
@@ -108,7 +106,8 @@ class Parts:
     def _check(self, settings: dict) -> None:
         file = self.folder / SETTINGS
         if not paths.exists(file):
-            self._write(file, json.dumps(settings, indent=1).encode())
+            text = json.dumps(settings, indent=1)
+            self._write(file, lambda out: out.write(text.encode()))
             return
         before = json.loads(paths.read_bytes(file))
         for name in before.keys() | settings.keys():
@@ -118,14 +117,16 @@ class Parts:
                     f"{settings.get(name)}: use another --out, or remove that folder"
                 )
 
-    def _write(self, file: Path, data: bytes) -> None:
+    def _write(self, file: Path, write: Callable[[BinaryIO], object]) -> None:
         if paths.is_remote(file):
-            paths.write_whole(file, data)
+            data = io.BytesIO()
+            write(data)
+            paths.write_whole(file, data.getvalue())
             return
         draft = file.with_name(f".{file.name}")
         try:
             with open(draft, "wb") as out:
-                out.write(data)
+                write(out)
                 out.flush()
                 os.fsync(out.fileno())
             draft.rename(file)

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "videos", metavar="VIDEOS", help="a list or a folder of videos, or an annotation file"
     )
-    parser.add_argument("out", metavar="OUT", help="a folder, made if missing, or a gs:// address")
+    parser.add_argument(
+        "out", metavar="OUT", help="a folder, made if missing, on a disk or in a bucket"
+    )
     parser.add_argument(
         "--format",
         default="mp4",
