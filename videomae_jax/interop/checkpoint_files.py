@@ -22,7 +22,7 @@ from videomae_jax.interop.convert import (
     match_tensors,
     to_native,
 )
-from videomae_jax.interop.download import WEIGHTS, local_weights
+from videomae_jax.interop.download import local_weights
 from videomae_jax.interop.inflate import (
     INFLATIONS,
     TUBELET,
@@ -39,6 +39,7 @@ from videomae_jax.interop.torch_file import Inert, MappedTensor, map_torch, writ
 from videomae_jax.interop.transformers_folder import (
     CONFIG,
     IMAGENET_MEAN,
+    WEIGHTS,
     FolderConfig,
     read_folder_config,
     write_folder_config,

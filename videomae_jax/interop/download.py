@@ -8,17 +8,9 @@ from pathlib import Path
 from videomae_jax import paths
 from videomae_jax.errors import UserError
 from videomae_jax.interop.safetensors_file import indexed_files
-from videomae_jax.interop.transformers_folder import CONFIG, NESTED, PROCESSOR, VIDEO_PROCESSOR
+from videomae_jax.interop.transformers_folder import JSON_FILES, WEIGHTS
 from videomae_jax.progress import Progress
 
-# The files of a folder that may hold its weights; the first one found is read.
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-BESIDE = (CONFIG, NESTED, PROCESSOR, VIDEO_PROCESSOR)  # small files that describe the weights
 CHUNK = 32 << 20  # bytes of one request
 
 
@@ -40,8 +32,8 @@ def local_weights(path: str) -> Iterator[str]:
         else:
             address, _, weights = address.rpartition("/")
             local = str(Path(folder, weights))
-            there = [name for name in BESIDE if paths.exists(f"{address}/{name}")]
-        _copy(address, folder, [name for name in there if name in BESIDE] + [weights])
+            there = [name for name in JSON_FILES if paths.exists(f"{address}/{name}")]
+        _copy(address, folder, [name for name in there if name in JSON_FILES] + [weights])
         try:
             if weights.endswith(".index.json"):
                 _copy(address, folder, [file.name for file in indexed_files(Path(folder, weights))])

@@ -22,6 +22,14 @@ MODEL_TYPES = ("videomae", "vit", "vit_mae")
 TIMM, V2 = "pretrained_cfg", "model_config"
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 VIDEO_PROCESSOR, NESTED = "video_preprocessor_config.json", "processor_config.json"
+JSON_FILES = (CONFIG, NESTED, VIDEO_PROCESSOR, PROCESSOR)  # all that are read
+# The files of a folder that may hold its weights; the first one found is read.
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MULTI_LABEL = "multi_label_classification"  # a problem_type: sigmoid loss and probabilities
 EPSILON = 1e-6  # of every LayerNorm of the reference; transformers' default is 1e-12
