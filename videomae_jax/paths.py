@@ -206,8 +206,16 @@ def move_folder(old: AnyPath, new: AnyPath) -> None:
 
 
 def full_path(path: AnyPath) -> pathlib.Path:
-    """Return an absolute path, with the home for ~; the address of a bucket as `as_path` does."""
-    return as_path(path) if is_remote(path) else pathlib.Path(path).expanduser().absolute()
+    """Return an absolute path, with the home for ~; the address of a bucket as `as_path` does.
+
+    Raises UserError for an address of another kind.
+    """
+    if is_remote(path):
+        return as_path(path)
+    if "://" in os.fspath(path):
+        known = " and ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise UserError(f"{path}: only {known} addresses are known: copy it to a disk")
+    return pathlib.Path(path).expanduser().absolute()
 
 
 def join(folder: AnyPath, path: str) -> str:

@@ -130,7 +130,7 @@ def test_what_is_not_there_is_named_in_one_line(remote):
         UserError, match="none of the 2 videos in .*wrong.csv exists, first .*x.mp4"
     ):
         read_videos(f"{remote}/wrong.csv")
-    with pytest.raises(UserError, match="pigeon://x: only gs:// and s3:// addresses can be read"):
+    with pytest.raises(UserError, match="pigeon://x: only gs:// and s3:// addresses are known"):
         read_videos("pigeon://x")
 
 

@@ -31,8 +31,6 @@ def read_videos(source: str | os.PathLike[str]) -> Videos:
     which no file exists. Single missing files are unreadable videos later.
     """
     name = os.path.expanduser(os.fspath(source))
-    if "://" in name and not paths.is_remote(name):
-        raise UserError(f"{name}: only gs:// and s3:// addresses can be read: copy it to a disk")
     described = paths.join(name, "dataset_info.json")  # by tensorflow-datasets
     if name.startswith("tfds:") or paths.exists(described):
         return open_records(name)

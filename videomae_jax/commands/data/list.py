@@ -87,9 +87,9 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.data.manifest import write_lines, write_manifest
     from videomae_jax.data.sources import describe_skipped, nearest_path
     from videomae_jax.errors import UserError
-    from videomae_jax.paths import as_path, exists, full_path, is_folder, is_remote, remove
+    from videomae_jax.paths import as_path, exists, full_path, is_folder, remove
 
-    source = full_path(args.folder) if is_remote(args.folder) else Path(args.folder).expanduser()
+    source = full_path(args.folder) if "://" in args.folder else Path(args.folder).expanduser()
     if not is_folder(source) and exists(source):
         count_boxes(args, source)
         return
