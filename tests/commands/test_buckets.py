@@ -93,7 +93,8 @@ def test_parquet_in_a_bucket(classifier, listed, bucket):
     assert table.num_rows and table["path"][0].as_py().startswith(bucket.url)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=slow)])
+@slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_evaluation_resumes_in_a_bucket(classifier, bucket, tmp_path, number, capsys):
     folder, *_ = classifier
     (tmp_path / "list.csv").write_text(rows("val", KINDS, range(8)) + "\nbad.mp4 roll")
@@ -124,7 +125,9 @@ def test_a_killed_evaluation_resumes_in_a_bucket(classifier, bucket, tmp_path, n
 FILES = {"native": "run", "mcg": "model.pth", "safetensors": "model.safetensors", "hf": "model"}
 
 
-@pytest.mark.parametrize("to", FILES)
+@pytest.mark.parametrize(
+    "to", ["hf", *(pytest.param(to, marks=slow) for to in ("native", "mcg", "safetensors"))]
+)
 def test_a_model_goes_into_a_bucket_and_back(classifier, bucket, to, capsys):
     folder, params, config = classifier
     address = f"{bucket.url}/models/{FILES[to]}"
@@ -180,6 +183,7 @@ def _leaves(tree):
     return jax.tree.leaves(tree)
 
 
+@slow
 def test_predictions_and_pictures_in_a_bucket(classifier, pretrained, listed, bucket, capsys):
     url, video = bucket.url, f"{listed.rpartition('/')[0]}/long.mp4"
     run("predict", video, "--checkpoint", classifier[0], "--json", f"{url}/out/p.json")

@@ -76,7 +76,7 @@ def faults_of(videos) -> dict[str, str]:
     return {Path(path).name: reason for path, reason in bad.reasons.items()}
 
 
-@pytest.mark.parametrize("source", ["list.csv", ""])
+@pytest.mark.parametrize("source", ["list.csv", pytest.param("", marks=pytest.mark.slow)])
 def test_the_clips_are_those_of_local_files(local, remote, source):
     here, there = read_videos(local / source), read_videos(f"{remote}/{source}".rstrip("/"))
     assert [paths.join(remote, str(Path(path).relative_to(local))) for path in here.paths] == list(
@@ -180,6 +180,7 @@ def test_packing_into_a_bucket_writes_the_bytes_of_packing_to_a_disk(
     assert faults_of(read_videos(here)) == faults_of(read_videos(there))
 
 
+@pytest.mark.slow
 def test_packing_goes_on_and_repairs(local, bucket):
     videos, folder = read_videos(local / "list.csv"), f"{bucket.url}/packed"
     assert write(videos, folder, process_count=2) is None
@@ -237,7 +238,7 @@ def test_a_bucket_that_stays_away_is_no_unreadable_video(remote, bucket, monkeyp
     assert error.value.exit_code == 134 and not len(bad)
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_many_reads_wait_at_once_and_few_threads_compute(local, gcs, monkeypatch, packed):
     """So that reading ahead hides the time of a request."""
     there = read_videos(f"{upload(local, gcs.url)}/list.csv")
@@ -311,6 +312,7 @@ def test_boxes_in_a_bucket(local, remote):
         read_key_frames(f"{remote}/none.csv")
 
 
+@pytest.mark.slow
 def test_the_commands_list_check_and_pack(local, remote, capsys):
     out = f"{remote}/lists"
     cli.main(["data", "list", remote, "--out", f"{out}/train.csv", "--val", f"{out}/val.csv"])
