@@ -21,8 +21,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+
+from videomae_jax import paths
 
 # They report every missing object, and every request.
 for name in ("gcp_storage_emulator.storage", "api.object", "werkzeug"):
@@ -289,3 +292,16 @@ def s3(s3_server) -> Iterator[Bucket]:
 def bucket(request) -> Bucket:
     """Either of them."""
     return request.getfixturevalue(request.param)
+
+
+def upload(folder: str | os.PathLike, url: str) -> str:
+    """Copy the files of a local folder to a folder in a bucket, and return its address."""
+    for file in sorted(Path(folder).rglob("*")):
+        if file.is_file():
+            paths.write_whole(f"{url}/{file.relative_to(folder)}", file.read_bytes())
+    return url
+
+
+def download(url: str) -> dict[str, bytes]:
+    """Return the contents of all objects of a folder in a bucket."""
+    return {name: paths.read_bytes(f"{url}/{name}") for name in paths.find(url)}

@@ -24,7 +24,7 @@ ROOMS = {
     "augment": {"errors"},
     "data": {"errors", "host", "drawing", "paths"},
     "devices": {"errors"},
-    "pictures": {"errors", "models", "data"},
+    "pictures": {"errors", "paths", "models", "data"},
     "tasks": {
         *("errors", "paths", "config", "models", "augment", "data", "devices"),
         *("metrics", "detection_metrics", "pictures"),
@@ -42,7 +42,7 @@ ROOMS["__init__"] = {"api"}
 ONLY_IN = {
     "tensorflow": {
         *("data/pipeline.py", "data/regions.py", "data/records.py", "data/pack.py"),
-        *("data/storage.py", "data/tfds.py"),
+        "data/tfds.py",
     },
     "tensorflow_datasets": {"data/tfds.py", "data/pack.py"},
     "clu": {"training/monitor.py"},

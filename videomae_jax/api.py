@@ -5,7 +5,6 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
@@ -428,7 +427,7 @@ def evaluate(
         source=model._source,
         views=views,
         batch_size=batch_size,
-        out=None if out is None else Path(out),
+        out=None if out is None else os.fspath(out),
         stopped=stopped,
     )
 

@@ -12,8 +12,12 @@ import io
 import logging
 import os
 import pathlib
+import posixpath
+import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO, TypeVar, cast
 
 from videomae_jax.errors import StorageError, StorageGone, StorageUnavailable, UserError
@@ -33,6 +37,10 @@ _DENIED = ("Forbidden", "PERMISSION_DENIED", "UNAUTHENTICATED", "AccessDenied", 
 _GONE = ("NOT_FOUND", "NoSuchBucket", "NoSuchKey", "(404)")
 _UNAVAILABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "RESOURCE_EXHAUSTED")
 _LIBRARIES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "urllib3"}
+
+# etils decides once, for the first address that it sees, which may be one of tensorflow-datasets.
+# TensorFlow's own gs:// needs other credentials, and has no s3://.
+os.environ["EPATH_USE_TF"] = "false"
 
 AnyPath = str | os.PathLike[str]
 Result = TypeVar("Result")
@@ -68,7 +76,16 @@ def read_bytes(path: AnyPath, offset: int = 0, size: int = -1) -> bytes:
     if not offset and size < 0:
         return _request(path, lambda fs, key: fs.cat_file(key))
     end = None if size < 0 else offset + size
-    return _request(path, lambda fs, key: fs.cat_file(key, start=offset, end=end))
+
+    def read(fs: Any, key: str) -> bytes:
+        try:
+            return fs.cat_file(key, start=offset, end=end)
+        except Exception as error:  # has no class of its own
+            if "satisfiable" in str(error).lower() or "InvalidRange" in str(error):
+                return b""  # the object ends before the range
+            raise
+
+    return _request(path, read)
 
 
 def write_whole(path: AnyPath, data: bytes | str) -> None:
@@ -188,6 +205,72 @@ def move_folder(old: AnyPath, new: AnyPath) -> None:
     _request(old, move)
 
 
+def full_path(path: AnyPath) -> pathlib.Path:
+    """Return an absolute path, with the home for ~; the address of a bucket as `as_path` does.
+
+    Raises UserError for an address of another kind.
+    """
+    if is_remote(path):
+        return as_path(path)
+    if "://" in os.fspath(path):
+        known = " and ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise UserError(f"{path}: only {known} addresses are known: copy it to a disk")
+    return pathlib.Path(path).expanduser().absolute()
+
+
+def join(folder: AnyPath, path: str) -> str:
+    """Return the path of a file in a folder; one that is absolute, or an address, stays."""
+    if is_remote(path):
+        return path
+    joined = os.path.join(folder, path)
+    if not is_remote(joined):
+        return joined
+    scheme, _, key = joined.partition("://")
+    return f"{scheme}://{posixpath.normpath(key)}"  # a bucket has no ".."
+
+
+def find(folder: AnyPath) -> list[str]:
+    """Return the sorted names of all objects below a folder of a bucket, relative to it.
+
+    One listing, which has 1,000 objects in each answer.
+    """
+
+    def listed(fs: Any, key: str) -> list[str]:
+        prefix = f"{key.rstrip('/')}/"
+        found = (name.removeprefix(prefix) for name in fs.find(prefix) if name.startswith(prefix))
+        return sorted(name for name in found if name and not name.endswith("/"))
+
+    return _request(folder, listed)
+
+
+def remove_folder(path: AnyPath) -> None:
+    """Remove a folder and all that is in it."""
+    if is_remote(path):
+        _request(path, lambda fs, key: fs.rm(key, recursive=True))
+    else:
+        shutil.rmtree(path)
+
+
+@contextmanager
+def to_write(path: AnyPath) -> Iterator[pathlib.Path]:
+    """Yield where to write a file, or a folder of files: locally, `path` itself.
+
+    For a bucket it is a path of that name on the local disk, from which the files are copied to
+    `path` after the body, unless that raises.
+    """
+    if not is_remote(path):
+        yield pathlib.Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="videomae-") as folder:
+        local = pathlib.Path(folder, as_path(path).name)
+        yield local
+        for file in sorted(local.rglob("*")) if local.is_dir() else [local]:
+            if file.is_file():
+                name = file.relative_to(local).as_posix() if file != local else ""
+                target = f"{os.fspath(path).rstrip('/')}/{name}".rstrip("/")
+                _request(target, functools.partial(_upload, file))
+
+
 def explain(error: BaseException, path: AnyPath) -> UserError | None:
     """Return an error of a bucket as one line, None where the bucket is not its cause.
 
@@ -285,6 +368,10 @@ def _request(path: AnyPath, call: Callable[[Any, str], Result]) -> Result:
         pause = min(2 * pause, 16.0)
 
 
+def _upload(file: pathlib.Path, filesystem: Any, key: str) -> None:
+    filesystem.put_file(str(file), key)
+
+
 def _kind(filesystem: Any, key: str) -> str | None:
     """Return "file", "directory", or None for what does not exist."""
     try:
@@ -301,8 +388,6 @@ def _filesystem(path: AnyPath) -> Any:
 @functools.cache  # fsspec would make one for each thread
 def _open_scheme(scheme: str) -> Any:
     module, extra = SCHEMES[scheme]
-    # Must be set before etils decides; TensorFlow's own gs:// needs other credentials.
-    os.environ["EPATH_USE_TF"] = "false"
     # Off: it asks a second service, by gRPC, what kind of bucket each one is.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     if importlib.util.find_spec(module) is None:

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from videomae_jax.errors import UserError
 from videomae_jax.models.reconstruct import Reconstruction
+from videomae_jax.paths import to_write
 
 SHEET_FRAMES = 6  # shown in a contact sheet
 COLUMNS = ("original", "masked", "reconstruction", "error")
@@ -150,13 +151,14 @@ def write(
 ) -> None:
     """Write a `panel_video` as .gif or .mp4, or a `contact_sheet` as .png."""
     ending = check_ending(path)
-    if ending == ".png":
-        image = contact_sheet(original, reconstructions, times=times, captions=captions)
-        Image.fromarray(image).save(path)
-    else:
-        write_video = write_gif if ending == ".gif" else write_mp4
-        frames = panel_video(original, reconstructions, times=times, captions=captions)
-        write_video(path, frames, fps=fps)
+    with to_write(path) as file:
+        if ending == ".png":
+            image = contact_sheet(original, reconstructions, times=times, captions=captions)
+            Image.fromarray(image).save(file)
+        else:
+            write_video = write_gif if ending == ".gif" else write_mp4
+            frames = panel_video(original, reconstructions, times=times, captions=captions)
+            write_video(str(file), frames, fps=fps)
 
 
 def write_gif(path: str, frames: np.ndarray, *, fps: int) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 import tensorflow_datasets as tfds
 from videos import number, numbered, write_broken, write_video
 
@@ -320,18 +319,6 @@ def test_a_missing_record_file_is_named(packed, tmp_path):
         (tmp_path / file.name).symlink_to(file)
     with pytest.raises(UserError, match="1 of 3 record files are missing, first .*00002-of-00003"):
         read_videos(tmp_path)
-
-
-def test_an_address_is_written_and_read_through_tensorflow(videos, packed):
-    folder = "ram://bucket/packed"  # TensorFlow's file system in memory, for tests
-    write(videos, folder)
-    assert tf.io.gfile.exists(f"{folder}/dataset_info.json")
-    remote = read_videos(folder)
-    assert all(map(same, train(remote, steps=4), train(packed["jpeg"], steps=4)))
-    with pytest.raises(UserError, match="ram://bucket/other has no index.json"):
-        read_videos("ram://bucket/other")
-    with pytest.raises(UserError, match="TensorFlow opens no carrier://"):
-        read_videos("carrier://pigeon/packed")
 
 
 def test_a_share_is_held_out_alike(videos, packed):

@@ -139,6 +139,7 @@ def _detect(args: argparse.Namespace, params: Any, config: "ConfigDict") -> None
     from videomae_jax.inference.detection_csv import ScoredBox, write_detections
     from videomae_jax.inference.draw import write_drawn_video
     from videomae_jax.inference.network import build_network
+    from videomae_jax.paths import as_path, make_folder, to_write
 
     if len(args.videos) > 1:
         raise UserError(f"{len(args.videos)} videos: give a detector one at a time")
@@ -156,9 +157,9 @@ def _detect(args: argparse.Namespace, params: Any, config: "ConfigDict") -> None
     if args.out is not None:
         if Path(args.out).suffix.lower() != ".mp4":
             raise UserError(f"--out {args.out} does not end in .mp4")
-        if Path(args.out).resolve() == Path(video).resolve():
+        if args.out == video or Path(args.out).resolve() == Path(video).resolve():
             raise UserError(f"--out {args.out} is the video itself: use another name")
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(as_path(args.out).parent)
     every = EVERY if args.every is None else args.every
     moments = []
     for moment in detect(
@@ -191,7 +192,10 @@ def _detect(args: argparse.Namespace, params: Any, config: "ConfigDict") -> None
     options.write_json(args.json, dict(video=video, every=every, persons=people))
     if args.out is not None:
         try:
-            count = write_drawn_video(video, args.out, moments, every=every, threshold=threshold)
+            with to_write(args.out) as file:
+                count = write_drawn_video(
+                    video, str(file), moments, every=every, threshold=threshold
+                )
         except UnreadableVideo as error:
             raise UserError(f"cannot read {video}: {error}") from None
         print(f"{args.out}: {count:,} frames")

@@ -96,13 +96,12 @@ def _ratios(text: str) -> list[float]:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
-    from pathlib import Path
-
     from videomae_jax import pictures
     from videomae_jax.errors import UserError
     from videomae_jax.inference.network import build_network
     from videomae_jax.inference.visualize import check_decoder, visualize
     from videomae_jax.interop.checkpoint_files import load_checkpoint
+    from videomae_jax.paths import as_path, make_folder
 
     pictures.check_ending(args.out)
     if not 1 <= args.fps <= MAX_FPS:
@@ -131,7 +130,7 @@ def main(args: argparse.Namespace) -> None:
     )
     for title in shown.reconstructions:
         print(title)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(as_path(args.out).parent)
     pictures.write(
         args.out,
         shown.frames,

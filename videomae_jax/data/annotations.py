@@ -20,6 +20,7 @@ from videomae_jax.data.probing import read_durations, read_frame_times, read_siz
 from videomae_jax.data.sources import find_videos, nearest_path, read_videos
 from videomae_jax.data.videos import SUFFIXES, ClipReader, Videos, pick_videos
 from videomae_jax.errors import UserError, did_you_mean
+from videomae_jax.paths import as_path, exists, full_path, is_folder, is_remote
 
 # Corners above this are pixels: fractions of a detector may be a little above 1.
 FRACTION = 1.5
@@ -59,10 +60,10 @@ def read_key_frames(
     no video is found, and if all key frames are beyond the end of the videos.
     """
     name = os.path.expanduser(os.fspath(source))
-    if "://" in name or os.path.isdir(name):
+    if is_folder(name):
         return _open_packed(name, classes, excluded)
-    path = Path(name).absolute()
-    if not path.is_file():
+    path = full_path(name)
+    if not exists(path):
         raise UserError(f"no such annotation file: {path}{nearest_path(path)}")
     found = Findings()
     table = _leave_out(read_table(path), excluded)
@@ -132,7 +133,7 @@ def _unknown_action(action: str, names: Sequence[str]) -> str:
 
 def read_excluded(path: str | os.PathLike[str]) -> set[Key]:
     """Return the (video, second) of key frames that are left out. Raises UserError."""
-    table = read_table(Path(path).expanduser())
+    table = read_table(full_path(path))
     return set(table.keys)
 
 
@@ -144,9 +145,9 @@ def read_detections(source: str | os.PathLike[str], videos: Videos) -> KeyFrames
     targets are bool [total, 0]; `notes` say what was decided and left out. Raises UserError if no
     box is of these videos.
     """
-    path = Path(source).expanduser().absolute()
+    path = full_path(source)
     found = Findings()
-    table = read_table(path, images=Path(videos.name))
+    table = read_table(path, images=as_path(videos.name))
     clocks = _Clocks(videos)
     films = [clocks.find(*pair) for pair in zip(table.names, table.moments.tolist(), strict=True)]
     known = np.array([film is not None for film in films], bool)
@@ -177,7 +178,7 @@ def read_film_detections(source: str | os.PathLike[str], film: str) -> KeyFrames
     They are found by the name of the file. Raises UserError if the video has no boxes, and if all
     are beyond the end of the video.
     """
-    path = Path(source).expanduser().absolute()
+    path = full_path(source)
     found = Findings()
     table = read_table(path)
     segment = _SEGMENT.fullmatch(Path(film).stem)
@@ -320,8 +321,8 @@ def _find_films(table: Table, path: Path, folder: str) -> tuple[list[str], set[s
     A network disk takes milliseconds for each file: those that the folder lists are not checked
     again. Raises UserError if no video is found.
     """
-    root = Path(folder).expanduser().absolute() if folder else path.parent
-    if not root.is_dir():
+    root = full_path(folder) if folder else path.parent
+    if not is_folder(root):
         raise UserError(f"no such folder of videos: {root}")
     stems: dict[str, list[str]] = {}
     segments: dict[str, list[tuple[float, float, str]]] = {}
@@ -351,7 +352,8 @@ def _find_films(table: Table, path: Path, folder: str) -> tuple[list[str], set[s
         if files:
             return str(root / files[0])
         film = str(root / (name if _is_file(name) else f"{name}.mp4"))
-        if not os.path.exists(film):
+        # The listing of a bucket has every object.
+        if is_remote(film) or not os.path.exists(film):
             missing.add(film)
         return film
 

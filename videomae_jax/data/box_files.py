@@ -33,7 +33,7 @@ def read_table(path: Path, *, images: Path | None = None) -> Table:
         else:
             table = read_csv(path)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     if not table.names:
         raise UserError(f"{path} has no boxes and no key frames")
     if table.scores is not None:

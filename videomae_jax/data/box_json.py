@@ -15,6 +15,7 @@ import numpy as np
 
 from videomae_jax.data.box_table import Table
 from videomae_jax.errors import UserError
+from videomae_jax.paths import read_bytes
 
 PERSON = 1  # the category of COCO
 
@@ -70,7 +71,7 @@ def read_json(path: Path, *, images: Path | None) -> Table:
 
 def _load(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(read_bytes(path).decode("utf-8-sig"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
 

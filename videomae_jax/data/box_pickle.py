@@ -13,6 +13,7 @@ import numpy as np
 
 from videomae_jax.data.box_table import Table
 from videomae_jax.errors import UserError
+from videomae_jax.paths import read_bytes
 
 TYPES = ("f2", "f4", "f8", "i4", "i8")  # of arrays, little-endian
 
@@ -91,7 +92,7 @@ class _Unpickler(pickle.Unpickler):
 def read_pickle(path: Path) -> Table:
     """Read the boxes of a pickle. Raises UserError for one that holds anything else."""
     try:
-        content = _Unpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        content = _Unpickler(io.BytesIO(read_bytes(path)), encoding="latin1").load()
         names, seconds, boxes = [], [], []
         for key, value in content.items():
             name, _, second = key.rpartition(",")

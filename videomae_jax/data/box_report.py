@@ -1,6 +1,5 @@
 """Count the content of an annotation file, for people and for JSON."""
 
-import os
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ from videomae_jax.data.annotations import SLACK
 from videomae_jax.data.key_frames import KeyFrames
 from videomae_jax.data.probing import read_durations
 from videomae_jax.data.videos import Videos
+from videomae_jax.paths import exists
 
 
 def summarize_boxes(videos: Videos) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def summarize_boxes(videos: Videos) -> dict[str, Any]:
     wide = frames.boxes[:, 2] - frames.boxes[:, 0]
     return {
         "videos": len(films),
-        "missing": sorted(path for path in films if not os.path.exists(path)),
+        "missing": sorted(path for path in films if path not in durations and not exists(path)),
         "key_frames": len(frames),
         "empty": int((frames.counts == 0).sum()),
         "beyond": len(beyond),

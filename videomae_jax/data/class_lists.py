@@ -5,6 +5,7 @@ from pathlib import Path
 
 from videomae_jax.data.manifest import MOST_LABELS, NOT_TEXT, decode_text, split_lines
 from videomae_jax.errors import UserError
+from videomae_jax.paths import full_path, read_bytes
 
 _FIELD = re.compile(r"""\b(name|id|label_id)\s*:\s*(?:"([^"]*)"|'([^']*)'|(\d+))""")
 
@@ -17,11 +18,11 @@ def read_class_list(path: str | Path) -> dict[int, str]:
     from 1. A list may lack some ids, like that of the evaluated classes of AVA. Raises
     UserError for a file without classes, and for an id or a name that is in it twice.
     """
-    path = Path(path).expanduser()
+    path = full_path(path)
     try:
-        text = decode_text(path.read_bytes())
+        text = decode_text(read_bytes(path))
     except OSError as error:
-        raise UserError(f"cannot read the class list {path}: {error.strerror}") from None
+        raise UserError(f"cannot read the class list {path}: {error.strerror or error}") from None
     if NOT_TEXT.search(text):
         raise UserError(f"{path} is not a text file in UTF-8: give a class list")
     pairs = _read_blocks(text) or _read_lines(text, path)

@@ -5,6 +5,9 @@ their name without the suffix, anywhere in `folder`, so transcoded or flattened 
 """
 
 import csv
+import fnmatch
+import functools
+import io
 import json
 import os
 import re
@@ -15,10 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 from videomae_jax.data.manifest import split_lines
-from videomae_jax.data.sources import find_videos, search_folder
+from videomae_jax.data.sources import search_folder, sort_listing
 from videomae_jax.data.videos import SUFFIXES, Videos, label_folders
 from videomae_jax.errors import UserError
+from videomae_jax.paths import as_path, find, full_path, is_folder, is_remote, read_bytes
 
+HEAD = 1 << 12  # bytes of a list that hold its first line
 SPLITS = {"train", "val", "valid", "validate", "validation", "test"}
 
 
@@ -52,10 +57,11 @@ def read_listing(
     splits of UCF101 and HMDB51. Raises UserError for an unknown or ambiguous layout, for a list
     that is missing or not in its format, and if no listed video exists.
     """
-    folder = Path(folder).expanduser().absolute()
-    lists = Path(lists).expanduser().absolute() if lists else folder
+    folder = full_path(folder)
+    lists = full_path(lists) if lists else folder
+    _names.cache_clear()
     for path in (folder, lists):
-        if not path.is_dir():
+        if not is_folder(path):
             raise UserError(f"no such folder: {path}")
     if layout == "auto":
         layout = _detect(folder, lists)
@@ -87,7 +93,7 @@ class _Finder:
     def __init__(self, folder: Path):
         self._folder = folder
         self._files: dict[str, list[str]] = {}
-        for file in find_videos(folder):
+        for file in _search(folder)[0]:
             self._files.setdefault(Path(file).stem, []).append(file)
         self._used: set[str] = set()
 
@@ -129,7 +135,7 @@ def _detect(folder: Path, lists: Path) -> str:
         raise UserError(f"{lists} has lists of {' and '.join(found)}: give --layout")
     if found:
         return found[0]
-    parts = [Path(file).parts for file in find_videos(folder)]
+    parts = [Path(file).parts for file in _search(folder)[0]]
     if not parts:
         raise UserError(f"no videos in {folder}: looked for {' '.join(SUFFIXES)}")
     depths = {len(part) for part in parts}
@@ -149,7 +155,7 @@ def _detect(folder: Path, lists: Path) -> str:
 
 def _folders(folder: Path, lists: Path, split: int) -> Listing:
     """A sub-folder per class, with videos at any depth."""
-    found, skipped = search_folder(folder)
+    found, skipped = _search(folder)
     files = [Path(file) for file in found]
     inside = [file for file in files if len(file.parts) > 1]
     labels, names = label_folders([file.parts[0] for file in inside])
@@ -163,7 +169,7 @@ def _folders(folder: Path, lists: Path, split: int) -> Listing:
 
 def _flat(folder: Path, lists: Path, split: int) -> Listing:
     """Videos without classes, at any depth."""
-    found, skipped = search_folder(folder)
+    found, skipped = _search(folder)
     return Listing(train=[(str(folder / file), -1) for file in found], skipped=skipped)
 
 
@@ -189,7 +195,7 @@ def _ucf101(folder: Path, lists: Path, split: int) -> Listing:
 def _hmdb51(folder: Path, lists: Path, split: int) -> Listing:
     """A file per class, brush_hair_test_split1.txt: `video.avi 1`; 1 trains, 2 tests, 0 neither."""
     ending = f"_test_split{split}.txt"
-    files = sorted(lists.rglob(f"*{ending}"))
+    files = _glob(lists, f"*{ending}")
     if not files:
         raise UserError(f"no *{ending} below {lists}: give --lists")
     names = tuple(file.name.removesuffix(ending) for file in files)
@@ -234,10 +240,9 @@ def _ssv2(folder: Path, lists: Path, split: int) -> Listing:
 def _kinetics(folder: Path, lists: Path, split: int) -> Listing:
     """*.csv of label, youtube_id, time_start, time_end, split; videos ID_000010_000020 or ID."""
     rows = []
-    for file in filter(_is_kinetics, sorted(lists.rglob("*.csv"))):
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines)
-            rows += [_kinetics_row(row, f"{file} line {reader.line_num}") for row in reader]
+    for file in filter(_is_kinetics, _glob(lists, "*.csv")):
+        reader = csv.DictReader(io.StringIO(_text(file), newline=""))
+        rows += [_kinetics_row(row, f"{file} line {reader.line_num}") for row in reader]
     rows = [row for row in rows if row.split != "test"]
     if not rows:
         raise UserError(f"no csv with label, youtube_id, ..., split below {lists}: give --lists")
@@ -274,8 +279,8 @@ def _kinetics_row(row: dict[str, str], where: str) -> _KineticsRow:
 
 
 def _is_kinetics(file: Path) -> bool:
-    with file.open(encoding="utf-8-sig", errors="replace") as lines:
-        columns = lines.readline().strip().replace('"', "").split(",")
+    head = read_bytes(file, 0, HEAD).decode("utf-8-sig", "replace")
+    columns = split_lines(head)[0].strip().replace('"', "").split(",")
     return {"label", "youtube_id", "time_start", "time_end", "split"} <= set(columns)
 
 
@@ -287,20 +292,46 @@ def _add(rows: list, listing: Listing, path: str | None, number: int, name: str)
 
 
 def _one(lists: Path, pattern: str) -> Path:
-    files = sorted(lists.rglob(pattern))
+    files = _glob(lists, pattern)
     if len(files) != 1:
         many = f"{len(files)} files" if files else "no file"
         raise UserError(f"{many} {pattern} below {lists}: give --lists, the folder of the lists")
     return files[0]
 
 
+@functools.lru_cache(maxsize=2)
+def _names(folder: Path) -> list[str]:
+    """Return what a folder of a bucket has, listed once for a whole command."""
+    return find(folder)
+
+
+def _search(folder: Path) -> tuple[list[str], list[str]]:
+    """Return (videos, skipped), see `search_folder`."""
+    return sort_listing(_names(folder)) if is_remote(folder) else search_folder(folder)
+
+
+def _glob(lists: Path, pattern: str) -> list[Path]:
+    """Return the files below a folder whose names fit a pattern, in order."""
+    if not is_remote(lists):
+        return sorted(lists.rglob(pattern))
+    return [
+        as_path(f"{lists}/{name}")
+        for name in _names(lists)
+        if fnmatch.fnmatchcase(name.rpartition("/")[2], pattern)
+    ]
+
+
+def _text(file: Path) -> str:
+    return read_bytes(file).decode("utf-8-sig")
+
+
 def _lines(file: Path) -> list[str]:
-    return [line for line in split_lines(file.read_text(encoding="utf-8-sig")) if line.strip()]
+    return [line for line in split_lines(_text(file)) if line.strip()]
 
 
 def _json(file: Path):
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
+        return json.loads(_text(file))
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is not JSON: {error}") from None
 
@@ -315,8 +346,8 @@ LAYOUTS = {
 }
 # Whether a folder has the lists of a data set.
 MARKS = {
-    "ucf101": lambda lists: any(lists.rglob("trainlist0?.txt")),
-    "hmdb51": lambda lists: any(lists.rglob("*_test_split?.txt")),
-    "ssv2": lambda lists: any(lists.rglob("*labels.json")) and any(lists.rglob("*train.json")),
-    "kinetics": lambda lists: any(map(_is_kinetics, lists.rglob("*.csv"))),
+    "ucf101": lambda lists: any(_glob(lists, "trainlist0?.txt")),
+    "hmdb51": lambda lists: any(_glob(lists, "*_test_split?.txt")),
+    "ssv2": lambda lists: any(_glob(lists, "*labels.json")) and any(_glob(lists, "*train.json")),
+    "kinetics": lambda lists: any(map(_is_kinetics, _glob(lists, "*.csv"))),
 }

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import av
 import av.error
@@ -20,7 +21,9 @@ from av.stream import Disposition
 
 from videomae_jax.data.decoders import CONTAINERS, open_decoder
 from videomae_jax.data.sampling import Choose, make_choice
+from videomae_jax.data.storage import UnreadableVideo, fetch_video, open_blocks
 from videomae_jax.errors import UserError
+from videomae_jax.paths import is_remote
 
 PIXEL_FORMATS = {1: "gray", 3: "rgb24"}
 # The decoder decodes up to a next key frame that is at most this far, and seeks to one further
@@ -28,18 +31,6 @@ PIXEL_FORMATS = {1: "gray", 3: "rgb24"}
 SEEK_FRAMES = 3
 # Containers whose duration FFmpeg estimates from what is there, as FFmpeg names them.
 ESTIMATED = ("mpegts", "mpeg", "h264", "hevc", "m4v", "ivf")
-
-
-class UnreadableVideo(ValueError):
-    """The chosen frames cannot be read; the message is the reason, without the path.
-
-    `transient` is True if trying again may help: for an input-output error of a disk or a
-    network, but not for a missing file.
-    """
-
-    def __init__(self, reason: str, *, transient: bool = False):
-        super().__init__(reason)
-        self.transient = transient
 
 
 def read_clip(
@@ -54,11 +45,12 @@ def read_clip(
 ) -> np.ndarray:
     """Decode chosen frames of a video: uint8 [F, H, W, channels], RGB or grey, upright.
 
-    source: a path, or the bytes of a file. choose: called once with the exact number of frames, or
-    with their times, before any is decoded; returns the indices of the frames, [F], in any order.
-    Repeated ones are decoded once. Rotation flags are applied, alpha is dropped, grey covers 0 to
-    255. decoder: see `decoders.open_decoder`. Frame i is the same image with each: PyAV reads grey,
-    and files that another decoder would number differently or cannot read.
+    source: a path, an address in a bucket, or the bytes of a file. choose: called once with the
+    exact number of frames, or with their times, before any is decoded; returns the indices of the
+    frames, [F], in any order. Repeated ones are decoded once. Rotation flags are applied, alpha is
+    dropped, grey covers 0 to 255. decoder: see `decoders.open_decoder`. Frame i is the same image
+    with each: PyAV reads grey, and files that another decoder would number differently or cannot
+    read.
     indexed: the file was written by `encode.Mp4Writer`, so the index of the container numbers
     its frames. out, rows: a larger clip and the rows of it to write to, which saves a copy; used
     with PyAV only. Raises UnreadableVideo for any fault of the file, UserError for a number of
@@ -67,6 +59,9 @@ def read_clip(
     if channels not in PIXEL_FORMATS:
         raise UserError(f"a clip has 1 channel (grey) or 3 (RGB), not {channels}: use 3")
     decode = open_decoder(decoder)
+    source = fetch_video(source)
+    if isinstance(source, str) and is_remote(source):
+        decode = None  # the other decoders open files
     with _opened(source) as (container, stream):
         timeline = _read_index(stream) if indexed else _scan(source, container, stream)
         indices = make_choice(
@@ -101,6 +96,7 @@ def open_frames(source: str | bytes, *, channels: int = 3) -> Iterator[tuple]:
     """
     if channels not in PIXEL_FORMATS:
         raise UserError(f"a clip has 1 channel (grey) or 3 (RGB), not {channels}: use 3")
+    source = fetch_video(source)
     with _opened(source) as (container, stream):
         timeline = _scan(source, container, stream)
 
@@ -139,6 +135,7 @@ def read_duration(source: str | bytes) -> float:
 
 def read_seconds(source: str | bytes) -> np.ndarray:
     """Return the times of all frames, see `open_frames`. Raises UnreadableVideo."""
+    source = fetch_video(source)
     with _opened(source) as (container, stream):
         return check_times(_seconds(stream, _scan(source, container, stream)))
 
@@ -166,6 +163,7 @@ class VideoFacts:
 
 def read_facts(source: str | bytes) -> VideoFacts:
     """Read the facts of a file without decoding it. Raises UnreadableVideo as `read_clip` does."""
+    source = fetch_video(source)
     with _opened(source) as (container, stream):
         streams = _video_streams(container)
         timeline = _scan(source, container, stream)
@@ -226,8 +224,10 @@ class Timeline:
 @contextmanager
 def _opened(source: str | bytes) -> Iterator[tuple]:
     """Open (container, video stream); errors of FFmpeg become UnreadableVideo."""
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    file: Any = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
+        if isinstance(source, str) and is_remote(source):
+            file = open_blocks(source)
         # A playlist with the name of a video must not open network connections, and a title in
         # an old encoding is not an error.
         local = {"protocol_whitelist": "file"}
@@ -246,7 +246,9 @@ def _opened(source: str | bytes) -> Iterator[tuple]:
         lasting = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
         transient = isinstance(error, OSError) and not isinstance(error, lasting)
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        if isinstance(source, str) and os.path.isfile(source) and not os.path.getsize(source):
+        if source == b"" or (
+            isinstance(source, str) and os.path.isfile(source) and not os.path.getsize(source)
+        ):
             reason = "the file is empty"
         raise UnreadableVideo(reason.lower(), transient=transient) from error
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from videomae_jax import paths
 from videomae_jax.data.videos import SUFFIXES, Videos, find_labels, list_labels
 from videomae_jax.errors import UserError
 
@@ -50,7 +51,7 @@ def read_manifest(manifest: Path) -> Videos:
     Raises UserError for a file that is not UTF-8 text, nor UTF-16 with a byte order mark, an
     empty list, rows that do not agree, and a list of which no file exists.
     """
-    text = decode_text(manifest.read_bytes())
+    text = decode_text(paths.read_bytes(manifest))
     lines = [(number, line.strip(" \t")) for number, line in enumerate(split_lines(text), 1)]
     rows = [
         _read_row(line, number=number, manifest=manifest)
@@ -61,11 +62,11 @@ def read_manifest(manifest: Path) -> Videos:
         rows = rows[1:]
     if not rows:
         raise UserError(f"{manifest} lists no videos; it needs one `path label` a line")
-    paths = tuple(_find(os.path.join(manifest.parent, row.path)) for row in rows)
-    _check_text(rows, paths, manifest)
-    _check_exist(paths, manifest)
+    files = tuple(_find(paths.join(manifest.parent, row.path)) for row in rows)
+    _check_text(rows, files, manifest)
+    _check_exist(files, manifest)
     labels, class_names = _read_labels(rows, manifest)
-    return Videos(paths=paths, labels=labels, class_names=class_names, name=str(manifest))
+    return Videos(paths=files, labels=labels, class_names=class_names, name=str(manifest))
 
 
 def write_manifest(videos: Videos, path: str | os.PathLike[str], *, numbers: bool = False) -> None:
@@ -75,11 +76,12 @@ def write_manifest(videos: Videos, path: str | os.PathLike[str], *, numbers: boo
     set, if there are no names, or if one of the names reads as a number or has a `|`. Raises
     UserError for a path that a line cannot hold.
     """
-    path = Path(path).expanduser().absolute()
+    path = paths.full_path(path)
+    folder = os.path.join(path.parent, "")
     labels = _format_labels(videos, numbers=numbers)
     lines = []
     for index, file in enumerate(videos.paths):
-        if path.parent in Path(file).parents:
+        if file.startswith(folder):
             file = os.path.relpath(file, path.parent)
         line = _quote(file)
         lines.append(f"{line},{labels[index]}" if labels else line)
@@ -89,11 +91,12 @@ def write_manifest(videos: Videos, path: str | os.PathLike[str], *, numbers: boo
 def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
     """Write text, one line each, and make the folder. Raises UserError if that fails."""
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        paths.make_folder(paths.as_path(path).parent)
         text = "".join(f"{line}\n" for line in lines)
-        Path(path).write_bytes(text.encode("utf-8", "surrogateescape"))
+        with paths.to_write(path) as file:
+            file.write_bytes(text.encode("utf-8", "surrogateescape"))
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _format_labels(videos: Videos, *, numbers: bool) -> list[str] | None:
@@ -127,10 +130,10 @@ def _is_comment(line: str, manifest: Path) -> bool:
     match = _SUFFIXED.fullmatch(line)
     if match is None or line[1:2].isspace():
         return True
-    if os.path.exists(manifest.parent / match["path"]):
+    if paths.exists(paths.join(manifest.parent, match["path"])):
         return False
     # A row that was commented out names a video without the #; a missing video does not.
-    return os.path.exists(manifest.parent / match["path"][1:])
+    return paths.exists(paths.join(manifest.parent, match["path"][1:]))
 
 
 def decode_text(data: bytes) -> str:
@@ -143,20 +146,21 @@ def decode_text(data: bytes) -> str:
 def _find(path: str) -> str:
     """Return the path, or the one that exists if only its accents are encoded in another way.
 
-    Copied from a Mac, é in a name is often two characters, e and an accent; in a list it is one.
+    Copied from a Mac, é in a name is often two characters, e and an accent; in a list it is one. In
+    a bucket, where every look takes a request, the name must be exact.
     """
-    if path.isascii() or os.path.exists(path):
+    if path.isascii() or paths.is_remote(path) or os.path.exists(path):
         return path
     forms = (unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
     return next(filter(os.path.exists, forms), path)
 
 
-def _check_text(rows: list[Row], paths: tuple[str, ...], manifest: Path) -> None:
+def _check_text(rows: list[Row], files: tuple[str, ...], manifest: Path) -> None:
     """Raise UserError for bytes that are not text, unless they are the name of a file.
 
     Archives made on Windows have names in other encodings.
     """
-    for row, path in zip(rows, paths, strict=True):
+    for row, path in zip(rows, files, strict=True):
         named = not NOT_TEXT.search(row.path) or os.path.exists(path)
         if not named or NOT_TEXT.search(row.label or ""):
             raise UserError(
@@ -167,7 +171,7 @@ def _check_text(rows: list[Row], paths: tuple[str, ...], manifest: Path) -> None
 
 def _read_row(line: str, *, number: int, manifest: Path) -> Row:
     match = _QUOTED.fullmatch(line) or _SUFFIXED.fullmatch(line)
-    if match is None and not os.path.exists(manifest.parent / line):
+    if match is None and (paths.is_remote(manifest) or not os.path.exists(manifest.parent / line)):
         match = _OTHER.fullmatch(line)
     if match is None:
         return Row(number, line, None)
@@ -264,13 +268,17 @@ def _number_labels(
     return np.array(numbers, np.int32), None
 
 
-def _check_exist(paths: tuple[str, ...], manifest: Path) -> None:
-    """Raise UserError if no file exists; single missing ones are unreadable videos later."""
-    some = paths[:: -(-len(paths) // CHECKED)]
-    if any(map(os.path.exists, some)) or any(map(os.path.exists, paths)):
+def _check_exist(files: tuple[str, ...], manifest: Path) -> None:
+    """Raise UserError if no file exists; single missing ones are unreadable videos later.
+
+    In a bucket a part of them is enough to tell.
+    """
+    some = files[:: -(-len(files) // CHECKED)]
+    local = [file for file in files if not paths.is_remote(file)]
+    if any(map(paths.exists, some)) or any(map(os.path.exists, local)):
         return
     raise UserError(
-        f"none of the {len(paths)} videos in {manifest} exists, first {paths[0]}; "
+        f"none of the {len(files)} videos in {manifest} exists, first {files[0]}; "
         f"paths in a list are relative to its folder {manifest.parent}"
-        + (", with / between folders" if "\\" in paths[0] else "")
+        + (", with / between folders" if "\\" in files[0] else "")
     )

@@ -11,13 +11,14 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from videomae_jax.data.decode import UnreadableVideo, check_times, open_frames, read_clip
+from videomae_jax.data.decode import check_times, open_frames, read_clip
 from videomae_jax.data.encode import Mp4Writer, encode_jpegs, shrink
 from videomae_jax.data.key_frames import KeyFrames
 from videomae_jax.data.record_index import (
@@ -34,10 +35,20 @@ from videomae_jax.data.record_index import (
     write_columns,
 )
 from videomae_jax.data.sampling import window_runs
-from videomae_jax.data.storage import exists, join, open_file, read_bytes
+from videomae_jax.data.storage import UnreadableVideo, fetch_video, read_bytes
 from videomae_jax.data.tfds import scan_shard
-from videomae_jax.data.videos import Videos, group_by_path
+from videomae_jax.data.videos import Videos, group_by_path, relative_names
 from videomae_jax.errors import UserError
+from videomae_jax.paths import (
+    exists,
+    is_remote,
+    join,
+    make_folder,
+    open_binary,
+    size,
+    to_write,
+    write_whole,
+)
 
 FORMATS = ("jpeg", "mp4", "original")
 # Frames decoded at once: those of a whole record would be gigabytes for large images.
@@ -193,12 +204,13 @@ def encode_video(path: str, *, settings: Settings, windows: _Windows | None = No
     UserError for an input-output error, after which packing can be repeated.
     """
     try:
+        source = fetch_video(path)
         if settings.format == "original":
-            parts = [_read_original(path)]
+            parts = [_read_original(source)]
         elif windows:
-            parts = list(_encode_windows(path, settings, windows))
+            parts = list(_encode_windows(source, settings, windows))
         else:
-            parts = list(_encode_parts(path, settings))
+            parts = list(_encode_parts(source, settings))
     except UnreadableVideo as error:
         if error.transient:
             raise UserError(f"{path}: {error}; run the same command again") from error
@@ -223,16 +235,16 @@ def part_edges(count: int, *, most: int) -> np.ndarray:
     return np.arange(parts + 1) * count // parts
 
 
-def _read_original(path: str) -> _Part:
+def _read_original(source: str | bytes) -> _Part:
     """Return a file unchanged. Raises UnreadableVideo."""
-    frames, first = _read(path, lambda count: np.array([0]))
-    with open(path, "rb") as file:
-        return _Part(file.read(), frames, _size(first))
+    frames, first = _read(source, lambda count: np.array([0]))
+    data = source if isinstance(source, bytes) else read_bytes(source)
+    return _Part(data, frames, _size(first))
 
 
-def _encode_parts(path: str, settings: Settings) -> Iterator[_Part]:
+def _encode_parts(source: str | bytes, settings: Settings) -> Iterator[_Part]:
     """Yield each part of a video, encoded. Raises UnreadableVideo."""
-    count, chunk = _read(path, lambda count: np.arange(min(CHUNK, count)))
+    count, chunk = _read(source, lambda count: np.arange(min(CHUNK, count)))
     edges = part_edges(count, most=settings.clip_frames).tolist()
 
     def chunks(begin: int, end: int) -> Iterator[np.ndarray]:
@@ -241,7 +253,7 @@ def _encode_parts(path: str, settings: Settings) -> Iterator[_Part]:
             last = min(first + CHUNK, end)
             # The first chunk, read to count the frames, is used if the parts allow it.
             if first > 0 or last > len(chunk):
-                _, chunk = _read(path, functools.partial(_frame_range, first, last))
+                _, chunk = _read(source, functools.partial(_frame_range, first, last))
             yield chunk[: last - first]
 
     size = None
@@ -251,12 +263,12 @@ def _encode_parts(path: str, settings: Settings) -> Iterator[_Part]:
         yield part
 
 
-def _encode_windows(path: str, settings: Settings, windows: _Windows) -> Iterator[_Part]:
+def _encode_windows(source: str | bytes, settings: Settings, windows: _Windows) -> Iterator[_Part]:
     """Yield the frames of some windows of a video, encoded, from one pass over it.
 
     Raises UnreadableVideo.
     """
-    with open_frames(path) as (seconds, read):
+    with open_frames(source) as (seconds, read):
         runs = window_runs(check_times(seconds), windows.times, around=windows.around)
         rows = [
             part
@@ -302,7 +314,7 @@ def _encode_part(
     return _Part(writer.finish() if writer else jpegs, count, size)
 
 
-def _read(path: str, choose: Callable[[int], np.ndarray]) -> tuple[int, np.ndarray]:
+def _read(source: str | bytes, choose: Callable[[int], np.ndarray]) -> tuple[int, np.ndarray]:
     """Return the number of frames of a video, and the chosen ones. Raises UnreadableVideo."""
     counts = []
 
@@ -310,7 +322,7 @@ def _read(path: str, choose: Callable[[int], np.ndarray]) -> tuple[int, np.ndarr
         counts.append(count)
         return choose(count)
 
-    frames = read_clip(path, choose_and_count)
+    frames = read_clip(source, choose_and_count)
     return counts[0], frames
 
 
@@ -366,33 +378,33 @@ def _write_shard(
     features = example_features(
         settings._asdict(), videos.class_names or (), multi_label=videos.multi_label
     )
-    names = _names(videos)
+    names = relative_names(videos)
     labels = np.full(len(videos), -1, np.int32) if videos.labels is None else videos.labels
     name = _shard_name(shard, plan["shards"])
-    tf.io.gfile.makedirs(join(folder, PARTS))
-    unfinished = join(folder, f"{PARTS}/{name}.unfinished")
+    make_folder(join(folder, PARTS))
     rows: list[tuple[int, int, int]] = []  # parts, height and width
     frames: list[int] = []
     seconds: list[np.ndarray] = []
     reasons: list[str] = []
     # PyAV, Pillow and x264 release the interpreter's lock while they compute.
-    with tf.io.TFRecordWriter(unfinished) as file, ThreadPoolExecutor(threads) as pool:
+    with _written(folder, name) as shard_file:
+        with tf.io.TFRecordWriter(shard_file) as file, ThreadPoolExecutor(threads) as pool:
 
-        def encode(index: int) -> PackedVideo:
-            return encode_video(videos.paths[index], settings=settings, windows=windows[index])
+            def encode(index: int) -> PackedVideo:
+                return encode_video(videos.paths[index], settings=settings, windows=windows[index])
 
-        work = pool.map(encode, indices)
-        for index, video in zip(indices, work, strict=True):
-            row = labels[index]
-            label = np.flatnonzero(row).tolist() if videos.multi_label else int(row)
-            for example in _examples(video, index=index, label=label, name=names[index]):
-                file.write(features.serialize_example(features.encode_example(example)))
-            rows.append((len(video.records), video.height, video.width))
-            frames += video.frames
-            seconds.append(video.seconds)
-            reasons.append(video.reason)
-            report(len(rows))
-    columns, digest, size = _read_back(unfinished)
+            work = pool.map(encode, indices)
+            for index, video in zip(indices, work, strict=True):
+                row = labels[index]
+                label = np.flatnonzero(row).tolist() if videos.multi_label else int(row)
+                for example in _examples(video, index=index, label=label, name=names[index]):
+                    file.write(features.serialize_example(features.encode_example(example)))
+                rows.append((len(video.records), video.height, video.width))
+                frames += video.frames
+                seconds.append(video.seconds)
+                reasons.append(video.reason)
+                report(len(rows))
+        columns, digest, nbytes = _read_back(shard_file)
     columns["label"] = labels[indices]
     for key, column in zip(("parts", "height", "width"), zip(*rows, strict=True), strict=True):
         columns[key] = np.array(column, VIDEO_TYPES[key])
@@ -401,10 +413,22 @@ def _write_shard(
     if windows[0]:
         columns["seconds"] = np.concatenate(seconds)
     columns["reason"] = pack_texts(reasons)
-    tf.io.gfile.rename(unfinished, join(folder, name), overwrite=True)
-    summary = {"plan": plan, "name": name, "bytes": size, "sha256": digest, "records": len(frames)}
+    counts = {"bytes": nbytes, "records": len(frames)}
+    summary = {"plan": plan, "name": name, "sha256": digest, **counts}
     columns["summary"] = np.frombuffer(json.dumps(summary).encode(), np.uint8)
-    _write(_part_name(folder, shard), write_columns(columns))
+    write_whole(_part_name(folder, shard), write_columns(columns))
+
+
+@contextmanager
+def _written(folder: str, name: str) -> Iterator[str]:
+    """Yield the local path to write a shard to, which has its place and name afterwards."""
+    if is_remote(folder):
+        with to_write(join(folder, name)) as local:
+            yield str(local)
+        return
+    unfinished = join(folder, f"{PARTS}/{name}.unfinished")
+    yield unfinished
+    os.replace(unfinished, join(folder, name))
 
 
 def _examples(
@@ -433,9 +457,9 @@ def _read_back(path: str) -> tuple[dict[str, np.ndarray], str, int]:
     """
     offset, length, _ = scan_shard(path, None).T
     digest, crcs = hashlib.sha256(), []
-    with open_file(path) as file:
-        for size in length.tolist():
-            data = file.read(size)
+    with open_binary(path) as file:
+        for count in length.tolist():
+            data = file.read(count)
             digest.update(data)
             crcs.append(zlib.crc32(data))
     columns = {"offset": offset, "length": length, "crc": np.array(crcs, np.uint32)}
@@ -458,7 +482,7 @@ def _is_complete(folder: str, shard: int, *, plan: dict, verify: bool) -> bool:
                 "pack into another folder"
             )
     path = join(folder, summary["name"])
-    if not exists(path) or tf.io.gfile.stat(path).length != summary["bytes"]:
+    if not exists(path) or size(path) != summary["bytes"]:
         return False
     if not verify:
         return True
@@ -483,7 +507,7 @@ def _write_index(
     """
     keys = [*VIDEO_TYPES, *RECORD_TYPES, "reason"]
     columns = {key: np.concatenate([part[key] for part in parts]) for key in keys}
-    columns["path"] = pack_texts(_names(videos))
+    columns["path"] = pack_texts(relative_names(videos))
     if annotated.key_frames is not None:
         columns["seconds"] = np.concatenate([part["seconds"] for part in parts])
         columns |= _pack_key_frames(annotated, annotated.key_frames)
@@ -514,9 +538,9 @@ def _write_index(
             "notes": list(annotated.notes),
         }
     _write_description(folder, index, class_names=videos.class_names or ())
-    _write(join(folder, COLUMNS), data)
+    write_whole(join(folder, COLUMNS), data)
     # Last, because its existence marks the folder as complete.
-    _write(join(folder, INDEX), json.dumps(index, indent=1).encode())
+    write_whole(join(folder, INDEX), json.dumps(index, indent=1).encode())
     return index
 
 
@@ -562,7 +586,7 @@ def _write_description(folder: str, index: dict, *, class_names: tuple[str, ...]
         info.write_to_directory(local)
         for name in os.listdir(local):
             with open(os.path.join(local, name), "rb") as file:
-                _write(join(folder, name), file.read())
+                write_whole(join(folder, name), file.read())
 
 
 def _plan(
@@ -570,7 +594,7 @@ def _plan(
 ) -> dict:
     """Return what all parts of one packing have in common."""
     labels = b"" if videos.labels is None else videos.labels.tobytes()
-    listed = pack_texts(_names(videos)).tobytes() + labels
+    listed = pack_texts(relative_names(videos)).tobytes() + labels
     # Of key frames only the moments: boxes and actions are in the index alone.
     listed += b"".join(part.times.tobytes() + str(part.around).encode() for part in windows if part)
     return {
@@ -579,12 +603,6 @@ def _plan(
         "shards": shards,
         "source": hashlib.sha256(listed).hexdigest()[:16],
     }
-
-
-def _names(videos: Videos) -> list[str]:
-    """Return paths relative to the common folder, so that the records can be moved."""
-    folder = os.path.commonpath([os.path.dirname(path) for path in videos.paths])
-    return [os.path.relpath(path, folder) for path in videos.paths]
 
 
 def _shard_name(shard: int, shards: int) -> str:
@@ -605,11 +623,3 @@ def _read_part(folder: str, shard: int) -> dict | None:
     except (ValueError, OSError, EOFError):
         return None
     return part | {"summary": json.loads(part["summary"].tobytes())}
-
-
-def _write(path: str, data: bytes) -> None:
-    """Write a file completely or not at all."""
-    unfinished = f"{path}.unfinished-{os.getpid()}"
-    with open_file(unfinished, "wb") as file:
-        file.write(data)
-    tf.io.gfile.rename(unfinished, path, overwrite=True)

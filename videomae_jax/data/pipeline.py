@@ -21,10 +21,13 @@ from videomae_jax.data.records import Records  # noqa: E402
 from videomae_jax.data.regions import decode_regions, jpeg_reader, read_jpegs  # noqa: E402
 from videomae_jax.data.retry import read_with_retries  # noqa: E402
 from videomae_jax.data.samplers import Clips, ClipSampler, Rngs  # noqa: E402
+from videomae_jax.data.storage import READERS  # noqa: E402
+from videomae_jax.data.turns import Turns  # noqa: E402
 from videomae_jax.data.unreadable import BadVideos  # noqa: E402
 from videomae_jax.data.videos import Videos  # noqa: E402
 from videomae_jax.errors import UserError, nearest_multiples  # noqa: E402
 from videomae_jax.host import count_cores  # noqa: E402
+from videomae_jax.paths import is_remote  # noqa: E402
 
 # TensorFlow reads files here; it must not take the memory of JAX's devices.
 tf.config.set_visible_devices([], "GPU")
@@ -71,7 +74,8 @@ def clip_batches(
     video follow each other: they share one decode, but each is drawn independently.
     An unreadable video is recorded in `bad` and replaced by another one, drawn from (seed, p)
     where p is the position of the first of its clips; id and label are those of the video read.
-    `threads` read clips in parallel, None means one per core; `prefetch` batches are kept ready.
+    `threads` read clips in parallel, None means one per core; of videos in a bucket, READERS more
+    wait for data. `prefetch` batches are kept ready.
     Raises UserError for a batch that cannot be divided and, while iterating, for too many bad
     videos. Other exceptions of `sampler` are not caught.
     """
@@ -154,6 +158,12 @@ def eval_batches(
     return (batch | {"valid": valid} for batch, valid in batches)
 
 
+def readers(videos: Videos) -> int:
+    """Return how many threads wait for data beside those that compute: 0 for local files."""
+    files = videos.reader.shards if isinstance(videos.reader, Records) else videos.paths
+    return READERS if any(map(is_remote, files)) else 0
+
+
 def _rows(batch_size: int, process_count: int) -> int:
     """Return how many rows of a batch one process reads."""
     if batch_size % process_count or batch_size < 1:
@@ -180,7 +190,8 @@ class _Loader:
     """Loads the clips of one video in a tf.data graph.
 
     group: how many clips of a video. failures: exceptions of the Python code. They are raised
-    outside of TensorFlow, which would report them as a text among C++ frames.
+    outside of TensorFlow, which would report them as a text among C++ frames. turns: how many
+    threads run that code at once.
     """
 
     load: Load = field(kw_only=False)
@@ -188,6 +199,7 @@ class _Loader:
     sampler: ClipSampler
     group: int
     failures: list[Exception] = field(default_factory=list)
+    turns: Turns = field(init=False)
 
     def __call__(self, position: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Return the arrays of `spec`, index of the video and whether it was read, [group, ...]."""
@@ -259,7 +271,8 @@ class _Loader:
 
         def guarded(*arrays: np.ndarray) -> tuple:
             try:
-                return function(*arrays)
+                with self.turns():
+                    return function(*arrays)
             except Exception as error:
                 self.failures.append(error)
                 return default
@@ -283,6 +296,8 @@ def _load(
     # One per core: more only compete for the lock of the interpreter (2 cores, 112x112 clips:
     # 190 clips/s with 2 threads, 150 with 4). Slow disks may want more.
     threads = threads or count_cores()
+    loader.turns = Turns(threads)
+    threads += readers(loader.videos)
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = False

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from videomae_jax.data.decode import UnreadableVideo
-from videomae_jax.data.storage import join, read_bytes
+from videomae_jax.data.storage import UnreadableVideo, read_bytes
 from videomae_jax.errors import UserError
+from videomae_jax.paths import join
 
 VERSION = 1
 BOX_VERSION = 2  # of an index with key frames

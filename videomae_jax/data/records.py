@@ -24,15 +24,16 @@ from videomae_jax.data.record_index import (
     unpack_texts,
 )
 from videomae_jax.data.sampling import ByTime, Choose, make_choice
-from videomae_jax.data.storage import exists, join, read_bytes
+from videomae_jax.data.storage import UnreadableVideo, read_bytes
 
 # Its start-up messages are about devices that it is not to use.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf  # noqa: E402
 
-from videomae_jax.data.decode import UnreadableVideo, read_clip  # noqa: E402
+from videomae_jax.data.decode import read_clip  # noqa: E402
 from videomae_jax.data.videos import Videos  # noqa: E402
 from videomae_jax.errors import UserError  # noqa: E402
+from videomae_jax.paths import is_remote, join, names  # noqa: E402
 
 HEADER, FOOTER = 12, 4  # bytes of TFRecord framing around each record
 
@@ -181,7 +182,11 @@ def open_packed(folder: str) -> Videos:
     if not fits:
         raise UserError(f"{join(folder, COLUMNS)} does not fit {INDEX}: pack again")
     shards = [join(folder, shard["name"]) for shard in index["shards"]]
-    gone = [shard for shard in shards if not exists(shard)]
+    if is_remote(folder):  # one request for all of them
+        there = {join(folder, name) for name in names(folder)}
+        gone = [shard for shard in shards if shard not in there]
+    else:
+        gone = [shard for shard in shards if not os.path.exists(shard)]
     if gone:
         raise UserError(
             f"{len(gone)} of {len(shards)} record files are missing, first {gone[0]}: pack again "

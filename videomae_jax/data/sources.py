@@ -4,10 +4,12 @@ import difflib
 import os
 from pathlib import Path
 
+from videomae_jax import paths
 from videomae_jax.data.manifest import read_manifest
 from videomae_jax.data.videos import SUFFIXES, Videos, label_folders
 from videomae_jax.errors import UserError
 
+ENDINGS = tuple(f".{suffix}" for suffix in SUFFIXES)
 # Folders and files of operating systems and network disks; those with a leading dot are hidden.
 SYSTEM = {"__MACOSX", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "lost+found"}
 
@@ -17,49 +19,44 @@ def read_videos(source: str | os.PathLike[str]) -> Videos:
 
     A manifest has one `path` or `path label` per line, separated by a space, a comma, a semicolon
     or a tab, with or without a header; blank lines and lines that begin with # are skipped.
-    Paths are relative to the folder of the manifest. Labels are integers, or names that are
-    numbered in alphabetical order. If any row has several labels, separated by `|`, the labels
-    of all are bool [videos, classes], and a row without a label, or with `|` alone, has none.
+    Paths are relative to the folder of the manifest, or addresses in a bucket. Labels are integers,
+    or names that are numbered in alphabetical order. If any row has several labels, separated by
+    `|`, the labels of all are bool [videos, classes], and a row without a label, or with `|` alone,
+    has none.
     In a folder, every file with a video suffix is read, at any depth, in alphabetical order. If
     all of them are directly in two or more sub-folders, those are the classes; folders named by
     numbers are their own labels. Hidden and system names are skipped. For records see
-    `open_records`.
+    `open_records`. All of them may be in a bucket, gs:// or s3://.
     Raises UserError for a missing path, an empty list, rows that do not agree, and a list of
     which no file exists. Single missing files are unreadable videos later.
     """
     name = os.path.expanduser(os.fspath(source))
-    described = os.path.join(name, "dataset_info.json")  # by tensorflow-datasets
-    if name.startswith("tfds:") or "://" in name or os.path.exists(described):
+    described = paths.join(name, "dataset_info.json")  # by tensorflow-datasets
+    if name.startswith("tfds:") or paths.exists(described):
         return open_records(name)
-    path = Path(name).absolute()
-    if path.is_dir():
+    path = paths.full_path(name)
+    if paths.is_folder(path):
         return _read_folder(path)
-    if path.is_file() and path.suffix[1:].lower() in SUFFIXES:
+    if not paths.exists(path):
+        raise UserError(f"no such list or folder of videos: {path}{nearest_path(path)}")
+    if path.suffix[1:].lower() in SUFFIXES:
         return Videos(paths=(str(path),), labels=None, class_names=None, name=str(path))
-    if path.is_file():
-        return read_manifest(path)
-    raise UserError(f"no such list or folder of videos: {path}{nearest_path(path)}")
+    return read_manifest(path)
 
 
 def open_records(source: str) -> Videos:
     """Open packed records, a folder prepared by tensorflow-datasets, or `tfds:NAME[@SPLIT]`.
 
-    A folder is a path, or an address that tf.io.gfile can open (gs://). Raises UserError if
-    there is none, and for an index of another version or one that does not fit its files.
+    Raises UserError for an index of another version or one that does not fit its files.
     """
     # These import TensorFlow, which manifests and folders do not need.
     from videomae_jax.data.record_index import INDEX
     from videomae_jax.data.records import open_packed
-    from videomae_jax.data.storage import exists, join
     from videomae_jax.data.tfds import open_tfds
 
-    if source.startswith("tfds:"):
-        return open_tfds(source)
-    if exists(join(source, INDEX)):
+    if not source.startswith("tfds:") and paths.exists(paths.join(source, INDEX)):
         return open_packed(source)
-    if exists(join(source, "dataset_info.json")):
-        return open_tfds(source)
-    raise UserError(f"{source} has no {INDEX}: give a folder that `videomae data pack` has written")
+    return open_tfds(source)
 
 
 def find_videos(folder: str | os.PathLike[str]) -> list[str]:
@@ -76,7 +73,8 @@ def search_folder(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]
     Skipped are hidden files and folders, those of operating systems, and links to a folder that
     they are in. Only videos and folders are counted.
     """
-    endings = tuple(f".{suffix}" for suffix in SUFFIXES)
+    if paths.is_remote(folder):
+        return sort_listing(paths.find(folder))
     found: list[str] = []
     skipped: list[str] = []
     root = os.fspath(folder)
@@ -94,9 +92,24 @@ def search_folder(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]
                         skipped.append(path)
                     else:
                         waiting.append((path, (*above, real)))
-                elif entry.name.lower().endswith(endings):
+                elif entry.name.lower().endswith(ENDINGS):
                     (skipped if system else found).append(path)
     return sorted(found), sorted(skipped)
+
+
+def sort_listing(names: list[str]) -> tuple[list[str], list[str]]:
+    """Return (videos, skipped) of the objects of a bucket, as `search_folder` does."""
+    found = []
+    skipped = set()
+    for name in names:
+        parts = name.split("/")
+        hidden = next((i for i, p in enumerate(parts, 1) if p.startswith(".") or p in SYSTEM), 0)
+        video = name.lower().endswith(ENDINGS)
+        if hidden and (video or hidden < len(parts)):
+            skipped.add("/".join(parts[:hidden]))
+        elif video:
+            found.append(name)
+    return found, sorted(skipped)
 
 
 def describe_skipped(skipped: list[str]) -> str:
@@ -134,6 +147,9 @@ def _read_folder(folder: Path) -> Videos:
 
 def nearest_path(path: Path) -> str:
     """Return a hint: the most similar existing name, or the part of the path that exists."""
+    if paths.is_remote(path):
+        close = difflib.get_close_matches(path.name, paths.names(path.parent), n=1)
+        return f"; did you mean {path.parent / close[0]}?" if close else ""
     parent = path.parent
     while not parent.is_dir():
         path, parent = parent, parent.parent

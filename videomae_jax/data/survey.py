@@ -10,11 +10,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from videomae_jax.data.decode import UnreadableVideo, VideoFacts, read_clip, read_facts
+from videomae_jax.data.decode import VideoFacts, read_clip, read_facts
+from videomae_jax.data.storage import UnreadableVideo, fetch_video
+from videomae_jax.paths import open_binary
 
 # Frames decoded of each video, evenly spaced from the first to the last.
 FRAMES = 5
@@ -51,11 +54,13 @@ def survey_video(path: str, picture: bool = False) -> Survey:
     """Survey one video. Faults of the file are not raised, but stored in `reason`."""
     digest, size = "", 0
     try:
-        with open(path, "rb") as file:
+        source = fetch_video(path)
+        file: Any = io.BytesIO(source) if isinstance(source, bytes) else open_binary(source)
+        with file:
             digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
             size = file.tell()
-        facts = read_facts(path)
-        clip = read_clip(path, lambda count: np.linspace(0, count - 1, FRAMES).round().astype(int))
+        facts = read_facts(source)
+        clip = read_clip(source, _spread)
     except UnreadableVideo as error:
         return Survey(path, reason=str(error), digest=digest, size=size)
     except OSError as error:
@@ -72,6 +77,11 @@ def survey_video(path: str, picture: bool = False) -> Survey:
         thumbnails=np.stack([np.asarray(image) for image in small]),
         picture=_jpeg(images[FRAMES // 2]) if picture else b"",
     )
+
+
+def _spread(count: int) -> np.ndarray:
+    """Choose FRAMES frames, evenly spaced from the first to the last."""
+    return np.linspace(0, count - 1, FRAMES).round().astype(int)
 
 
 def survey_videos(

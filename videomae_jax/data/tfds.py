@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from videomae_jax.data.records import FOOTER, HEADER, Records
-from videomae_jax.data.storage import open_file
 
 # Its start-up messages are about devices that it is not to use.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -16,6 +15,7 @@ import tensorflow as tf  # noqa: E402
 
 from videomae_jax.data.videos import Videos  # noqa: E402
 from videomae_jax.errors import UserError  # noqa: E402
+from videomae_jax.paths import open_binary  # noqa: E402
 
 
 def open_tfds(source: str) -> Videos:
@@ -91,7 +91,7 @@ def scan_shard(path: str, label: str | None) -> np.ndarray:
     read, not the rest of the contents. Raises UserError for a truncated file.
     """
     rows, offset = [], 0
-    with open_file(path) as file:
+    with open_binary(path) as file:
 
         def peek(position: int, size: int) -> bytes:
             file.seek(position)

@@ -3,12 +3,18 @@
 import csv
 import io
 import os
+import re
 import threading
+import time
 
+from videomae_jax import paths
+from videomae_jax.data.turns import waiting
 from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
 
 COLUMNS = ["path", "reason", "process"]
+# Seconds between two writes of one object of a bucket, which allows about one a second.
+PAUSE = 1.0
 
 
 class BadVideos:
@@ -16,7 +22,9 @@ class BadVideos:
 
     With a `file` (`WORKDIR/bad_videos.csv`) they are also appended there, one row each. Videos
     that the file lists already are counted from the start, so a resumed run continues the count.
-    Several processes may share the file, and several threads the object.
+    Several processes may share the file, and several threads this object. As nothing can be
+    appended in a bucket, each process writes a file of its own there, `NAME-00001.csv` and so on
+    after the first, with all of its rows.
     """
 
     def __init__(
@@ -36,7 +44,12 @@ class BadVideos:
         self._lock = threading.Lock()
         if self.file is not None:
             known = set(videos.paths)
-            self.reasons = {path: reason for path, reason in _rows(self.file) if path in known}
+            files = [self.file]
+            if paths.is_remote(self.file):
+                self._object = _Object(self.file, process_index)
+                files = _siblings(self.file)
+            rows = [row for file in files for row in _rows(file)]
+            self.reasons = {path: reason for path, reason in rows if path in known}
 
     def __len__(self) -> int:
         return len(self.reasons)
@@ -52,8 +65,10 @@ class BadVideos:
             if path in self.reasons:
                 return
             self.reasons[path] = reason
-            if self.file is not None:
+            if self.file is not None and not paths.is_remote(self.file):
                 _append(self.file, [path, reason, self._process_index])
+        if self.file is not None and paths.is_remote(self.file):
+            self._object.add(path, reason)
 
     def check(self) -> None:
         """Raise UserError if the fraction of unreadable videos is above `max_share`.
@@ -84,11 +99,48 @@ class BadVideos:
 
 def _rows(file: str) -> list[tuple[str, str]]:
     """Return the (path, reason) rows of a file, none if there is no file yet."""
-    if not os.path.exists(file):
+    if not paths.exists(file):
         return []
-    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as lines:
-        # Another process may have written the header at the same time, so it can be in any row.
-        return [(row[0], row[1]) for row in csv.reader(lines) if len(row) == 3 and row != COLUMNS]
+    text = paths.read_bytes(file).decode("utf-8", "surrogateescape")
+    lines = csv.reader(io.StringIO(text, newline=""))
+    # Another process may have written the header at the same time, so it can be in any row.
+    return [(row[0], row[1]) for row in lines if len(row) == 3 and row != COLUMNS]
+
+
+def _siblings(file: str) -> list[str]:
+    """Return the files of all processes, of which `file` is the first."""
+    folder, _, name = file.rpartition("/")
+    stem, dot, ending = name.rpartition(".")
+    pattern = rf"{re.escape(stem)}(-\d{{5}})?{re.escape(dot + ending)}"
+    return [f"{folder}/{name}" for name in paths.names(folder) if re.fullmatch(pattern, name)]
+
+
+class _Object:
+    """The file of one process in a bucket. Rows that are added meanwhile are written together."""
+
+    def __init__(self, file: str, process: int):
+        stem, dot, ending = file.rpartition(".")
+        self._file = f"{stem}-{process:05}{dot}{ending}" if process else file
+        self._process = process
+        self._rows = dict(_rows(self._file))
+        self._written = set(self._rows)
+        self._last = time.monotonic() - PAUSE
+        self._turn = threading.Lock()
+
+    def add(self, path: str, reason: str) -> None:
+        """Return when a file with this row is written."""
+        self._rows[path] = reason
+        with waiting(), self._turn:
+            if path in self._written:
+                return
+            time.sleep(max(0.0, self._last + PAUSE - time.monotonic()))
+            rows = self._rows.copy()
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            writer.writerows([*row, self._process] for row in rows.items())
+            paths.write_whole(self._file, text.getvalue().encode("utf-8", "surrogateescape"))
+            self._written, self._last = set(rows), time.monotonic()
 
 
 def _append(file: str, row: list) -> None:

@@ -14,6 +14,7 @@ from videomae_jax.data.frame_cache import FrameMemory
 from videomae_jax.data.key_frames import KeyFrames
 from videomae_jax.data.sampling import ByTime, Choose
 from videomae_jax.errors import UserError, did_you_mean
+from videomae_jax.paths import is_remote
 
 SUFFIXES = "mp4 mkv webm avi mov m4v mpg mpeg ts 3gp flv wmv ogv".split()
 
@@ -133,17 +134,25 @@ def split_videos(videos: Videos, *, holdout: float, seed: int) -> tuple[Videos, 
         units = list(group_by_path(videos.paths).values())
     if len(units) < 2:
         raise UserError(f"{videos.name} has {len(units)} video: 2 are needed to hold one out")
-    folder = os.path.commonpath([os.path.dirname(path) for path in videos.paths])
+    names = relative_names(videos)
 
     def draw(unit: list[int]) -> bytes:
-        name = os.path.relpath(videos.paths[unit[0]], folder)
-        return hashlib.sha256(f"{seed} {name}".encode(errors="surrogateescape")).digest()
+        text = f"{seed} {names[unit[0]]}"
+        return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
 
     size = min(max(1, round(holdout * len(units))), len(units) - 1)
     ranked = sorted(units, key=draw)
     parts = [sorted(itertools.chain(*part)) for part in (ranked[size:], ranked[:size])]
     train, held_out = (pick_videos(videos, part) for part in parts)
     return train, held_out
+
+
+def relative_names(videos: Videos) -> list[str]:
+    """Return the paths of videos relative to their common folder, so that all can be moved."""
+    # An address counts as a folder at the root, so that a list may have both kinds.
+    files = [f"/{path}" if is_remote(path) else path for path in videos.paths]
+    folder = os.path.commonpath([os.path.dirname(file) for file in files])
+    return [os.path.relpath(file, folder) for file in files]
 
 
 def group_by_path(paths: Sequence[str]) -> dict[str, list[int]]:

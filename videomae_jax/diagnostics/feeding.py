@@ -16,11 +16,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from videomae_jax.data.decode import UnreadableVideo
-from videomae_jax.data.pipeline import clip_batches
+from videomae_jax.data.pipeline import clip_batches, readers
 from videomae_jax.data.regions import decode_clips
 from videomae_jax.data.samplers import ClipSampler
-from videomae_jax.data.storage import is_remote, read_bytes
+from videomae_jax.data.storage import read_bytes
 from videomae_jax.data.synthetic import SyntheticSampler
+from videomae_jax.data.turns import Turns
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos, thin_videos
 from videomae_jax.devices.prefetch import DevicePrefetcher
@@ -30,6 +31,7 @@ from videomae_jax.diagnostics.step_time import SCHEDULE
 from videomae_jax.errors import UserError
 from videomae_jax.host import count_cores
 from videomae_jax.interop.teacher import load_teacher
+from videomae_jax.paths import is_remote
 from videomae_jax.tasks.build import open_videos
 from videomae_jax.tasks.task import Task, TaskModule
 from videomae_jax.training.optim import average_decay, make_optimizer, warmup_cosine
@@ -187,18 +189,25 @@ def _host_rates(
 
     def read(index):
         draws, size = rngs(index), 0
-        for path, offset, length in videos.spans(index, sampler.choose(videos, index, draws)):
-            _forget(path, offset, length)
-            size += len(read_bytes(path, offset, length))
+        with turns():
+            for path, offset, length in videos.spans(index, sampler.choose(videos, index, draws)):
+                _forget(path, offset, length)
+                size += len(read_bytes(path, offset, length))
         return repeats, size
 
     def decode(index):
-        decoded.append(decode_clips(videos, index, sampler=sampler, rngs=rngs(index)))
-        return repeats, decoded[-1][0].nbytes
+        with turns():
+            clips = decode_clips(videos, index, sampler=sampler, rngs=rngs(index))
+        decoded.append(clips)
+        return repeats, clips[0].nbytes
 
     def augment(position):
-        return repeats, _nbytes(sampler.crop(*decoded[position % len(decoded)]))
+        with turns():
+            return repeats, _nbytes(sampler.crop(*decoded[position % len(decoded)]))
 
+    # As in the pipeline, threads that wait for a bucket do not count.
+    turns = Turns(threads)
+    threads += readers(videos)
     with ThreadPoolExecutor(threads) as pool:
         rates = {"read": _timed(_answers(read, order, pool, prefetch=2 * threads), most=seconds)}
         # Do one-time work, such as tracing functions, before the clock starts.

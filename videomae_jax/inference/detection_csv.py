@@ -3,10 +3,10 @@
 import csv
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from videomae_jax.errors import UserError
+from videomae_jax.paths import as_path, make_folder, to_write
 
 
 class ScoredBox(NamedTuple):
@@ -28,8 +28,11 @@ def write_detections(path: str | os.PathLike[str], boxes: Iterable[ScoredBox]) -
     the file cannot be written.
     """
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        make_folder(as_path(path).parent)
+        with (
+            to_write(path) as local,
+            open(local, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
             table = csv.writer(file, lineterminator="\n")
             for box in boxes:
                 corners = [f"{corner:.6f}" for corner in box.corners]

@@ -33,6 +33,7 @@ from videomae_jax.inference.network import Network, check_classifier, class_name
 from videomae_jax.inference.resumable import Parts, collect_rows, fingerprint, open_output
 from videomae_jax.metrics import Proportion
 from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.paths import to_write
 from videomae_jax.progress import Progress
 from videomae_jax.tasks.classify import view_probabilities, view_sampler
 from videomae_jax.tasks.task import Params
@@ -230,7 +231,10 @@ def write_confusion(out: Path, counts: np.ndarray, names: tuple[str, ...]) -> No
     """Write confusion.csv and confusion.png; rows are classes, columns predictions."""
     from matplotlib.figure import Figure
 
-    with open(out / "confusion.csv", "w", newline="", encoding="utf-8") as file:
+    with (
+        to_write(out / "confusion.csv") as path,
+        open(path, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["class", *names])
         writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=False))
@@ -242,7 +246,8 @@ def write_confusion(out: Path, counts: np.ndarray, names: tuple[str, ...]) -> No
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="class", title="fraction of each class")
-    figure.savefig(out / "confusion.png", dpi=110)
+    with to_write(out / "confusion.png") as path:
+        figure.savefig(path, dpi=110)
 
 
 def _score(

@@ -27,6 +27,7 @@ from videomae_jax.inference.detection_csv import ScoredBox, write_detections
 from videomae_jax.inference.network import Network, check_detector, class_names
 from videomae_jax.inference.resumable import open_output
 from videomae_jax.models.detector import VideoDetector
+from videomae_jax.paths import to_write
 from videomae_jax.tasks.build import open_key_frames
 from videomae_jax.tasks.detect import fit_classes, lowest_score, short_side
 from videomae_jax.tasks.detection_scores import (
@@ -335,7 +336,10 @@ def write_classes(folder: Path, result: BoxEvaluation) -> None:
     """Write classes.csv and classes.png, the average precision of each class."""
     from matplotlib.figure import Figure
 
-    with open(folder / "classes.csv", "w", newline="", encoding="utf-8") as file:
+    with (
+        to_write(folder / "classes.csv") as path,
+        open(path, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["id", "name", "ap", "annotated", "detected"])
         for score in result.classes:
@@ -354,7 +358,8 @@ def write_classes(folder: Path, result: BoxEvaluation) -> None:
     axes.set(xlim=(0, 108), ylim=(-0.6, len(scored) - 0.4), xlabel="average precision, %")
     bound = f"\n{UPPER_BOUND}" if result.upper_bound else ""
     axes.set_title(f"mAP {100 * result.map:.2f} %; class (annotated boxes){bound}", fontsize=10)
-    figure.savefig(folder / "classes.png", dpi=110)
+    with to_write(folder / "classes.png") as path:
+        figure.savefig(path, dpi=110)
 
 
 def _clip_text(config: ConfigDict) -> str:

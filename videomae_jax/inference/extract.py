@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from videomae_jax import paths
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
@@ -54,7 +54,7 @@ def check_output(
     """Raise UserError if `extract` would refuse these settings, without loading a model."""
     tables.check_ending(out)
     file = shard_name(out, index, count)
-    if Path(file).exists():
+    if paths.exists(file):
         raise UserError(f"{file} exists: give a new name, or remove it")
     mesh = data_mesh(jax.local_devices())
     check_batch(batch_size or WINDOWS * mesh.size, mesh)
@@ -119,9 +119,9 @@ def extract(
     }
     file = shard_name(out, index, count)
     parts = Parts(f"{file}.parts", facts)
-    listing = Path(f"{file}.unreadable.csv")
+    listing = f"{file}.unreadable.csv"
     if not parts.position:
-        listing.unlink(missing_ok=True)
+        paths.remove(listing)
     bad = BadVideos(videos, max_share=1.0, file=listing)
     ids = list(range(index, len(videos), count))
     position, first = parts.position or (0, 0)

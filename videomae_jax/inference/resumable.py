@@ -1,9 +1,10 @@
 """Save results as they are computed, so that a killed command can resume."""
 
 import hashlib
+import io
 import json
 import os
-import shutil
+import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
@@ -13,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from videomae_jax import paths
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
@@ -36,18 +38,24 @@ class Parts:
     """
 
     def __init__(self, folder: str | os.PathLike, settings: Settings):
-        self.folder = Path(folder)
+        self.folder = paths.as_path(folder)
+        if paths.is_remote(folder):
+            self._copies = tempfile.TemporaryDirectory(prefix="videomae-")
         self._waiting: list[dict[str, np.ndarray]] = []
         self._written = time.monotonic()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            paths.make_folder(self.folder)
             self._check(dict(settings))
-            files = self._files()
+            self._files = sorted(
+                self.folder / name
+                for name in paths.names(self.folder)
+                if name[:1].isdigit() and name.endswith(".npz")
+            )
         except OSError as error:
-            raise UserError(f"cannot write to {self.folder}: {error.strerror}") from None
+            raise UserError(f"cannot write to {self.folder}: {error.strerror or error}") from None
         self.position: tuple[int, ...] = ()
-        if files:
-            with np.load(files[-1]) as arrays:
+        if self._files:
+            with self._open(self._files[-1]) as arrays:
                 self.position = tuple(arrays["position"].tolist())
 
     def add(self, rows: dict[str, np.ndarray], *, position: tuple[int, ...]) -> None:
@@ -70,31 +78,38 @@ class Parts:
             for name in self._waiting[0]
         }
         columns["position"] = np.array(self.position)
-        file = self.folder / f"{len(self._files()):06d}.npz"
+        file = self.folder / f"{len(self._files):06d}.npz"
         self._write(file, lambda out: np.savez(out, allow_pickle=False, **columns))
+        self._files.append(file)
         self._waiting = []
         self._written = time.monotonic()
 
     def read(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
         """Yield these columns of the rows, file by file; call `flush` first."""
-        for file in self._files():
-            with np.load(file) as arrays:
+        for file in self._files:
+            with self._open(file) as arrays:
                 yield {name: arrays[name] for name in names}
 
     def remove(self) -> None:
         """Delete the folder."""
-        shutil.rmtree(self.folder)
+        paths.remove_folder(self.folder)
 
-    def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("[0-9]*.npz"))
+    def _open(self, file: Path) -> Any:
+        """Open a file of rows, one of a bucket from a copy: a table reads it once per column."""
+        if not paths.is_remote(file):
+            return np.load(file)
+        copy = Path(self._copies.name, file.name)
+        if not copy.exists():
+            copy.write_bytes(paths.read_bytes(file))
+        return np.load(copy)
 
     def _check(self, settings: dict) -> None:
         file = self.folder / SETTINGS
-        if not file.exists():
+        if not paths.exists(file):
             text = json.dumps(settings, indent=1)
             self._write(file, lambda out: out.write(text.encode()))
             return
-        before = json.loads(file.read_text())
+        before = json.loads(paths.read_bytes(file))
         for name in before.keys() | settings.keys():
             if before.get(name) != settings.get(name):
                 raise UserError(
@@ -103,6 +118,11 @@ class Parts:
                 )
 
     def _write(self, file: Path, write: Callable[[BinaryIO], object]) -> None:
+        if paths.is_remote(file):
+            data = io.BytesIO()
+            write(data)
+            paths.write_whole(file, data.getvalue())
+            return
         draft = file.with_name(f".{file.name}")
         try:
             with open(draft, "wb") as out:
@@ -141,7 +161,7 @@ def open_output(
     """
     if out is None:
         return Output(None, None, BadVideos(videos, max_share=1.0))
-    folder = Path(out)
+    folder = paths.as_path(out)
     scores = None
     if jax.process_count() == 1:
         devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
@@ -149,9 +169,10 @@ def open_output(
         scores = Parts(folder / "scores", {**settings(), **machine})
     file = folder / "unreadable.csv"
     if not (scores and scores.position):
-        folder.mkdir(parents=True, exist_ok=True)
-        file.unlink(missing_ok=True)
-    return Output(folder, scores, BadVideos(videos, max_share=1.0, file=file))
+        paths.make_folder(folder)
+        paths.remove(file)
+    bad = BadVideos(videos, max_share=1.0, file=file, process_index=jax.process_index())
+    return Output(folder, scores, bad)
 
 
 def collect_rows(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from videomae_jax.errors import UserError
+from videomae_jax.paths import to_write
 
 Rows = dict[str, np.ndarray]
 ENDINGS = (".npz", ".parquet")
@@ -44,16 +45,16 @@ def write_table(
     "path". facts: the settings, stored as JSON under "facts": an array of an .npz, schema
     metadata of a .parquet. Raises UserError if the file cannot be written.
     """
-    file = Path(path)
-    draft = file.with_name(f".{file.name}")
-    write = {".npz": _write_npz, ".parquet": _write_parquet}[file.suffix]
-    try:
-        write(draft, read, columns, paths=np.array(paths), facts=json.dumps(facts))
-        draft.rename(file)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        draft.unlink(missing_ok=True)
+    write = {".npz": _write_npz, ".parquet": _write_parquet}[Path(path).suffix]
+    with to_write(path) as file:
+        draft = file.with_name(f".{file.name}")
+        try:
+            write(draft, read, columns, paths=np.array(paths), facts=json.dumps(facts))
+            draft.rename(file)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def _write_npz(draft: Path, read, columns: Sequence[str], *, paths: np.ndarray, facts: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from videomae_jax import paths
 from videomae_jax.config import load_recipe
 from videomae_jax.data.ava_classes import AVA_CLASSES
 from videomae_jax.errors import UserError
@@ -21,6 +22,7 @@ from videomae_jax.interop.convert import (
     match_tensors,
     to_native,
 )
+from videomae_jax.interop.download import local_weights
 from videomae_jax.interop.hub import is_address
 from videomae_jax.interop.inflate import (
     INFLATIONS,
@@ -107,12 +109,14 @@ def load_checkpoint(
     elif ema:
         raise UserError(f"{path} has no ema: leave out --ema, a run of ours may keep one")
     else:
-        weights = _open_weights(
-            path, frames=frames, image_size=image_size, inflate=inflate, tubelet=tubelet
-        )
-        checkpoint = _convert(
-            weights, task=task, num_heads=num_heads, decoder_num_heads=decoder_num_heads
-        )
+        with local_weights(path) as local:
+            weights = _open_weights(
+                local, frames=frames, image_size=image_size, inflate=inflate, tubelet=tubelet
+            )
+            weights = weights._replace(title=weights.title.replace(local, path))
+            checkpoint = _convert(
+                weights, task=task, num_heads=num_heads, decoder_num_heads=decoder_num_heads
+            )
     if source.address:
         with checkpoint.config.unlocked():
             checkpoint.config.init_from = source.address
@@ -143,20 +147,20 @@ def _read_config(source: Source) -> ConfigDict:
         from videomae_jax.training.checkpoint import load_run_config
 
         return load_run_config(source.path)
-    weights = _open_weights(source.path)
-    heads = weights.folder.num_heads, weights.folder.decoder_num_heads
-    facts, _ = match_tensors(
-        weights.tensors, source=weights.title, num_heads=source.num_heads, config_heads=heads
-    )
-    return _config(facts, _complete(weights.folder, facts))
+    with local_weights(source.path) as local:
+        weights = _open_weights(local)
+        heads = weights.folder.num_heads, weights.folder.decoder_num_heads
+        facts, _ = match_tensors(
+            weights.tensors, source=weights.title, num_heads=source.num_heads, config_heads=heads
+        )
+        return _config(facts, _complete(weights.folder, facts))
 
 
 def _is_run(path: str) -> bool:
     """Whether a path is a folder without weights of others: a work directory or a step of one."""
-    folder = Path(path)
-    if not folder.exists():
+    if not paths.exists(path):
         raise UserError(f"{path} does not exist: give a work directory, a file or a folder")
-    return folder.is_dir() and not any((folder / name).is_file() for name in WEIGHTS)
+    return paths.is_folder(path) and not set(WEIGHTS) & set(paths.names(path))
 
 
 def _load_run(path: str, *, item: str) -> Checkpoint:
@@ -340,15 +344,24 @@ def _with_channels(checkpoint: Checkpoint, channels: int) -> Checkpoint:
 def save_checkpoint(path: str, checkpoint: Checkpoint, *, to: str) -> None:
     """Write a checkpoint in one of `FORMATS` to `path`, which must not exist.
 
-    An interrupted write leaves nothing at `path`.
+    An interrupted write leaves nothing at `path`; in a bucket it may leave a part, of a work
+    directory one that no reader takes for a checkpoint.
     """
     if to not in FORMATS:
         raise UserError(f"format {to!r} is unknown: use one of {', '.join(FORMATS)}")
     if is_address(path):
         raise UserError(f"{path} is an address of the hub: `videomae convert` writes there")
-    target = Path(path).absolute()
-    if target.exists():
+    if paths.exists(path):
         raise UserError(f"{path} exists: give a new path, or remove it first")
+    if to == "native" and paths.is_remote(path):
+        _write_native(path, checkpoint)  # orbax marks what is complete
+        return
+    with paths.to_write(path) as target:
+        _write(target.absolute(), checkpoint, to=to, name=path)
+
+
+def _write(target: Path, checkpoint: Checkpoint, *, to: str, name: str) -> None:
+    """Write a checkpoint completely or not at all. name: for messages."""
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     write = {
         "native": _write_native,
@@ -362,7 +375,7 @@ def save_checkpoint(path: str, checkpoint: Checkpoint, *, to: str) -> None:
         write[to](draft, checkpoint)
         draft.rename(target)
     except OSError as problem:
-        raise UserError(f"cannot write {path}: {problem.strerror or problem}") from None
+        raise UserError(f"cannot write {name}: {problem.strerror or problem}") from None
     finally:
         if draft.is_dir():
             shutil.rmtree(draft)
@@ -436,7 +449,7 @@ def _config(facts: ModelFacts, folder: FolderConfig) -> ConfigDict:
     return config.lock()
 
 
-def _write_native(path: Path, checkpoint: Checkpoint) -> None:
+def _write_native(path: str | Path, checkpoint: Checkpoint) -> None:
     from videomae_jax.training.checkpoint import save_params
 
     save_params(str(path), checkpoint.params, checkpoint.config)

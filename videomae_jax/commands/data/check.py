@@ -56,7 +56,6 @@ def main(args: argparse.Namespace) -> None:
     """Run the command."""
     import csv
     import io
-    from pathlib import Path
 
     from videomae_jax.data.box_files import is_box_file
     from videomae_jax.data.manifest import write_lines, write_manifest
@@ -65,10 +64,11 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.data.survey import find_copies, find_look_alikes
     from videomae_jax.data.videos import pick_videos
     from videomae_jax.errors import UserError
+    from videomae_jax.paths import as_path, exists, full_path, is_folder
 
-    source = Path(args.manifest).expanduser().absolute()
-    out = Path(args.out) if args.out else source.with_name(f"{source.stem}_check")
-    if source.is_file() and is_box_file(source):
+    source = full_path(args.manifest)
+    out = as_path(args.out) if args.out else source.with_name(f"{source.stem}_check")
+    if not is_folder(source) and exists(source) and is_box_file(source):
         check_boxes(args, source, out)
         return
     videos = read_videos(source)
@@ -132,6 +132,7 @@ def check_boxes(args: argparse.Namespace, source: "Path", out: "Path") -> None:
     from videomae_jax.data.manifest import write_lines
     from videomae_jax.errors import UserError
     from videomae_jax.host import count_cores
+    from videomae_jax.paths import to_write
     from videomae_jax.progress import Progress
 
     if args.against:
@@ -170,16 +171,18 @@ def check_boxes(args: argparse.Namespace, source: "Path", out: "Path") -> None:
         raise UserError(f"{source} has no boxes to draw")
     if not images:
         raise UserError(f"none of {len(shown)} key frames could be read")
-    make_sheet(pictures).save(out / "boxes.png")
+    with to_write(out / "boxes.png") as file:
+        make_sheet(pictures).save(file)
     print(f"{len(images)} key frames with their boxes: {out / 'boxes.png'}, {out / 'report.html'}")
     options.write_json(args.json, summary | {"pictures": len(images), "unread": unread})
 
 
 def _make_folder(out: "Path") -> None:
     from videomae_jax.errors import UserError
+    from videomae_jax.paths import make_folder
 
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
     except OSError as error:
         raise UserError(f"cannot make the folder {out} ({error.strerror}): give --out") from None
 

@@ -87,12 +87,13 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.data.manifest import write_lines, write_manifest
     from videomae_jax.data.sources import describe_skipped, nearest_path
     from videomae_jax.errors import UserError
+    from videomae_jax.paths import as_path, exists, full_path, is_folder, remove
 
-    source = Path(args.folder).expanduser()
-    if source.is_file():
+    source = full_path(args.folder) if "://" in args.folder else Path(args.folder).expanduser()
+    if not is_folder(source) and exists(source):
         count_boxes(args, source)
         return
-    if not source.exists():
+    if not is_folder(source):
         raise UserError(f"no such folder or annotation file: {source}{nearest_path(source)}")
     if not args.out:
         raise UserError("give --out FILE.csv, the training list to write: see data list --help")
@@ -106,7 +107,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{layout} has official lists: leave out --holdout and --val-list")
     if (args.holdout is not None or args.val_list) and not args.val:
         raise UserError("--holdout and --val-list need --val FILE")
-    if args.val and Path(args.val).absolute() == Path(args.out).absolute():
+    if args.val and full_path(args.val) == full_path(args.out):
         raise UserError(f"--out and --val are both {args.out}: give two files")
     if args.classes and not names:
         raise UserError(f"{name} has no classes to write to {args.classes}")
@@ -134,12 +135,12 @@ def main(args: argparse.Namespace) -> None:
         print(f"  {describe_skipped(listing.skipped)}")
     if listing.unlisted:
         print(f"  {listing.unlisted:9,} videos in {args.folder} are in no list")
-    missing = Path(args.out).with_suffix(".missing.txt")
+    missing = as_path(args.out).with_suffix(".missing.txt")
     if listing.missing:
         write_lines(missing, listing.missing)
         print(f"  {len(listing.missing):9,} listed videos are missing: {missing}")
     else:
-        missing.unlink(missing_ok=True)  # of an earlier call
+        remove(missing)  # of an earlier call
     result = dict(
         layout=layout,
         classes=classes,
@@ -169,11 +170,11 @@ def count_boxes(args: argparse.Namespace, source: "Path") -> None:
 def split(videos: "Videos", args: argparse.Namespace) -> "tuple[Videos, Videos]":
     """Split videos into (training, validation) by --val-list, or by --holdout and --seed."""
     import os
-    from pathlib import Path
 
     from videomae_jax.data.manifest import split_lines
     from videomae_jax.data.videos import pick_videos, split_videos
     from videomae_jax.errors import UserError
+    from videomae_jax.paths import full_path, is_remote, join, read_bytes
 
     if not args.val_list:
         holdout = 0.1 if args.holdout is None else args.holdout
@@ -181,11 +182,12 @@ def split(videos: "Videos", args: argparse.Namespace) -> "tuple[Videos, Videos]"
     if args.holdout is not None:
         raise UserError("--holdout and --val-list both choose the validation videos: use one")
     try:
-        lines = split_lines(Path(args.val_list).read_text(encoding="utf-8-sig"))
+        lines = split_lines(read_bytes(full_path(args.val_list)).decode("utf-8-sig"))
     except OSError as error:
-        raise UserError(f"cannot read {args.val_list}: {error.strerror}") from None
-    folder = os.path.abspath(os.path.expanduser(args.folder))
-    given = {os.path.normpath(os.path.join(folder, line.strip())) for line in lines if line.strip()}
+        raise UserError(f"cannot read {args.val_list}: {error.strerror or error}") from None
+    folder = full_path(args.folder)
+    given = {join(folder, line.strip()) for line in lines if line.strip()}
+    given = {path if is_remote(path) else os.path.normpath(path) for path in given}
     unknown = sorted(given - set(videos.paths))
     if unknown:
         raise UserError(

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "videos", metavar="VIDEOS", help="a list or a folder of videos, or an annotation file"
     )
-    parser.add_argument("out", metavar="OUT", help="a folder, made if missing, or a gs:// address")
+    parser.add_argument(
+        "out", metavar="OUT", help="a folder, made if missing, on a disk or in a bucket"
+    )
     parser.add_argument(
         "--format",
         default="mp4",
@@ -90,7 +92,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
     import os
-    from pathlib import Path
 
     from absl import logging
 
@@ -98,6 +99,7 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.data.pack import Settings, pack
     from videomae_jax.data.sources import read_videos
     from videomae_jax.errors import UserError
+    from videomae_jax.paths import exists, full_path, is_folder, is_remote
     from videomae_jax.progress import Progress
 
     logging.set_verbosity(logging.ERROR)  # else tensorflow-datasets warns about its own calls
@@ -108,8 +110,8 @@ def main(args: argparse.Namespace) -> None:
         )
     if not args.around > 0:
         raise UserError(f"--around {args.around:g}: use above 0, such as 1.5")
-    source = Path(args.videos).expanduser()
-    if source.is_file() and is_box_file(source):
+    source = full_path(args.videos)
+    if not is_folder(source) and exists(source) and is_box_file(source):
         videos = options.read_annotations(args, source)
     else:
         videos = read_videos(args.videos)
@@ -144,17 +146,20 @@ def main(args: argparse.Namespace) -> None:
     if index is None:
         print("this process is done; shards of others are missing: the last one writes the index")
         return
-    sources = sum(os.path.getsize(path) for path in films if os.path.isfile(path))
     counts = {key: index[key] for key in ("videos", "unreadable", "records", "frames", "bytes")}
     if videos.key_frames is not None:
         counts |= {"key_frames": len(videos), "boxes": len(videos.key_frames.boxes)}
         print(f"{counts['key_frames']:,} key frames with {counts['boxes']:,} boxes")
-    counts |= {"shards": len(index["shards"]), "source_bytes": sources}
+    counts |= {"shards": len(index["shards"])}
+    compared = ""
+    if not any(map(is_remote, films)):  # a bucket would be asked for each of them
+        sources = sum(os.path.getsize(path) for path in films if os.path.isfile(path))
+        counts |= {"source_bytes": sources}
+        compared = f", {counts['bytes'] / max(sources, 1):.2f} x the {sources:,} of the source"
     print(
         f"{counts['videos'] - counts['unreadable']:,} of {counts['videos']:,} videos, "
         f"{counts['frames']:,} frames, in {counts['records']:,} records of {counts['shards']:,} "
-        f"files: {counts['bytes']:,} bytes, {counts['bytes'] / max(sources, 1):.2f} x the "
-        f"{sources:,} of the source"
+        f"files: {counts['bytes']:,} bytes{compared}"
     )
     if counts["unreadable"]:
         print(f"{counts['unreadable']:,} unreadable; training lists them with their reasons")

@@ -1,0 +1,56 @@
+"""Copy weights of other projects from a bucket to the local disk."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from videomae_jax import paths
+from videomae_jax.errors import UserError
+from videomae_jax.interop.safetensors_file import indexed_files
+from videomae_jax.interop.transformers_folder import JSON_FILES, WEIGHTS
+from videomae_jax.progress import Progress
+
+CHUNK = 32 << 20  # bytes of one request
+
+
+@contextmanager
+def local_weights(path: str) -> Iterator[str]:
+    """Yield the local path of a file or folder of weights; one in a bucket is copied for the body.
+
+    Of a folder, only its weights and what describes them are copied. A UserError of the body names
+    the files by their addresses.
+    """
+    if not paths.is_remote(path):
+        yield path
+        return
+    address = path.rstrip("/")
+    with tempfile.TemporaryDirectory(prefix="videomae-") as folder:
+        if paths.is_folder(address):
+            there, local = paths.names(address), folder
+            weights = next(name for name in WEIGHTS if name in there)
+        else:
+            address, _, weights = address.rpartition("/")
+            local = str(Path(folder, weights))
+            there = [name for name in JSON_FILES if paths.exists(f"{address}/{name}")]
+        _copy(address, folder, [name for name in there if name in JSON_FILES] + [weights])
+        try:
+            if weights.endswith(".index.json"):
+                _copy(address, folder, [file.name for file in indexed_files(Path(folder, weights))])
+            yield local
+        except UserError as error:
+            raise UserError(str(error).replace(folder, address)) from None
+
+
+def _copy(address: str, folder: str, names: list[str]) -> None:
+    """Copy files of a folder of a bucket, and show the progress."""
+    sizes = {name: paths.size(f"{address}/{name}") for name in names}
+    total, done = sum(sizes.values()), 0
+    progress = Progress(total)
+    for name, size in sizes.items():
+        with open(Path(folder, name), "wb") as file:
+            for offset in range(0, size, CHUNK):
+                done += file.write(paths.read_bytes(f"{address}/{name}", offset, CHUNK))
+                of = f"{address}/{name}, {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+                progress.show(done, count=done // 10**6, unit="MB", of=of)
+    progress.close()
