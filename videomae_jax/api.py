@@ -330,7 +330,7 @@ class Model:
         format: "native", a work directory; "mcg", a .pth with the original's names;
         "safetensors", one file with the same names; "hf", a folder for transformers;
         "stablehlo", a folder with the function from a video to features and logits, for
-        jax.export; `load` does not read it.
+        jax.export, and "onnx", a file with the same function: `load` reads neither.
         Warns about each setting of the model that the format cannot hold.
         """
         checkpoint = Checkpoint(self.params, self.config, self.labels, self.report)
