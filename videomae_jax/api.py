@@ -558,7 +558,8 @@ def extract(
     Args:
         model: a model of any kind, or its path.
         videos: a video, a list or a folder.
-        out: a new .npz or .parquet file; None returns the arrays, which must fit in memory.
+        out: a new .npz or .parquet file, or a new folder of one .npy a video, with a name that
+            ends in "/"; None returns the arrays, which must fit in memory.
         pool: "clip", the mean of all tokens [D]; "time", the mean of each time step [T, D];
             "tokens", all tokens [N, D].
         window, stride: frames of a window and the distance between them, None: as in training.
