@@ -66,6 +66,7 @@ def load(
     channels: int | None = None,
     ema: bool = False,
     dtype: str = "auto",
+    merge_tokens: int = 0,
 ) -> "Model":
     """Load a model.
 
@@ -84,6 +85,8 @@ def load(
         channels: change the patch embedding to this number of channels.
         ema: load the moving average of the weights, if the run kept one.
         dtype: of the computation; "auto" is float32 on CPUs and bfloat16 elsewhere.
+        merge_tokens: of a classifier: merge so many tokens in each block, which is faster and
+            changes the results, see docs/performance.md.
 
     Returns:
         The model, with float32 weights on the default device.
@@ -108,7 +111,7 @@ def load(
         channels=channels,
         ema=ema,
     )
-    return Model(checkpoint, dtype=dtype, source=str(path))
+    return Model(checkpoint, dtype=dtype, source=str(path), merge_tokens=merge_tokens)
 
 
 def read_clip(
@@ -188,12 +191,19 @@ class Model:
         >>> model.logits(model.read_clip("holiday.mp4")).argmax()
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, dtype: str = "auto", source: str = "the model"):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: str = "auto",
+        source: str = "the model",
+        merge_tokens: int = 0,
+    ):
         self._source = source
         self.config, self.labels = checkpoint.config, checkpoint.labels
         self.report = checkpoint.report
         self.params = jax.device_put(checkpoint.params)
-        self._network = build_network(self.config, dtype=dtype)
+        self._network = build_network(self.config, dtype=dtype, merge_tokens=merge_tokens)
         self._outputs = jax.jit(self._output, static_argnames="name")
         if isinstance(self._network, VideoMAE):
             self._predict = jax.jit(
@@ -226,6 +236,8 @@ class Model:
         They are in the order of time, then rows, then columns, after the final norm of the
         encoder. A fine-tuned model has no such norm: it normalizes the mean of the tokens.
         """
+        if self._network.merge_tokens:
+            raise UserError("this model merges tokens: load it without merge_tokens")
         return self._outputs(self.params, self._check(video), name="tokens")
 
     def features(self, video: Any) -> jax.Array:

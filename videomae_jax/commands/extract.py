@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_batch_size(parser, of="windows", default="8 per device")
     options.add_threads(parser, of="decoders")
+    options.add_merge_tokens(parser)
     parser.add_argument(
         "--process-index", type=int, metavar="I", help="number of this process, 0 to N - 1"
     )
@@ -80,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
     from videomae_jax.data.sources import read_videos
-    from videomae_jax.inference.extract import check_output, extract, parts_name
+    from videomae_jax.inference.extract import check_output, check_pool, extract, parts_name
     from videomae_jax.inference.network import build_network
     from videomae_jax.interop.checkpoint_files import load_checkpoint
     from videomae_jax.training.signals import stop_signals
@@ -104,9 +105,12 @@ def main(args: argparse.Namespace) -> None:
     preset = PRESETS[args.preset] if args.preset else (None, None, None)
     given = (args.window, args.stride, args.hop)
     window, stride, hop = (p if g is None else g for g, p in zip(given, preset, strict=True))
+    network = build_network(config, merge_tokens=args.merge_tokens)
+    check_pool(args.pool, network)
+    merging = options.report_merging(network, params, config, videos)
     with stop_signals() as stop:
         found = extract(
-            build_network(config),
+            network,
             params,
             config,
             videos,
@@ -137,7 +141,7 @@ def main(args: argparse.Namespace) -> None:
     if bad.reasons:
         print(bad)
     result = dict(file=found.path, windows=found.windows, videos=found.videos, short=found.short)
-    options.write_json(args.json, result | {"unreadable": bad.reasons})
+    options.write_json(args.json, result | {"unreadable": bad.reasons} | merging)
 
 
 def choose_process(args: argparse.Namespace) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from videomae_jax.inference.engine import (
     data_mesh,
     predict_windows,
 )
-from videomae_jax.inference.network import Network
+from videomae_jax.inference.network import Network, merging_facts
 from videomae_jax.inference.resumable import Parts, fingerprint
 from videomae_jax.inference.windows import WindowSampler, read_windows
 from videomae_jax.models.tokens import patch_grid
@@ -75,6 +75,12 @@ def check_output(
         )
 
 
+def check_pool(pool: str, network: Network) -> None:
+    """Raise UserError if a network merges the tokens that a pool returns."""
+    if network.merge_tokens and pool != "clip":
+        raise UserError(f"--pool {pool} has every token: use --pool clip with token merging")
+
+
 def _check_folder(out: str, videos: Videos, pool: str) -> None:
     """Raise UserError unless every row is a vector, and the names of the videos differ."""
     if pool != "clip":
@@ -119,6 +125,7 @@ def extract(
     Raises UserError for impossible settings, and if OUT.parts was begun with other settings.
     """
     check_output(out, videos, pool=pool, index=index, count=count, batch_size=batch_size)
+    check_pool(pool, network)
     clip = config.clip
     frames = clip.frames if window is None else window
     stride = clip.stride if stride is None else stride
@@ -135,6 +142,7 @@ def extract(
     )
     facts: dict[str, str | int | float] = {
         "model": fingerprint([params, config.model.to_json()]),
+        **merging_facts(network),
         "dtype": network.run.dtype.name,
         "videos": fingerprint(list(videos.paths)),
         "pool": pool,

@@ -1,6 +1,7 @@
 """The encoder of video patches, and the fields that every model around it has."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from flax import linen as nn
 
 from videomae_jax.models.masking import Mask, gather_tubes
 from videomae_jax.models.tokens import Triple, normalize_pixels, positions
-from videomae_jax.models.vit import Dense, Execution, LayerNorm, Size, apply_blocks
+from videomae_jax.models.vit import Dense, Execution, LayerNorm, Size, apply_blocks, merge_blocks
 
 
 def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
@@ -30,7 +31,7 @@ class Encoder(nn.Module):
 
     mean, std, position_grid: see `VideoModel`. final_norm: False in fine-tuning, which
     normalizes after pooling instead. drop_path: see `vit.apply_blocks`. cubic_positions: how
-    they are interpolated, see `tokens.interpolate_positions`.
+    they are interpolated, see `tokens.interpolate_positions`. merge_tokens: see `VideoModel`.
     """
 
     size: Size
@@ -41,6 +42,7 @@ class Encoder(nn.Module):
     final_norm: bool = True
     drop_path: float = 0.0
     cubic_positions: bool = False
+    merge_tokens: int = 0
 
     @nn.compact
     def __call__(
@@ -55,7 +57,9 @@ class Encoder(nn.Module):
 
         patches: uint8, or float32 in [0, 255]. grid: (T, rows, columns), N in all. keys: typed
         PRNG keys [B] for drop path; None drops nothing.
-        Returns [B, n, D] in the compute dtype; n is N without a mask, else T * K.
+        Returns [B, n, D] in the compute dtype; n is N without a mask, else T * K. With
+        `merge_tokens`, n is smaller, and each token is multiplied by its share of the N tokens
+        and by n: the mean over the tokens is then the mean over all N.
         """
         table = positions(
             grid, self.size.width, source=self.position_grid, cubic=self.cubic_positions
@@ -72,10 +76,19 @@ class Encoder(nn.Module):
             every = broadcast_to_clips(table, patches.shape[0])
             positioned = gather_tubes(every, mask.visible, mask).astype(self.run.dtype)
         x = embed(normalize_pixels(patches, self.mean, self.std)) + positioned
-        x = apply_blocks(x, self.size, self.run, drop_path=self.drop_path, keys=keys)
+        if self.merge_tokens:
+            count = x.shape[1]
+            layers: Any = self.get_variable("params", "blocks")
+            x, sizes = merge_blocks(x, layers, self.size, self.run, merge=self.merge_tokens)
+        else:
+            x = apply_blocks(x, self.size, self.run, drop_path=self.drop_path, keys=keys)
         # A model of transformers that was made for pooling has a decoder, but no such parameters.
         normed = self.is_initializing() or self.has_variable("params", "norm")
-        return LayerNorm(self.run.dtype, name="norm")(x) if self.final_norm and normed else x
+        if self.final_norm and normed:
+            x = LayerNorm(self.run.dtype, name="norm")(x)
+        if self.merge_tokens:
+            x *= (sizes * (x.shape[1] / count))[..., None].astype(x.dtype)
+        return x
 
 
 class VideoModel(nn.Module):
@@ -84,7 +97,8 @@ class VideoModel(nn.Module):
     encoder: the size of the encoder. patch: (frames, height, width) of a tubelet.
     mean, std: pixel statistics; their length is the number of channels. position_grid: the
     grid whose position table is interpolated to the clip's grid; None computes the table for
-    the clip's own grid, as the reference does.
+    the clip's own grid, as the reference does. merge_tokens: in inference, how many tokens
+    each block of the encoder merges into others, see `merging`.
     """
 
     encoder: Size
@@ -93,6 +107,7 @@ class VideoModel(nn.Module):
     std: tuple[float, ...]
     position_grid: Triple | None = None
     run: Execution = Execution()
+    merge_tokens: int = 0
 
     @nn.nowrap
     def build_encoder(
@@ -108,6 +123,7 @@ class VideoModel(nn.Module):
             final_norm,
             drop_path,
             cubic_positions,
+            self.merge_tokens,
             name="encoder",
         )
 
