@@ -24,7 +24,7 @@ def test_an_evaluation_prints_how_it_agrees_with_the_unmerged_model(
     said, result = capsys.readouterr().out, json.loads(file.read_text())
     found = result["merging"]
     assert f"the same top-1 as without for {found['same']} of 8 videos (one clip each)" in said
-    assert found["videos"] == 8 and 0.5 < found["cosine"] < 1 - 1e-4
+    assert found["videos"] == 8 and 0.5 < found["cosine"] < 1.0001
     assert "3 tokens merged in each block" in result["protocol"]
     assert "holds results of merge-tokens 3, this command has None" in fails(capsys, *command)
 
@@ -39,6 +39,7 @@ def test_the_agreement_is_that_of_the_python_interface(classifier, monkeypatch):
     step = -(-len(videos) // 3)
     clips = np.concatenate([m.read_clip(path) for path in videos.paths[::step]])
     a, b = np.asarray(m.features(clips)), np.asarray(plain.features(clips))
+    assert np.abs(a - b).max() > 1e-4
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     assert found.cosine == pytest.approx(((a * b).sum(1) / norms).mean(), abs=1e-5)
     tops = [np.asarray(model.logits(clips)).argmax(1) for model in (m, plain)]
