@@ -154,10 +154,7 @@ def extract(
     }
     file = shard_name(out, index, count)
     parts = Parts(parts_name(out, index, count), facts)
-    listing = Path(f"{file.removesuffix(tables.FOLDER)}.unreadable.csv")
-    if not parts.position:
-        listing.unlink(missing_ok=True)
-    bad = BadVideos(videos, max_share=1.0, file=listing)
+    bad = _list_unreadable(file, videos, begun=bool(parts.position))
     ids = list(range(index, len(videos), count))
     position, first = parts.position or (0, 0)
     windows = read_windows(
@@ -188,6 +185,14 @@ def extract(
     total, short = _join(file, parts, videos, left_out=left_out, facts=facts, span=span, bad=bad)
     parts.remove()
     return Extraction(file, total, len(ids) - len(left_out), span, short, bad)
+
+
+def _list_unreadable(file: str, videos: Videos, *, begun: bool) -> BadVideos:
+    """Return the unreadable videos, with their list; begun: keep a list that is there."""
+    listing = Path(f"{file.removesuffix(tables.FOLDER)}.unreadable.csv")
+    if not begun:
+        listing.unlink(missing_ok=True)
+    return BadVideos(videos, max_share=1.0, file=listing)
 
 
 def shard_name(out: str, index: int, count: int) -> str:
