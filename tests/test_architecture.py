@@ -56,6 +56,8 @@ ONLY_IN = {
     "pyarrow": {"inference/tables.py"},
     "safetensors": {"interop/safetensors_file.py"},
     "huggingface_hub": {"interop/hub.py"},
+    "jax2onnx": {"interop/onnx_file.py"},
+    "onnx": {"interop/onnx_file.py"},
     "torch": {"diagnostics/peer_torch.py"},
     "transformers": {"diagnostics/peer_torch.py"},
 }

@@ -65,6 +65,7 @@ def load(
     channels: int | None = None,
     ema: bool = False,
     dtype: str = "auto",
+    merge_tokens: int = 0,
 ) -> "Model":
     """Load a model.
 
@@ -83,6 +84,8 @@ def load(
         channels: change the patch embedding to this number of channels.
         ema: load the moving average of the weights, if the run kept one.
         dtype: of the computation; "auto" is float32 on CPUs and bfloat16 elsewhere.
+        merge_tokens: of a classifier: merge so many tokens in each block, which is faster and
+            changes the results, see docs/performance.md.
 
     Returns:
         The model, with float32 weights on the default device.
@@ -107,7 +110,7 @@ def load(
         channels=channels,
         ema=ema,
     )
-    return Model(checkpoint, dtype=dtype, source=str(path))
+    return Model(checkpoint, dtype=dtype, source=str(path), merge_tokens=merge_tokens)
 
 
 def read_clip(
@@ -187,12 +190,19 @@ class Model:
         >>> model.logits(model.read_clip("holiday.mp4")).argmax()
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, dtype: str = "auto", source: str = "the model"):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: str = "auto",
+        source: str = "the model",
+        merge_tokens: int = 0,
+    ):
         self._source = source
         self.config, self.labels = checkpoint.config, checkpoint.labels
         self.report = checkpoint.report
         self.params = jax.device_put(checkpoint.params)
-        self._network = build_network(self.config, dtype=dtype)
+        self._network = build_network(self.config, dtype=dtype, merge_tokens=merge_tokens)
         self._outputs = jax.jit(self._output, static_argnames="name")
         if isinstance(self._network, VideoMAE):
             self._predict = jax.jit(
@@ -225,6 +235,8 @@ class Model:
         They are in the order of time, then rows, then columns, after the final norm of the
         encoder. A fine-tuned model has no such norm: it normalizes the mean of the tokens.
         """
+        if self._network.merge_tokens:
+            raise UserError("this model merges tokens: load it without merge_tokens")
         return self._outputs(self.params, self._check(video), name="tokens")
 
     def features(self, video: Any) -> jax.Array:
@@ -329,7 +341,7 @@ class Model:
         format: "native", a work directory; "mcg", a .pth with the original's names;
         "safetensors", one file with the same names; "hf", a folder for transformers;
         "stablehlo", a folder with the function from a video to features and logits, for
-        jax.export; `load` does not read it.
+        jax.export, and "onnx", a file with the same function: `load` reads neither.
         Warns about each setting of the model that the format cannot hold.
         """
         checkpoint = Checkpoint(self.params, self.config, self.labels, self.report)
@@ -557,7 +569,8 @@ def extract(
     Args:
         model: a model of any kind, or its path.
         videos: a video, a list or a folder.
-        out: a new .npz or .parquet file; None returns the arrays, which must fit in memory.
+        out: a new .npz or .parquet file, or a new folder of one .npy a video, with a name that
+            ends in "/"; None returns the arrays, which must fit in memory.
         pool: "clip", the mean of all tokens [D]; "time", the mean of each time step [T, D];
             "tokens", all tokens [N, D].
         window, stride: frames of a window and the distance between them, None: as in training.

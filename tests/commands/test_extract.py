@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory):
 def extract(videos, checkpoint, out, *more):
     command = ["extract", videos, "--checkpoint", checkpoint, "--out", out, *more]
     cli.main(list(map(str, command)))
-    return dict(np.load(out)) if out.exists() and out.suffix == ".npz" else None
+    return dict(np.load(out)) if str(out).endswith(".npz") and out.exists() else None
 
 
 def crop(path, frames):
@@ -174,11 +174,12 @@ def test_mistakes_are_one_line(checkpoint, window_list, tmp_path, capsys, monkey
             "--checkpoint",
             checkpoint,
             "--out",
-            tmp_path / out,
+            f"{tmp_path}/{out}",
         ]
         return fails(capsys, *command, *more)
 
-    assert "does not end in .npz or .parquet" in said(out="x.csv")
+    assert "does not end in .npz, .parquet or /" in said(out="x.csv")
+    assert "x/ holds one vector a window: use --pool clip" in said("--pool=time", out="x/")
     assert "frames 5 is not a multiple of the patch's 2: use 4 or 6" in said("--window=5")
     assert "windows of hop 0: use 1 or more" in said("--hop=0")
     assert "batch 12 is not divisible by 8 devices: use 8" in said("--batch-size=12")
@@ -191,6 +192,48 @@ def test_mistakes_are_one_line(checkpoint, window_list, tmp_path, capsys, monkey
     assert "holds records, which have no time stamps" in said(videos=tmp_path / "packed")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install 'videomae_jax[parquet]'" in said(out="x.parquet")
+
+
+def test_a_folder_has_the_features_of_each_video_at_even_steps(
+    checkpoint, whole, window_list, tmp_path, monkeypatch, capsys
+):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    command = ["extract", window_list, "--checkpoint", checkpoint, f"--out={tmp_path}/x/"]
+    with monkeypatch.context() as patch:
+        patch.setattr("videomae_jax.inference.extract._join", stop)
+        with pytest.raises(SystemExit, match="130"):
+            cli.main([*map(str, command), "--hop=24"])
+    assert [path.name for path in tmp_path.glob("*.parts")] == ["x.parts"]
+    with monkeypatch.context() as patch:  # every row is there already
+        patch.setattr("videomae_jax.inference.engine.outputs", stop)
+        cli.main([*map(str, command), "--hop=24"])
+    assert f"{tmp_path}/x/: 6 windows of 3 videos" in capsys.readouterr().out
+    # The windows that end at the last frame, numbers 4 and 7, start at no multiple of 24.
+    for name, rows in (("long", [0, 1, 2, 3]), ("short", [5]), ("uneven", [6])):
+        found = np.load(tmp_path / f"x/{name}.npy")
+        np.testing.assert_array_equal(found, whole["features"][rows])
+    assert "gone.mp4" in (tmp_path / "x.unreadable.csv").read_text()
+    assert len(list((tmp_path / "x").iterdir())) == 4 and not (tmp_path / "x.parts").exists()
+    assert f"{tmp_path}/x/ exists" in fails(capsys, *command, "--hop=24")
+
+
+def test_processes_write_folders_of_their_own(checkpoint, window_list, tmp_path):
+    share = ["--process-index=1", "--process-count=2"]
+    extract(window_list, checkpoint, f"{tmp_path}/y/", "--hop=24", *share)
+    found = {path.name for path in (tmp_path / "y-00001-of-00002").iterdir()}
+    assert found == {"uneven.npy", "facts.json"}
+
+
+def test_videos_of_one_name_need_another_format(checkpoint, tmp_path, capsys):
+    for path in ("a/x.mp4", "b/x.mkv"):
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).touch()
+    (tmp_path / "list.csv").write_text("a/x.mp4\nb/x.mkv\n")
+    command = ["extract", tmp_path / "list.csv", "--checkpoint", checkpoint]
+    said = fails(capsys, *command, f"--out={tmp_path}/out/")
+    assert "a/x.mp4 and " in said and "b/x.mkv would both be x.npy: rename one" in said
 
 
 def test_a_preset_is_window_stride_and_hop(checkpoint, tmp_path):

@@ -50,8 +50,20 @@ def test_a_parquet_file_escapes_names_that_are_not_utf_8(tmp_path):
     assert parquet.read_table(tmp_path / "x.parquet")["path"].to_pylist()[0] == "\\udcc5.mp4"
 
 
+def test_a_folder_has_one_array_a_video_however_the_parts_divide_it(tmp_path):
+    out = f"{tmp_path}/x/"
+    write_table(out, read, COLUMNS, paths=("d/a.mp4", "d/b.mp4", "e/c.d.mkv"), facts=FACTS)
+    assert {file.name for file in tmp_path.rglob("*.*")} == {"a.npy", "c.d.npy", "facts.json"}
+    assert json.loads((tmp_path / "x/facts.json").read_text()) == FACTS
+    rows = np.concatenate([part["features"] for part in read(*COLUMNS)])
+    for name, expected in (("a", rows[:2]), ("c.d", rows[2:])):
+        found = np.load(tmp_path / f"x/{name}.npy")
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_other_endings_are_refused(monkeypatch):
-    with pytest.raises(UserError, match="x.csv does not end in .npz or .parquet"):
+    with pytest.raises(UserError, match="x.csv does not end in .npz, .parquet or /"):
         check_ending("x.csv")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     check_ending("x.npz")

@@ -21,6 +21,13 @@ def test_windows_cover_a_video_to_its_end():
     assert sampling.window_indices(5, frames=4, stride=2, hop=8).tolist() == [[0, 2, 4, 4]]
 
 
+@pytest.mark.parametrize(("count", "starts"), [(20, [0, 8]), (24, [0, 8, 16]), (5, [0])])
+def test_even_windows_leave_out_a_last_one_that_starts_elsewhere(count, starts):
+    sizes = dict(height=64, width=96, channels=3)
+    sampler = WindowSampler(frames=4, stride=2, hop=8, even=True, **sizes)
+    assert sampler.indices(count)[:, 0].tolist() == starts
+
+
 def test_a_long_video_is_never_held_whole(tmp_path):
     path = write_video(tmp_path / "long.mp4", count=700)
     sampler = WindowSampler(frames=4, stride=2, hop=3, height=64, width=96, channels=3)

@@ -387,7 +387,11 @@ def test_a_detector_through_every_format(tmp_path, capsys):
         run(tmp_path / "run", tmp_path / name)
         assert "note" not in capsys.readouterr().out
         assert same(load_detector(tmp_path / name).params, params)
-    for to, cause in (("hf", "no action detector"), ("stablehlo", "no boxes")):
+    for to, cause in (
+        ("hf", "no action detector"),
+        ("stablehlo", "no boxes"),
+        ("onnx", "no boxes"),
+    ):
         with pytest.raises(UserError, match=f"{cause}.*: use .*native"):
             run(tmp_path / "run", tmp_path / "y", "--to", to)
     with pytest.raises(UserError, match="run of ours, which says its task: leave out --task"):

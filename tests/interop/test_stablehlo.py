@@ -13,7 +13,7 @@ from golden import DATA
 import videomae_jax as vm
 from videomae_jax import cli
 from videomae_jax.errors import UserError
-from videomae_jax.interop import stablehlo
+from videomae_jax.interop import serving
 
 FILES = {"pretrain": "pretrain_tiny.pth", "classify": "finetune_tiny_deepspeed.pth"}
 
@@ -61,7 +61,7 @@ def test_it_needs_nothing_but_jax(served):
 
 
 def test_weights_too_large_for_the_format_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(stablehlo, "MAX_WEIGHTS", 1000)
+    monkeypatch.setattr(serving, "MAX_WEIGHTS", 1000)
     m = vm.load(DATA / FILES["classify"], num_heads=3)
     with pytest.raises(UserError, match="at most 0.00 GB"):
         m.save(tmp_path / "served", format="stablehlo")

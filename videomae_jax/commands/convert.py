@@ -15,6 +15,7 @@ examples:
   videomae convert ava.pth runs/ava
   videomae convert runs/finetune hub/ --to hf
   videomae convert runs/finetune hf://OWNER/NAME --to hf
+  videomae convert runs/finetune model.onnx
 """
 
 import argparse
@@ -22,7 +23,7 @@ import argparse
 from videomae_jax.commands import options
 
 TASKS = ("detect", "classify")
-ENDINGS = {".pth": "mcg", ".pt": "mcg", ".safetensors": "safetensors"}
+ENDINGS = {".pth": "mcg", ".pt": "mcg", ".safetensors": "safetensors", ".onnx": "onnx"}
 LICENCE = (
     "If these are published VideoMAE or MAE weights: they are licensed CC-BY-NC 4.0, for "
     "non-commercial use only, and so is what is made from them."
@@ -35,11 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="DST", help="the file or folder to write; must not exist")
     parser.add_argument(
         "--to",
-        choices=("native", "mcg", "hf", "safetensors", "stablehlo"),
+        choices=("native", "mcg", "hf", "safetensors", "stablehlo", "onnx"),
         help="native: a work directory; mcg: a .pth with the original's names; hf: a folder for "
         "transformers; safetensors: one file with the original's names; stablehlo: a folder with "
-        "the function from a video to features and logits, for jax.export (default: mcg for .pth, "
-        "safetensors for .safetensors, else native)",
+        "the function from a video to features and logits, for jax.export; onnx: one file with the "
+        "same function, for ONNX Runtime (default: by the ending .pth, .safetensors or .onnx, else "
+        "native)",
     )
     parser.add_argument(
         "--task",

@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--views", metavar="SxC", help="clips x crops (default: as in the recipe)")
     options.add_ema(parser)
+    options.add_merge_tokens(parser)
     options.add_batch_size(parser, of="videos or key frames", default="one per device")
     options.add_json(parser)
     parser.add_argument(
@@ -102,7 +103,12 @@ def main(args: argparse.Namespace) -> None:
 
     params, config, *_ = load_checkpoint(args.checkpoint, num_heads=args.num_heads, ema=args.ema)
     # As in the evaluations of the training, so that the numbers agree.
-    network = build_network(config, dtype=config.run.dtype, attention=config.run.attention)
+    network = build_network(
+        config,
+        dtype=config.run.dtype,
+        attention=config.run.attention,
+        merge_tokens=args.merge_tokens,
+    )
     measure = measure_detector if config.task == "detect" else measure_classifier
     with stop_signals() as stop:
         result = measure(args, network, params, config, lambda: stop.received is not None)
@@ -131,11 +137,13 @@ def measure_classifier(
 
     check_classifier(config, args.checkpoint)
     options.refuse_detector_options(args, DETECTOR)
+    videos = read_videos(args.manifest)
+    merging = options.report_merging(network, params, config, videos)
     found = evaluate(
         network,
         params,
         config,
-        read_videos(args.manifest),
+        videos,
         source=args.checkpoint,
         views=args.views,
         batch_size=args.batch_size,
@@ -146,7 +154,7 @@ def measure_classifier(
     if found is None:
         return None
     result = print_accuracy(found) if isinstance(found, Evaluation) else print_precision(found)
-    return result | {"protocol": found.protocol, "unreadable": found.unreadable}
+    return result | {"protocol": found.protocol, "unreadable": found.unreadable} | merging
 
 
 def measure_detector(

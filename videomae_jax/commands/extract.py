@@ -6,13 +6,17 @@ start and end (seconds from the first frame), first_frame, last_frame, and featu
 [D], time [T, D], tokens [N, D]; the same values as in Python). An .npz also has "paths", the file
 of each video; a .parquet has a column "path". Both store the settings as JSON under "facts".
 
+An --out that ends in / is a folder with NAME.npy for each video NAME.*, float32 [n, D], as tools of
+temporal localization (ActionFormer) read them, and facts.json. Row i is the window from frame
+i * hop on; a last window that starts elsewhere is left out.
+
 The same command resumes where it was stopped. With N processes, each takes every N-th video and
 writes FILE-00000-of-0000N. Unreadable videos have no rows; FILE.unreadable.csv lists them.
 
 examples:
   videomae extract clips/ --checkpoint runs/demo --out features.npz
   videomae extract list.csv --checkpoint vit_b.pth --out features.parquet --pool time
-  videomae extract thumos/ --checkpoint runs/finetune --out features.npz --preset thumos14
+  videomae extract thumos/ --checkpoint runs/finetune --out features/ --preset thumos14
 """
 
 import argparse
@@ -33,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_checkpoint(parser, decoder=True)
     options.add_ema(parser)
     parser.add_argument(
-        "--out", metavar="FILE", required=True, help="the file to write, .npz or .parquet"
+        "--out",
+        metavar="FILE",
+        required=True,
+        help="the file to write, .npz or .parquet, or a folder of one .npy a video, FOLDER/",
     )
     parser.add_argument(
         "--pool",
@@ -61,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_batch_size(parser, of="windows", default="8 per device")
     options.add_threads(parser, of="decoders")
+    options.add_merge_tokens(parser)
     parser.add_argument(
         "--process-index", type=int, metavar="I", help="number of this process, 0 to N - 1"
     )
@@ -73,14 +81,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
     from videomae_jax.data.sources import read_videos
-    from videomae_jax.inference.extract import check_output, extract, shard_name
+    from videomae_jax.inference.extract import check_output, check_pool, extract, parts_name
     from videomae_jax.inference.network import build_network
     from videomae_jax.interop.checkpoint_files import load_checkpoint
     from videomae_jax.training.signals import stop_signals
 
     index, count = choose_process(args)
     videos = read_videos(args.videos)
-    check_output(args.out, videos, index=index, count=count, batch_size=args.batch_size)
+    check_output(
+        args.out,
+        videos,
+        pool=args.pool,
+        index=index,
+        count=count,
+        batch_size=args.batch_size,
+    )
     params, config, *_ = load_checkpoint(
         args.checkpoint,
         num_heads=args.num_heads,
@@ -90,9 +105,12 @@ def main(args: argparse.Namespace) -> None:
     preset = PRESETS[args.preset] if args.preset else (None, None, None)
     given = (args.window, args.stride, args.hop)
     window, stride, hop = (p if g is None else g for g, p in zip(given, preset, strict=True))
+    network = build_network(config, merge_tokens=args.merge_tokens)
+    check_pool(args.pool, network)
+    merging = options.report_merging(network, params, config, videos)
     with stop_signals() as stop:
         found = extract(
-            build_network(config),
+            network,
             params,
             config,
             videos,
@@ -108,7 +126,7 @@ def main(args: argparse.Namespace) -> None:
             stopped=lambda: stop.received is not None,
         )
     if found is None:
-        saved = f"{shard_name(args.out, index, count)}.parts"
+        saved = parts_name(args.out, index, count)
         print(f"{stop.received}: saved {saved}; the same command resumes from there")
         sys.exit(options.EXIT_STOPPED)
     print(
@@ -123,7 +141,7 @@ def main(args: argparse.Namespace) -> None:
     if bad.reasons:
         print(bad)
     result = dict(file=found.path, windows=found.windows, videos=found.videos, short=found.short)
-    options.write_json(args.json, result | {"unreadable": bad.reasons})
+    options.write_json(args.json, result | {"unreadable": bad.reasons} | merging)
 
 
 def choose_process(args: argparse.Namespace) -> tuple[int, int]:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from videomae_jax.data.videos import Videos
+    from videomae_jax.inference.network import Network
 
 EXIT_STOPPED = 42  # everything is saved and can be resumed; XPK and Slurm scripts restart on it
 
@@ -137,16 +138,43 @@ def refuse_detector_options(args: argparse.Namespace, names: Iterable[str]) -> N
             )
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
+    return int(text)
+
+
+def add_merge_tokens(parser: argparse.ArgumentParser) -> None:
+    """Add --merge-tokens, 0 by default."""
+
+    parser.add_argument(
+        "--merge-tokens",
+        type=_positive,
+        default=0,
+        metavar="R",
+        help="of a classifier: merge the R most similar tokens in each block, which is faster, and "
+        "print how often the most probable class is the same; docs/performance.md",
+    )
+
+
+def report_merging(
+    network: "Network", params: Any, config: "ConfigDict", videos: "Videos"
+) -> dict[str, Any]:
+    """Print and return how a network that merges tokens agrees with the unmerged one."""
+    if not network.merge_tokens:
+        return {}
+    from videomae_jax.inference.merging import measure_agreement
+
+    found = measure_agreement(network, params, config, videos)
+    print(found)
+    return {"merging": found._asdict()}
+
+
 def add_threads(parser: argparse.ArgumentParser, *, of: str) -> None:
     """Add --threads, None by default. of: what runs in a thread, such as "decoders"."""
 
-    def positive(text: str) -> int:
-        if not text.isdecimal() or not int(text):
-            raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
-        return int(text)
-
     parser.add_argument(
-        "--threads", type=positive, metavar="N", help=f"number of {of} (default: one per core)"
+        "--threads", type=_positive, metavar="N", help=f"number of {of} (default: one per core)"
     )
 
 

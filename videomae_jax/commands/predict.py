@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("videos", metavar="VIDEO", nargs="+", help="a video file of any length")
     options.add_checkpoint(parser, what=f"a fine-tuned model: {options.CHECKPOINT}")
     options.add_ema(parser)
+    options.add_merge_tokens(parser)
     parser.add_argument(
         "--top",
         type=int,
@@ -100,8 +101,9 @@ def main(args: argparse.Namespace) -> None:
         _detect(args, params, config)
         return
     options.refuse_detector_options(args, DETECTOR)
-    network = build_network(config)
+    network = build_network(config, merge_tokens=args.merge_tokens)
     videos = Videos(tuple(args.videos), None, None, "the videos given")
+    options.report_merging(network, params, config, videos)
     results: dict[str, dict[str, Any]] = {}
     unreadable = 0
     multi_label = config.task == "classify" and config.model.multi_label
@@ -163,7 +165,7 @@ def _detect(args: argparse.Namespace, params: Any, config: "ConfigDict") -> None
     every = EVERY if args.every is None else args.every
     moments = []
     for moment in detect(
-        cast("VideoDetector", build_network(config)),
+        cast("VideoDetector", build_network(config, merge_tokens=args.merge_tokens)),
         params,
         config,
         video,

@@ -29,7 +29,12 @@ from videomae_jax.inference.engine import (
     join_predictions,
     predict_batches,
 )
-from videomae_jax.inference.network import Network, check_classifier, class_names
+from videomae_jax.inference.network import (
+    Network,
+    check_classifier,
+    class_names,
+    merging_facts,
+)
 from videomae_jax.inference.resumable import Parts, collect_rows, fingerprint, open_output
 from videomae_jax.metrics import Proportion
 from videomae_jax.models.classifier import VideoClassifier
@@ -128,8 +133,9 @@ def evaluate(
     sampler = view_sampler(config, segments=segments, crops=crops)
     batch_size = batch_size or jax.device_count()
 
-    def settings() -> dict[str, str]:
+    def settings() -> dict[str, str | int]:
         return {
+            **merging_facts(network),
             "model": fingerprint([params, config.model.to_json(), config.clip.to_json()]),
             "dtype": network.run.dtype.name,
             "videos": fingerprint([list(videos.paths), videos.labels]),
@@ -155,6 +161,8 @@ def evaluate(
         raise UserError(f"nothing to measure: {bad}")
     read = f"{len(found.ids):,} of {len(videos):,} videos"
     protocol = f"{segments}x{crops} views, {_protocol(config, averaged=averaged)}, {read}"
+    if network.merge_tokens:
+        protocol += f", {network.merge_tokens} tokens merged in each block"
     labels, names = required_labels(videos)[found.ids], class_names(config)
     notes = [*([str(bad)] if len(bad) else []), *length_notes(sampler)]
     if config.model.multi_label:

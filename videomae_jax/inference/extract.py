@@ -20,7 +20,7 @@ from videomae_jax.inference.engine import (
     data_mesh,
     predict_windows,
 )
-from videomae_jax.inference.network import Network
+from videomae_jax.inference.network import Network, merging_facts
 from videomae_jax.inference.resumable import Parts, fingerprint
 from videomae_jax.inference.windows import WindowSampler, read_windows
 from videomae_jax.models.tokens import patch_grid
@@ -49,13 +49,23 @@ class Extraction(NamedTuple):
 
 
 def check_output(
-    out: str, videos: Videos, *, index: int = 0, count: int = 1, batch_size: int | None = None
+    out: str,
+    videos: Videos,
+    *,
+    pool: str = "clip",
+    index: int = 0,
+    count: int = 1,
+    batch_size: int | None = None,
 ) -> None:
     """Raise UserError if `extract` would refuse these settings, without loading a model."""
     tables.check_ending(out)
     file = shard_name(out, index, count)
     if paths.exists(file):
         raise UserError(f"{file} exists: give a new name, or remove it")
+    if pool not in POOLS:
+        raise UserError(f"pool {pool!r} is unknown: use one of {', '.join(POOLS)}")
+    if tables.ending_of(out) == tables.FOLDER:
+        _check_folder(out, videos, pool)
     mesh = data_mesh(jax.local_devices())
     check_batch(batch_size or WINDOWS * mesh.size, mesh)
     if videos.reader:
@@ -63,6 +73,26 @@ def check_output(
             f"{videos.name} holds records, which have no time stamps: give the list or the folder "
             "they were packed from"
         )
+
+
+def check_pool(pool: str, network: Network) -> None:
+    """Raise UserError if a network merges the tokens that a pool returns."""
+    if network.merge_tokens and pool != "clip":
+        raise UserError(f"--pool {pool} has every token: use --pool clip with token merging")
+
+
+def _check_folder(out: str, videos: Videos, pool: str) -> None:
+    """Raise UserError unless every row is a vector, and the names of the videos differ."""
+    if pool != "clip":
+        raise UserError(f"{out} holds one vector a window: use --pool clip, or an .npz for {pool}")
+    seen: dict[str, str] = {}
+    for path in videos.paths:
+        other = seen.setdefault(tables.video_name(path), path)
+        if other != path:
+            raise UserError(
+                f"{other} and {path} would both be {tables.video_name(path)}.npy: rename one, or "
+                "write an .npz"
+            )
 
 
 def extract(
@@ -84,19 +114,18 @@ def extract(
 ) -> Extraction | None:
     """Write one row of features for every window of every video; see `tables.write_table`.
 
-    out: a new .npz or .parquet file. pool: "clip", the mean of all tokens [D]; "time", the mean
-    of each time step [T, D]; "tokens", all tokens [N, D]. window, stride: frames of a window
-    and the distance between them, None: as in training. hop: frames between the starts of two
-    windows, None: windows do not overlap. batch_size: windows on all devices of this process,
-    None for 8 on each. threads: decoders, None for one per core. index, count: the number of
-    this process and of all; each takes every count-th video and writes a file of its own.
-    stopped: called after every batch; when it returns true, the rows are saved in OUT.parts,
-    from which the same call resumes, and the result is None.
+    out: a new .npz or .parquet file, or a new folder, ending in "/". pool: "clip", the mean of all
+    tokens [D]; "time", the mean of each time step [T, D]; "tokens", all tokens [N, D]. window,
+    stride: frames of a window and the distance between them, None: as in training. hop: frames
+    between the starts of two windows, None: windows do not overlap. batch_size: windows on all
+    devices of this process, None for 8 on each. threads: decoders, None for one per core. index,
+    count: the number of this process and of all; each takes every count-th video and writes a file
+    of its own. stopped: called after every batch; when it returns true, the rows are saved in
+    OUT.parts, from which the same call resumes, and the result is None.
     Raises UserError for impossible settings, and if OUT.parts was begun with other settings.
     """
-    check_output(out, videos, index=index, count=count, batch_size=batch_size)
-    if pool not in POOLS:
-        raise UserError(f"pool {pool!r} is unknown: use one of {', '.join(POOLS)}")
+    check_output(out, videos, pool=pool, index=index, count=count, batch_size=batch_size)
+    check_pool(pool, network)
     clip = config.clip
     frames = clip.frames if window is None else window
     stride = clip.stride if stride is None else stride
@@ -104,10 +133,16 @@ def extract(
     patch_grid((frames, clip.height, clip.width), network.patch)
     size = dict(height=clip.height, width=clip.width)
     sampler = WindowSampler(
-        frames=frames, stride=stride, hop=hop, channels=len(network.mean), **size
+        frames=frames,
+        stride=stride,
+        hop=hop,
+        channels=len(network.mean),
+        even=tables.ending_of(out) == tables.FOLDER,
+        **size,
     )
     facts: dict[str, str | int | float] = {
         "model": fingerprint([params, config.model.to_json()]),
+        **merging_facts(network),
         "dtype": network.run.dtype.name,
         "videos": fingerprint(list(videos.paths)),
         "pool": pool,
@@ -118,11 +153,8 @@ def extract(
         "processes": f"{index} of {count}",
     }
     file = shard_name(out, index, count)
-    parts = Parts(f"{file}.parts", facts)
-    listing = f"{file}.unreadable.csv"
-    if not parts.position:
-        paths.remove(listing)
-    bad = BadVideos(videos, max_share=1.0, file=listing)
+    parts = Parts(parts_name(out, index, count), facts)
+    bad = _list_unreadable(file, videos, begun=bool(parts.position))
     ids = list(range(index, len(videos), count))
     position, first = parts.position or (0, 0)
     windows = read_windows(
@@ -155,12 +187,25 @@ def extract(
     return Extraction(file, total, len(ids) - len(left_out), span, short, bad)
 
 
+def _list_unreadable(file: str, videos: Videos, *, begun: bool) -> BadVideos:
+    """Return the unreadable videos, with their list; begun: keep a list that is there."""
+    listing = f"{file.removesuffix(tables.FOLDER)}.unreadable.csv"
+    if not begun:
+        paths.remove(listing)
+    return BadVideos(videos, max_share=1.0, file=listing)
+
+
 def shard_name(out: str, index: int, count: int) -> str:
     """Return the file that a process writes: FILE.npz, or FILE-00000-of-00004.npz."""
     if count == 1:
         return out
-    stem, dot, ending = out.rpartition(".")
-    return f"{stem}-{index:05}-of-{count:05}{dot}{ending}"
+    ending = tables.ending_of(out)
+    return f"{out.removesuffix(ending)}-{index:05}-of-{count:05}{ending}"
+
+
+def parts_name(out: str, index: int, count: int) -> str:
+    """Return the folder of the rows that a process has computed so far."""
+    return f"{shard_name(out, index, count).removesuffix(tables.FOLDER)}.parts"
 
 
 def _save(

@@ -23,15 +23,29 @@ if TYPE_CHECKING:  # else PyAV would be imported, which a model of arrays does n
 Network = VideoMAE | VideoClassifier | VideoDetector | MoCo
 
 
-def build_network(config: ConfigDict, *, dtype: str = "auto", attention: str = "auto") -> Network:
+def build_network(
+    config: ConfigDict, *, dtype: str = "auto", attention: str = "auto", merge_tokens: int = 0
+) -> Network:
     """Return the network of a checkpoint's config, for inference.
 
     dtype, attention: as in `config.run`, which is ignored, so that a checkpoint from a GPU runs
-    on a laptop. An encoder alone is a VideoMAE for which `predict` does not work.
+    on a laptop. An encoder alone is a VideoMAE for which `predict` does not work. merge_tokens:
+    see `models.merging`; raises UserError if the model is not a classifier.
     """
+    if merge_tokens and config.task != "classify":
+        raise UserError(
+            f"token merging is for fine-tuned classifiers, this is a model of task {config.task}: "
+            "leave out --merge-tokens"
+        )
     config = config.copy_and_resolve_references()
     config.run.update(dtype=dtype, attention=attention, remat="none")
-    return TASKS[config.task].build_model(config)
+    network = TASKS[config.task].build_model(config)
+    return network.clone(merge_tokens=merge_tokens) if merge_tokens else network
+
+
+def merging_facts(network: Network) -> dict[str, int]:
+    """Return the setting of token merging for `resumable.Parts`, nothing without merging."""
+    return {"merge-tokens": network.merge_tokens} if network.merge_tokens else {}
 
 
 def check_classifier(config: ConfigDict, source: str) -> None:
@@ -78,6 +92,7 @@ def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax
     "steps" [B, T, D]: the mean token of each time step.
     "features" [B, D]: the mean token; after the norm before the head, if the model has this norm.
     "logits" [B, classes]: for a classifier only. Under `jit`, unused outputs are not computed.
+    A network that merges tokens has neither "tokens" nor "steps".
     """
     grid = patch_grid(clip_size(video), network.patch)
     patches = patchify(video, network.patch)
@@ -86,12 +101,10 @@ def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax
         def classify_tokens(classifier):
             tokens = classifier.tokens(patches, grid).astype("float32")
             features = classifier.fc_norm(tokens.mean(axis=1))
-            return {
-                "tokens": tokens,
-                "steps": step_means(tokens, grid),
-                "features": features,
-                "logits": classifier.head(features),
-            }
+            pooled = {"features": features, "logits": classifier.head(features)}
+            if network.merge_tokens:
+                return pooled
+            return pooled | {"tokens": tokens, "steps": step_means(tokens, grid)}
 
         found = network.apply({"params": params}, method=classify_tokens)
         return cast(dict[str, jax.Array], found)

@@ -1,12 +1,14 @@
-"""Write rows to one .npz file or, with pyarrow, one .parquet file.
+"""Write rows to one .npz file, one .parquet file (with pyarrow), or one .npy for each video.
 
 The rows are never all in memory at once.
 """
 
 import importlib.util
 import json
+import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +17,21 @@ from videomae_jax.errors import UserError
 from videomae_jax.paths import to_write
 
 Rows = dict[str, np.ndarray]
-ENDINGS = (".npz", ".parquet")
+FOLDER = "/"  # the ending of a folder of .npy files
+
+
+def ending_of(path: str) -> str:
+    """Return the ending of a path of `write_table`: ".npz", ".parquet", `FOLDER`, or another."""
+    return FOLDER if path.endswith(FOLDER) else Path(path).suffix
 
 
 def check_ending(path: str) -> None:
     """Raise UserError unless `write_table` can write a file with this ending."""
-    ending = Path(path).suffix
-    if ending not in ENDINGS:
-        raise UserError(f"{path} does not end in {' or '.join(ENDINGS)}")
+    ending = ending_of(path)
+    if ending not in (".npz", ".parquet", FOLDER):
+        raise UserError(
+            f"{path} does not end in .npz, .parquet or {FOLDER} (a folder of one .npy a video)"
+        )
     if ending == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UserError(
             f"{path} needs pyarrow: pip install 'videomae_jax[parquet]', or write an .npz"
@@ -37,15 +46,16 @@ def write_table(
     paths: Sequence[str],
     facts: Mapping[str, str | int | float],
 ) -> None:
-    """Write rows to one file, which is renamed into place when it is complete.
+    """Write rows to one file or folder, which is renamed into place when it is complete.
 
     read: `read(*columns)` yields these columns of all rows, part by part; there must be at
     least one row. It is called several times. paths: the path of each video; the column "video"
     has positions in this list. An .npz has them once, as "paths", a .parquet in every row, as
     "path". facts: the settings, stored as JSON under "facts": an array of an .npz, schema
-    metadata of a .parquet. Raises UserError if the file cannot be written.
+    metadata of a .parquet. A path that ends in `FOLDER` is written as `_write_npy` says. Raises
+    UserError if the file cannot be written.
     """
-    write = {".npz": _write_npz, ".parquet": _write_parquet}[Path(path).suffix]
+    write = {".npz": _write_npz, ".parquet": _write_parquet, FOLDER: _write_npy}[ending_of(path)]
     with to_write(path) as file:
         draft = file.with_name(f".{file.name}")
         try:
@@ -54,7 +64,29 @@ def write_table(
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from None
         finally:
+            if draft.is_dir():
+                shutil.rmtree(draft)
             draft.unlink(missing_ok=True)
+
+
+def video_name(path: str) -> str:
+    """Return the name of a video in a folder of .npy files, that of its file without ending."""
+    return Path(path).stem
+
+
+def _write_npy(draft: Path, read, columns: Sequence[str], *, paths: np.ndarray, facts: str) -> None:
+    """Write the features of each video, [n, D], to NAME.npy, and the facts to facts.json."""
+    draft.mkdir()
+    (draft / "facts.json").write_text(facts + "\n")
+
+    def rows():
+        for part in read("video", "features"):
+            yield from zip(part["video"], part["features"], strict=True)
+
+    # The rows of a video follow one another.
+    for video, group in groupby(rows(), key=lambda row: row[0]):
+        features = np.stack([feature for _, feature in group])
+        np.save(draft / f"{video_name(paths[video])}.npy", features)
 
 
 def _write_npz(draft: Path, read, columns: Sequence[str], *, paths: np.ndarray, facts: str) -> None:

@@ -48,7 +48,9 @@ class WindowSampler:
 
     Frames are cropped to the largest centred box and resized, as in evaluation. Windows start
     `hop` frames apart. With a `stride` of None, sampling is sparse: two clips that span the
-    whole video, as in evaluation. Windows before `first` are not decoded. Raises UserError for
+    whole video, as in evaluation. Windows before `first` are not decoded. even: leave out the
+    last window, which ends at the last frame, if it starts less than `hop` after the one before
+    it, for files without times: window i then starts at frame i * hop. Raises UserError for
     lengths below 1, and UnreadableVideo while iterating.
     """
 
@@ -58,6 +60,7 @@ class WindowSampler:
     height: int
     width: int
     channels: int
+    even: bool = False
 
     def __post_init__(self):
         for name in ("frames", "stride", "hop"):
@@ -74,7 +77,8 @@ class WindowSampler:
         """Return the frames of each window of a video of `count`: int64 [n, F], increasing."""
         if self.stride is None:
             return sampling.sparse_views(count, frames=self.frames)
-        return sampling.window_indices(count, frames=self.frames, stride=self.stride, hop=self.hop)
+        found = sampling.window_indices(count, frames=self.frames, stride=self.stride, hop=self.hop)
+        return found[found[:, 0] % self.hop == 0] if self.even else found
 
     def _resize(self, image: np.ndarray) -> np.ndarray:
         size = dict(width=self.width, height=self.height)

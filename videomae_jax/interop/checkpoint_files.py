@@ -49,7 +49,7 @@ from videomae_jax.interop.transformers_folder import (
 from videomae_jax.models.vit import Size
 from videomae_jax.tasks.geometry import geometry_of
 
-FORMATS = ("native", "mcg", "hf", "safetensors", "stablehlo")
+FORMATS = ("native", "mcg", "hf", "safetensors", "stablehlo", "onnx")
 
 
 class Checkpoint(NamedTuple):
@@ -369,6 +369,7 @@ def _write(target: Path, checkpoint: Checkpoint, *, to: str, name: str) -> None:
         "hf": _write_hf,
         "safetensors": _write_safetensors,
         "stablehlo": _write_stablehlo,
+        "onnx": _write_onnx,
     }
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -496,15 +497,16 @@ def _write_hf(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def _write_stablehlo(path: Path, checkpoint: Checkpoint) -> None:
-    if checkpoint.config.task == "detect":
-        raise UserError(
-            "a StableHLO function has videos of one size and no boxes, which an action detector "
-            "needs: use native, mcg or safetensors"
-        )
     # Not at the top: it imports the networks of all tasks, which no other format needs.
     from videomae_jax.interop.stablehlo import write_stablehlo
 
     write_stablehlo(path, checkpoint.params, checkpoint.config, checkpoint.labels)
+
+
+def _write_onnx(path: Path, checkpoint: Checkpoint) -> None:
+    from videomae_jax.interop.onnx_file import write_onnx  # likewise
+
+    write_onnx(path, checkpoint.params, checkpoint.config, checkpoint.labels)
 
 
 def _size(params: Mapping[str, Any]) -> Size:

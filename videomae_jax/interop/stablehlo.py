@@ -9,13 +9,11 @@ import jax.export
 import numpy as np
 from ml_collections import ConfigDict
 
-from videomae_jax.errors import UserError
-from videomae_jax.inference.network import build_network, outputs
+from videomae_jax.interop.serving import probabilities_of, serving_function
 from videomae_jax.tasks.task import Params
 
 FUNCTION, SIGNATURE = "model.stablehlo", "model.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
-MAX_WEIGHTS = 2**31 - 2**24  # bytes; the offsets inside a serialized function are 32 bits
 
 
 def write_stablehlo(
@@ -26,27 +24,12 @@ def write_stablehlo(
     video: uint8 [B, F, H, W, C] of any B; the other axes are those of the config. The function
     contains the weights and the normalization of pixels. It computes in float32, with attention
     as plain matrix products, so that it runs on every platform in `PLATFORMS`. Read it with
-    `jax.export.deserialize`. Raises UserError for weights beyond the 2 GB that a serialized
-    function can hold.
+    `jax.export.deserialize`. Raises UserError as `serving_function` does.
     """
-    params = jax.tree.map(np.asarray, params)
-    # Of a pre-trained model, only the encoder.
-    params = {name: params[name] for name in ("encoder", "fc_norm", "head") if name in params}
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    if size > MAX_WEIGHTS:
-        raise UserError(
-            f"the weights are {size / 1e9:.2f} GB, a StableHLO file holds at most "
-            f"{MAX_WEIGHTS / 1e9:.2f} GB: use a smaller model, or --to hf"
-        )
-    network = build_network(config, dtype="float32", attention="xla")
-
-    def serve(video):
-        made = outputs(network, params, video)
-        return {name: made[name] for name in ("features", "logits") if name in made}
-
+    serve = serving_function(params, config, form="a StableHLO file")
     clip = config.clip
     (batch,) = jax.export.symbolic_shape("B")
-    shape = (batch, clip.frames, clip.height, clip.width, len(network.mean))
+    shape = (batch, clip.frames, clip.height, clip.width, len(config.model.mean))
     exported = jax.export.export(jax.jit(serve), platforms=PLATFORMS)(
         jax.ShapeDtypeStruct(shape, np.uint8)
     )
@@ -64,7 +47,7 @@ def write_stablehlo(
         "jax": jax.__version__,
     }
     if "logits" in made:  # the function that makes probabilities of them
-        signature["probabilities"] = "sigmoid" if config.model.multi_label else "softmax"
+        signature["probabilities"] = probabilities_of(config)
     folder.mkdir()
     (folder / FUNCTION).write_bytes(exported.serialize())
     (folder / SIGNATURE).write_text(json.dumps(signature, indent=2) + "\n")

@@ -77,33 +77,48 @@ def _test_kernel(name: str, dtype: jnp.dtype) -> str:
     return name
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str) -> jax.Array:
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    implementation: str,
+    sizes: jax.Array | None = None,
+) -> jax.Array:
     """Return softmax(q k^T / sqrt(d)) v, of the shape and dtype of q.
 
     q: [B, n, heads, d]. k, v: [B, N, heads, d]. implementation: one that
-    `choose_implementation` returned.
+    `choose_implementation` returned. sizes: float32 [B, N], how many equal keys each key stands
+    for; with it, "cudnn" and "splash" are "xla".
     """
-    if implementation == "cudnn":
+    bias = None if sizes is None else jnp.log(sizes)
+    if implementation == "cudnn" and bias is None:
         return _on_each_device(_attend_cudnn, q, k, v)
     if implementation == "chunked" and q.shape[1] > CHUNK:
-        return _on_each_device(_attend_chunked, q, k, v)
-    if implementation == "splash":
+        if bias is None:
+            return _on_each_device(_attend_chunked, q, k, v)
+        # For each head, so that it is split as q, k and v are.
+        heads = jnp.broadcast_to(bias[..., None, None], (*k.shape[:3], 1))
+        return _on_each_device(_attend_chunked, q, k, v, heads)
+    if implementation == "splash" and bias is None:
         return _on_each_device(_attend_splash, q, k, v)
     scores = jnp.einsum(
         "bnhd,bmhd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32
     )
+    if bias is not None:
+        scores += bias[:, None, None]
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
 
 
-def _on_each_device(function, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Apply a function of q, k, v on each device to its own clips and heads.
+def _on_each_device(function, q: jax.Array, *others: jax.Array) -> jax.Array:
+    """Apply a function of q, k, v and more of [B, N, heads, ...] on each device to its own part.
 
     The partitioner cannot split loops and kernels; it would gather all clips on all devices.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return function(q, k, v)
+        return function(q, *others)
     clips, heads = _divide(CLIP_AXES, q.shape[0]), _divide(HEAD_AXES, q.shape[2])
     spec = P(clips, None, heads, None)
     split = jax.shard_map(
@@ -113,7 +128,7 @@ def _on_each_device(function, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.A
         out_specs=spec,
         check_vma=False,
     )
-    return split(q, k, v)
+    return split(q, *others)
 
 
 def constrain_batch_sharding(x: jax.Array) -> jax.Array:
@@ -140,15 +155,22 @@ def _divide(axes: tuple[str, ...], size: int) -> tuple[str, ...] | None:
     return None if size % math.prod(mesh.shape[axis] for axis in axes) else axes
 
 
-def _attend_chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _attend_chunked(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None
+) -> jax.Array:
+    """Attend head by head; bias: float32 [B, N, heads, 1], added to the scores of the keys."""
     batch, _, heads, width = q.shape
 
     # One matrix product at a time, over contiguous [N, d] matrices and on all cores. Batched
     # products, or products of strided heads, are slower.
     def rows(x):
-        return x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, width)
+        return x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, x.shape[-1])
 
-    out = jax.lax.map(lambda head: _attend_head(*head), (rows(q * width**-0.5), rows(k), rows(v)))
+    each = (rows(q * width**-0.5), rows(k), rows(v))
+    if bias is None:
+        out = jax.lax.map(lambda head: _attend_head(*head), each)
+    else:  # only in inference, which needs no gradient of its own
+        out = jax.lax.map(lambda head: _attend_head_forward(*head)[0], (*each, rows(bias)))
     return out.reshape(batch, heads, -1, width).transpose(0, 2, 1, 3)
 
 
@@ -163,10 +185,12 @@ def _attend_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return _attend_head_forward(q, k, v)[0]
 
 
-def _attend_head_forward(q, k, v):
+def _attend_head_forward(q, k, v, bias=None):
     outputs, norms = [], []
     for block in _blocks(len(q)):
         scores = q[block] @ k.T
+        if bias is not None:
+            scores += bias.T
         top = scores.max(-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(-1, keepdims=True)

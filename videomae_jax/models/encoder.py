@@ -1,6 +1,7 @@
 """The encoder of video patches, and the fields that every model around it has."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from flax import linen as nn
 
 from videomae_jax.models.masking import Mask, gather_tubes
 from videomae_jax.models.tokens import Triple, normalize_pixels, positions
-from videomae_jax.models.vit import Dense, Execution, LayerNorm, Size, apply_parts
+from videomae_jax.models.vit import Dense, Execution, LayerNorm, Size, apply_parts, merge_blocks
 
 
 def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
@@ -30,7 +31,7 @@ class Encoder(nn.Module):
 
     mean, std, position_grid: see `VideoModel`. final_norm: False in fine-tuning, which
     normalizes after pooling instead. drop_path: see `vit.apply_blocks`. cubic_positions: how
-    they are interpolated, see `tokens.interpolate_positions`.
+    they are interpolated, see `tokens.interpolate_positions`. merge_tokens: see `VideoModel`.
     """
 
     size: Size
@@ -41,6 +42,7 @@ class Encoder(nn.Module):
     final_norm: bool = True
     drop_path: float = 0.0
     cubic_positions: bool = False
+    merge_tokens: int = 0
 
     def setup(self):
         self.norm = LayerNorm(self.run.dtype)
@@ -57,10 +59,12 @@ class Encoder(nn.Module):
 
         patches: uint8, or float32 in [0, 255]. grid: (T, rows, columns), N in all. keys: typed
         PRNG keys [B] for drop path; None drops nothing.
-        Returns [B, n, D] in the compute dtype; n is N without a mask, else T * K.
+        Returns [B, n, D] in the compute dtype; n is N without a mask, else T * K. With
+        `merge_tokens`, n is smaller, and each token is multiplied by its share of the N tokens
+        and by n: the mean over the tokens is then the mean over all N.
         """
-        parts = (self.size.depth,)
-        return self.normalize(self.part_outputs(patches, grid, parts, mask=mask, keys=keys)[-1])
+        x = self.part_outputs(patches, grid, (self.size.depth,), mask=mask, keys=keys)[-1]
+        return x if self.merge_tokens else self.normalize(x)
 
     def normalize(self, x: jax.Array) -> jax.Array:
         """Apply the final norm, if the encoder has one, to tokens [B, n, D]."""
@@ -80,7 +84,8 @@ class Encoder(nn.Module):
     ) -> list[jax.Array]:
         """Return the tokens [B, n, D] after each part of the blocks, without the final norm.
 
-        parts: see `vit.apply_parts`. The other arguments are those of a call.
+        parts: see `vit.apply_parts`. The other arguments are those of a call. With `merge_tokens`
+        there is one part, and what it returns is what a call returns.
         """
         table = positions(
             grid, self.size.width, source=self.position_grid, cubic=self.cubic_positions
@@ -97,7 +102,16 @@ class Encoder(nn.Module):
             every = broadcast_to_clips(table, patches.shape[0])
             positioned = gather_tubes(every, mask.visible, mask).astype(self.run.dtype)
         x = embed(normalize_pixels(patches, self.mean, self.std)) + positioned
+        if self.merge_tokens:
+            return [self._merge(x)]
         return apply_parts(x, self.size, self.run, parts, drop_path=self.drop_path, keys=keys)
+
+    def _merge(self, x: jax.Array) -> jax.Array:
+        """Apply the blocks and the final norm to [B, N, D], and merge tokens; see a call."""
+        count = x.shape[1]
+        layers: Any = self.get_variable("params", "blocks")
+        x, sizes = merge_blocks(x, layers, self.size, self.run, merge=self.merge_tokens)
+        return self.normalize(x) * (sizes * (x.shape[1] / count))[..., None].astype(x.dtype)
 
 
 class VideoModel(nn.Module):
@@ -106,7 +120,8 @@ class VideoModel(nn.Module):
     encoder: the size of the encoder. patch: (frames, height, width) of a tubelet.
     mean, std: pixel statistics; their length is the number of channels. position_grid: the
     grid whose position table is interpolated to the clip's grid; None computes the table for
-    the clip's own grid, as the reference does.
+    the clip's own grid, as the reference does. merge_tokens: in inference, how many tokens
+    each block of the encoder merges into others, see `merging`.
     """
 
     encoder: Size
@@ -115,6 +130,7 @@ class VideoModel(nn.Module):
     std: tuple[float, ...]
     position_grid: Triple | None = None
     run: Execution = Execution()
+    merge_tokens: int = 0
 
     @nn.nowrap
     def build_encoder(
@@ -130,6 +146,7 @@ class VideoModel(nn.Module):
             final_norm,
             drop_path,
             cubic_positions,
+            self.merge_tokens,
             name="encoder",
         )
 

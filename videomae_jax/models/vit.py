@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from videomae_jax.errors import UserError
 from videomae_jax.models.attention import attend, constrain_batch_sharding
+from videomae_jax.models.merging import merge_similar
 
 xavier = nn.initializers.xavier_uniform()
 
@@ -195,11 +196,13 @@ class Attention(nn.Module):
         norm: Affine,
         last: int | None = None,
         context: jax.Array | None = None,
-    ) -> jax.Array:
-        """Return the attention of `standardize`d tokens [B, N, D]: [B, N, D], or [B, last, D].
+        sizes: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the attention of `standardize`d tokens [B, N, D], and the keys.
 
-        norm: the norm before this layer. last: compute only the last tokens. context: tokens
-        [B, n, D] to attend to, not normalized; None attends to `x` itself.
+        The attention is [B, N, D], or [B, last, D], the keys are [B, N or n, heads, d]. norm: the
+        norm before this layer. last: compute only the last tokens. context: tokens [B, n, D] to
+        attend to, not normalized; None attends to `x` itself. sizes: see `attention.attend`.
         """
         batch, _, width = x.shape
         head = (self.heads, width // self.heads)
@@ -228,8 +231,9 @@ class Attention(nn.Module):
             source, matrix, shift = context, kernel, bias
         k = project(source, matrix[:, 1])  # the same bias on all keys does not change the softmax
         v = project(source, matrix[:, 2], shift[2])
-        x = attend(q, k, v, implementation=self.run.attention).reshape(batch, -1, width)
-        return Dense(width, self.run.dtype, xavier, name="proj")(x)
+        x = attend(q, k, v, implementation=self.run.attention, sizes=sizes)
+        x = Dense(width, self.run.dtype, xavier, name="proj")(x.reshape(batch, -1, width))
+        return x, k + shift[1]
 
 
 @jax.custom_vjp
@@ -302,23 +306,29 @@ class Block(nn.Module):
         drop: DropPath | None,
         last: int | None = None,
         context: jax.Array | None = None,
-    ) -> tuple[jax.Array, None]:
-        """Map [B, N, D] to ([B, N or last, D], None), the carry and output of a scan over blocks.
+        sizes: jax.Array | None = None,
+        merge: int = 0,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Map [B, N, D] to ([B, N or last, D], sizes), the carry and output of a scan over blocks.
 
-        See `apply_blocks` for the arguments.
+        See `apply_blocks` and `merge_blocks` for the arguments.
         """
         dtype, width = self.run.dtype, x.shape[-1]
         # The weights of both have the same shapes; only the name distinguishes them.
         name = "attn" if context is None else "cross"
         attention = Attention(self.size.heads, self.run, name=name)
-        mixed = attention(standardize(x, dtype), Affine(width, name="norm1"), last, context)
+        norm = Affine(width, name="norm1")
+        mixed, keys = attention(standardize(x, dtype), norm, last, context, sizes)
         x = constrain_batch_sharding(
             (x if last is None else x[:, -last:]) + drop_branch(mixed, drop, 0)
         )
+        if sizes is not None:
+            x, sizes = merge_similar(x, keys, sizes, count=merge)
+            x = constrain_batch_sharding(x)
         mlp = Mlp(self.size.mlp_width, self.run, name="mlp")
         out = mlp(standardize(x, dtype), Affine(width, name="norm2"))
         x = constrain_batch_sharding(x + drop_branch(out, drop, 1))
-        return x, None
+        return x, sizes
 
 
 def apply_blocks(
@@ -423,3 +433,22 @@ def _split(layers: Any, sizes: tuple[int, ...]) -> list[Any]:
     # `split`, because its gradient is one concatenation; the gradient of indexing is a sum.
     parts = zip(*(jax.lax.split(jnp.asarray(leaf), sizes) for leaf in leaves), strict=True)
     return [jax.tree.unflatten(structure, part) for part in parts]
+
+
+def merge_blocks(
+    x: jax.Array, params: Any, size: Size, run: Execution, *, merge: int
+) -> tuple[jax.Array, jax.Array]:
+    """Apply blocks to [B, N, D], each of which merges tokens: [B, n, D] and sizes, float32 [B, n].
+
+    params: of `apply_blocks`, under "blocks". merge: tokens that each block merges into others,
+    see `merging.merge_similar`, or half of them if fewer than twice as many are left. A size is
+    the number of tokens of which a token is the mean. For inference: nothing is dropped or
+    recomputed. Raises UserError unless merge is 0 to N // 2.
+    """
+    sizes: Any = jnp.ones(x.shape[:2], jnp.float32)
+    for index in range(size.depth):
+        layer = jax.tree.map(lambda leaf: leaf[index], params)  # noqa: B023
+        count = min(merge, x.shape[1] // 2) if index else merge
+        block = Block(size, run, parent=None)
+        x, sizes = block.apply({"params": layer}, x, None, None, None, sizes, count)
+    return x, sizes
