@@ -174,13 +174,15 @@ def time_job_augment(job: Job, *, repeats: int) -> dict[str, Any]:
     with jax.set_mesh(make_mesh(config.mesh)):
         here = jax.device_put(batch, bench.sharding)
         keys = jax.random.split(jax.random.key(0), 1 + repeats)
-        augment = jax.jit(classify.make_batch_augment(config)).lower(here, keys[0]).compile()
+        targets = jax.device_put(jnp.zeros([job.batch, config.model.classes]), bench.sharding)
+        function = jax.jit(classify.make_batch_augment(config))
+        augment = function.lower(here, keys[0], targets).compile()
     timed: dict[str, list[tuple[float, float]]] = {"augment": [], "step": []}
     for key in keys:
         for name in timed:
             began, cpu_began = time.perf_counter(), time.process_time()
             if name == "augment":
-                jax.block_until_ready(augment(here, key))
+                jax.block_until_ready(augment(here, key, targets))
             else:
                 bench.step(None)
             timed[name].append((time.perf_counter() - began, time.process_time() - cpu_began))

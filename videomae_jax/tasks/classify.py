@@ -137,7 +137,10 @@ def build_task(config: ConfigDict) -> Task:
 
     def train_sums(params, batch, key):
         drop_keys = row_keys(key, batch["row"], stream=DROP)
-        video, targets = augment_batch(batch, key)
+        targets = smooth_targets(
+            batch["label"], classes=model.classes, smoothing=config.label_smoothing
+        )
+        video, targets = augment_batch(batch, key, targets)
         patches = patchify(video, model.patch)
         logits: Any = model.apply({"params": params}, patches, grid, drop_keys)
         return jax.tree.map(jnp.sum, clip_sums(logits, targets, batch["label"]))
@@ -187,7 +190,7 @@ def _summary(config: ConfigDict, model: VideoClassifier) -> dict[str, str]:
 
 
 def make_batch_augment(config: ConfigDict) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Return the augmentation of training batches: (batch, key of the step) -> (video, targets).
+    """Return the augmentation of training: (batch, key of the step, targets) -> (video, targets).
 
     video: float32 [B, F, H, W, C], of the size of the model. targets: float32 [B, classes].
     """
@@ -200,14 +203,12 @@ def make_batch_augment(config: ConfigDict) -> Callable[..., tuple[jax.Array, jax
         erase=change.erase,
     )
 
-    def augment_batch(batch, key):
+    def augment_batch(batch, key, targets):
         keys = row_keys(key, batch["row"], stream=AUGMENT)
         return mix_clips(
             jax.random.fold_in(key, MIX),
             augment_clips(keys, batch["video"], batch.get("size")),
-            smooth_targets(
-                batch["label"], classes=config.model.classes, smoothing=config.label_smoothing
-            ),
+            targets,
             batch["row"],
             group=change.group,
             mixup=change.mixup,
