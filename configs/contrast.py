@@ -67,9 +67,10 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 stride=values["stride"],
                 height=224,
                 width=224,
-                # Maximum size of training clips before the crop on the device.
-                source_height=256,
-                source_width=340,
+                # Maximum size of training clips before the crop on the device; 0 chooses it for
+                # the clip and the videos, 256 x 340 for 224 x 224.
+                source_height=0,
+                source_width=0,
             ),
             # Probabilities, of the second view last. One draw for all frames of a clip.
             augment=dict(

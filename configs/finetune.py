@@ -106,9 +106,10 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 stride=values["stride"],  # of dense sampling
                 height=224,
                 width=224,
-                # Maximum size of training clips before the crop on the device.
-                source_height=256,
-                source_width=340,
+                # Maximum size of training clips before the crop on the device; 0 chooses it for
+                # the clip and the videos, 256 x 340 for 224 x 224.
+                source_height=0,
+                source_width=0,
             ),
             augment=dict(
                 operations=4,  # of RandAugment, each applied with probability 0.5; 0 is off

@@ -38,6 +38,18 @@ def test_what_cannot_be_measured_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["benchmark", "--model=tiny", "--batch=3", *SMALL])
     assert "--batch 3 does not divide by 8 devices" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["benchmark", "--what=augment", "--model=tiny", *SMALL])
+    assert "use --task finetune" in capsys.readouterr().err
+
+
+def test_augmentation_beside_the_step(tmp_path):
+    got = measure(tmp_path, "--what=augment", "--task=finetune", "--batch=8")
+    assert got["share"] == pytest.approx(
+        got["augment_cpu_ms"] / (got["augment_cpu_ms"] + got["step_cpu_ms"])
+    )
+    assert 0 < got["share"] < 1 and got["augment_temporary_bytes"] > 0
+    assert got["canvas"] == [37, 49]
 
 
 @pytest.mark.slow

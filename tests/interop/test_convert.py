@@ -95,7 +95,7 @@ def test_the_released_files_are_the_golden_parameters():
     assert released.keys() == {key for key in golden.arrays if key.startswith("param/")}
     assert all(np.array_equal(golden.arrays[key], released[key]) for key in released)
     assert checkpoint.config.task == "classify" and checkpoint.config.model.classes == 10
-    assert checkpoint.config.clip.source_width == 340
+    assert checkpoint.config.clip.source_width == 0  # chosen for the clip and the videos
 
 
 @pytest.mark.parametrize(

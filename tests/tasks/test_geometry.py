@@ -23,7 +23,7 @@ def test_every_part_is_taken_over_and_named(demo, recipe):
     assert geometry_of(config) == demo and config.is_locked
     assert line.startswith("geometry of runs/demo: model.encoder.width 384 -> 128, ")
     assert "model.patch (2, 16, 16) -> (4, 8, 8)" in line and "clip.stride 4 -> 2" in line
-    assert "clip.source_width 340 -> 112" in line and "\n" not in line
+    assert "source" not in line and "\n" not in line
     again, nothing = adopt_geometry(config, demo, set(), name="runs/demo")
     assert nothing == "" and again.to_json() == config.to_json()
 
@@ -31,11 +31,11 @@ def test_every_part_is_taken_over_and_named(demo, recipe):
 def test_a_detector_takes_over_what_it_has(demo):
     config, line = adopt("detect:s,custom", demo)
     own = geometry_of(config)
-    assert own == {key: value for key, value in demo.items() if "source" not in key}
+    assert own == demo
     assert "clip.height 224 -> 48" in line and config.clip.short_side == 0  # follows
     # And a classifier from a detector.
     back, _ = adopt_geometry(load_config("finetune:s,custom"), own, set(), name="runs/detector")
-    assert geometry_of(back) == own | {"clip.source_height": 256, "clip.source_width": 340}
+    assert geometry_of(back) == own
 
 
 def test_the_statistics_of_ava_stay_unless_the_channels_differ(demo):
@@ -63,17 +63,8 @@ def test_only_the_geometry_changes(demo):
         ("model.encoder.depth=3", {"model.encoder.depth": 3}),
         ("clip.frames=16", {"clip.frames": 16}),  # also the value of the recipe
         ("clip.stride=8", {"clip.stride": 8}),
-        # One side of a clip decides about both, and about the source that belongs to them.
-        (
-            "clip.height=96",
-            {
-                "clip.height": 96,
-                "clip.width": 224,
-                "clip.source_height": 256,
-                "clip.source_width": 340,
-            },
-        ),
-        ("clip.source_height=64", {"clip.source_height": 64, "clip.source_width": 340}),
+        # One side of a clip decides about both.
+        ("clip.height=96", {"clip.height": 96, "clip.width": 224}),
     ],
 )
 def test_what_the_user_chose_stays(demo, given, kept):
@@ -88,13 +79,6 @@ def test_pixel_statistics_are_taken_over_together():
     assert (config.model.mean, config.model.std) == ((0.5,), (0.2,))
     config, line = adopt("finetune:s,custom", grey, "model.std=(1.0,1.0,1.0)")
     assert config.model.mean == (0.485, 0.456, 0.406) and line == ""
-
-
-def test_the_source_of_crops_belongs_to_the_size_of_clips():
-    """Fine-tuning at the size of pre-training keeps its own 256 x 340, not 256 x 256."""
-    pretrained = geometry_of(load_config("pretrain:b,k400"))
-    config, line = adopt("finetune:b,k400", pretrained)
-    assert (config.clip.source_height, config.clip.source_width) == (256, 340) and line == ""
 
 
 def test_a_stride_needs_dense_clips_on_both_sides(demo):

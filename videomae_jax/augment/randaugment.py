@@ -4,21 +4,26 @@ Cubuk, Zoph, Shlens and Le, "RandAugment", 2020, in the form m7-n4-mstd0.5-inc1:
 from fifteen operations whose strength grows with the magnitude, each applied with probability
 0.5. Each operation has the effect of Pillow's operation of that name, up to rounding.
 
-Under `vmap`, a branch on the drawn operation would compute all fifteen for every clip. But there
-are four kinds of operations, each closed under composition: tables of 256 values (eight of
-them), colour, sharpness, and affine maps (five). So the draws of one kind are composed first, on
+There are four kinds of operations, each closed under composition: tables of 256 values (eight of
+them), colour, sharpness, and affine maps (five). The draws of one kind are composed first, on
 small tables and matrices, and the pixels are changed once per kind, in that order. The cost:
 operations of different kinds are reordered, and two sharpness operations become one with the
 product of their factors. Maps are last, so the grey that they fill in stays grey, and all maps,
 crop and flip together interpolate once.
+
+Each kind is in a branch. Under `vmap` a branch is computed for all clips; in a loop over the
+clips only for those that drew it.
 """
 
+import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import dm_pix as pix
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 OPERATIONS = (
     "auto_contrast",
@@ -39,6 +44,7 @@ OPERATIONS = (
 )
 NONE = -1
 TABLES = OPERATIONS[:8]
+FROM_COUNTS = ("auto_contrast", "equalize", "contrast")  # tables that depend on the histogram
 CHANCE = 0.5
 MAX_LEVEL = 10.0
 
@@ -76,14 +82,30 @@ def change_pixels(video: jax.Array, draws: Draws, size: jax.Array) -> jax.Array:
     size: int32 [2], the height and the width that the clip fills. The zeros outside of it may
     get any value.
     """
-    x = look_up(video, compose_tables(histogram(video, size), draws)).astype(jnp.float32)
-    color, sharpness = (
-        jnp.where(draws.operation == OPERATIONS.index(name), _factors(draws), 1).prod()
-        for name in ("color", "sharpness")
-    )
+    x = jax.lax.cond(
+        _is_drawn(draws, TABLES).any(),
+        lambda: look_up(video, compose_tables(video, draws, size)),
+        lambda: video,
+    ).astype(jnp.float32)
+    for name, function in (("color", _saturate), ("sharpness", _sharpen)):
+        drawn = _is_drawn(draws, [name])
+        factor = jnp.where(drawn, _factors(draws), 1).prod()
+        x = jax.lax.cond(drawn.any(), function, lambda x, *_: x, x, factor, size)
+    return x
+
+
+def _saturate(x: jax.Array, factor: jax.Array, size: jax.Array) -> jax.Array:
     grey = luma(x)
-    x = jnp.clip(grey + color * (x - grey), 0, 255)
-    return jnp.clip(x + (sharpness - 1) * detail(x, size), 0, 255)
+    return jnp.clip(grey + factor * (x - grey), 0, 255)
+
+
+def _sharpen(x: jax.Array, factor: jax.Array, size: jax.Array) -> jax.Array:
+    return jnp.clip(x + (factor - 1) * detail(x, size), 0, 255)
+
+
+def _is_drawn(draws: Draws, names: Sequence[str]) -> jax.Array:
+    """Return bool [n], True where one of the operations was drawn."""
+    return jnp.isin(draws.operation, jnp.asarray([OPERATIONS.index(name) for name in names]))
 
 
 def histogram(video: jax.Array, size: jax.Array) -> jax.Array:
@@ -92,97 +114,141 @@ def histogram(video: jax.Array, size: jax.Array) -> jax.Array:
     size: int32 [2], the height and the width that the clip fills. The zeros outside of it are
     not counted.
     """
+    frames, height, width, channels = video.shape
+    values = video.transpose(0, 3, 1, 2).reshape(frames, channels, -1)
+    counts = count_values(values, jnp.int32(1))
+    return counts.at[..., 0].add(size[0] * size[1] - height * width)
+
+
+def count_values(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """Sum the weights of each value, 0 to 255, of [F, C, n]: int32 [F, C, 256].
+
+    weights: int32, [F, C, n] or [].
+    """
     # TPUs scatter one value at a time. On CPUs, comparing is 80 times slower than scattering.
-    counts = jax.lax.platform_dependent(
-        video, tpu=_count_by_comparing, default=_count_by_scattering
+    weights = jnp.broadcast_to(weights, values.shape)
+    return jax.lax.platform_dependent(
+        values, weights, tpu=_count_by_comparing, default=_count_by_scattering
     )
-    return counts.at[..., 0].add(size[0] * size[1] - video.shape[1] * video.shape[2])
 
 
-def _count_by_scattering(video: jax.Array) -> jax.Array:
-    frames, _, _, channels = video.shape
+def _count_by_scattering(values: jax.Array, weights: jax.Array) -> jax.Array:
+    frames, channels, _ = values.shape
     counts = jnp.zeros([frames * channels * 256], jnp.int32)
-    counts = counts.at[_cells(video)].add(1, mode="promise_in_bounds")
+    first = 256 * jnp.arange(frames * channels).reshape(frames, channels, 1)
+    counts = counts.at[first + values].add(weights, mode="promise_in_bounds")
     return counts.reshape(frames, channels, 256)
 
 
-def _count_by_comparing(video: jax.Array) -> jax.Array:
-    same = video[..., None] == jnp.arange(256, dtype=jnp.uint8)
-    return same.sum((1, 2), dtype=jnp.int32)
-
-
-def _cells(video: jax.Array) -> jax.Array:
-    """Return the index of each value of uint8 [F, H, W, C] in a flattened table [F, C, 256]."""
-    frames, _, _, channels = video.shape
-    return 256 * jnp.arange(frames * channels).reshape(frames, 1, 1, channels) + video
+def _count_by_comparing(values: jax.Array, weights: jax.Array) -> jax.Array:
+    same = values[..., None] == jnp.arange(256, dtype=values.dtype)
+    return (same * weights[..., None]).sum(-2, dtype=jnp.int32)
 
 
 def look_up(video: jax.Array, tables: jax.Array) -> jax.Array:
     """Map the values of uint8 [F, H, W, C] by tables uint8 [F, C, 256]: uint8 [F, H, W, C]."""
-    return tables.reshape(-1).at[_cells(video)].get(mode="promise_in_bounds")
+    frames, _, _, channels = video.shape
+    first = 256 * jnp.arange(frames * channels).reshape(frames, 1, 1, channels)
+    return tables.reshape(-1).at[first + video].get(mode="promise_in_bounds")
 
 
-def compose_tables(counts: jax.Array, draws: Draws) -> jax.Array:
+def compose_tables(video: jax.Array, draws: Draws, size: jax.Array) -> jax.Array:
     """Return the composition of all table operations that were drawn, uint8 [F, C, 256].
 
-    counts: the `histogram` of the clip. An operation that depends on the histogram gets the one
-    that the operations before it produce.
+    An operation that depends on the histogram gets the one that the operations before it produce.
+    video: uint8 [F, H, W, C]. size: see `histogram`.
     """
-    identity = jnp.broadcast_to(jnp.arange(256), counts.shape)
+    shape = (video.shape[0], video.shape[3], 256)
+    identity = jnp.broadcast_to(jnp.arange(256, dtype=jnp.int32), shape)
+    from_counts = _is_drawn(draws, FROM_COUNTS)
+    first_counts = jax.lax.cond(
+        from_counts.any(), lambda: histogram(video, size), lambda: jnp.ones(shape, jnp.int32)
+    )
 
-    def compose(carry, draw):
-        total, counts = carry
-        operation, strength, factor = draw
-        tables = _tables(counts, strength, factor)
-        chosen = [operation == OPERATIONS.index(name) for name in TABLES]
-        table = jnp.select(chosen, [tables[name] for name in TABLES], identity)
-        moved = table[..., None, :] == jnp.arange(256)[:, None]
-        counts = (moved * counts[..., None, :]).sum(-1)
-        return (jnp.take_along_axis(table, total, axis=-1), counts), None
+    def compose(total, draw):
+        operation, strength, factor, from_counts = draw
+        counts = jax.lax.cond(
+            from_counts, lambda: count_values(total, first_counts), lambda: first_counts
+        )
+        # Any operation without a table does nothing here.
+        index = jnp.where(operation < 0, len(TABLES), jnp.minimum(operation, len(TABLES)))
+        makers = [*(_MAKERS[name] for name in TABLES), lambda *_: identity]
+        table = jax.lax.switch(
+            index,
+            [functools.partial(_full_table, make) for make in makers],
+            counts,
+            strength,
+            factor,
+        )
+        return jnp.take_along_axis(table, total, axis=-1), None
 
     # A loop, although it is short: XLA on CPUs would fuse the unrolled steps into `look_up`, and
     # compute them again for every pixel.
-    steps = (draws.operation, draws.strength, _factors(draws))
-    (total, _), _ = jax.lax.scan(compose, (identity, counts), steps)
-    return total.astype(jnp.uint8)
+    steps = (draws.operation, draws.strength, _factors(draws), from_counts)
+    return jax.lax.scan(compose, identity, steps)[0].astype(jnp.uint8)
 
 
-def _tables(counts: jax.Array, strength: jax.Array, factor: jax.Array) -> dict[str, jax.Array]:
-    """Return the table of each operation at one strength, int32 [F, C, 256].
+def _full_table(make: Callable, counts: jax.Array, strength: jax.Array, factor: jax.Array):
+    """Return the table of one operation at one strength, int32 [F, C, 256].
 
-    counts: int [F, C, 256]. strength: [], 0 to 1. factor: [], see `_factors`.
+    make: of `_MAKERS`. counts: int32 [F, C, 256]. strength: [], 0 to 1. factor: [], see `_factors`.
     """
-    values = jnp.arange(256)
-    present = counts > 0
-    low = jnp.argmax(present, axis=-1, keepdims=True)
-    high = 255 - jnp.argmax(present[..., ::-1], axis=-1, keepdims=True)
-    # "equalize" distributes all pixels except the brightest over 255 equal steps.
+    table = jnp.clip(make(counts, strength, factor), 0, 255).astype(jnp.int32)
+    return jnp.broadcast_to(table, counts.shape)
+
+
+def _auto_contrast(counts, strength, factor):
+    low, high = _range(counts)
+    stretched = (VALUES - low) * 255 // jnp.maximum(high - low, 1)
+    return jnp.where(high > low, stretched, VALUES)
+
+
+def _equalize(counts, strength, factor):
+    # Distributes all pixels except the brightest over 255 equal steps.
+    _, high = _range(counts)
     brightest = jnp.take_along_axis(counts, high, axis=-1)
     step = (counts.sum(-1, keepdims=True) - brightest) // 255
     darker = jnp.cumsum(counts, axis=-1) - counts
-    equalized = (step // 2 + darker) // jnp.maximum(step, 1)
-    mean = luma((counts * values).sum(-1) / counts.sum(-1))
-    mean = jnp.floor(mean + 0.5)[..., None]
+    return jnp.where(step > 0, (step // 2 + darker) // jnp.maximum(step, 1), VALUES)
+
+
+def _range(counts):
+    """Return the lowest and the highest value that occur, int32 [F, C, 1]."""
+    present = counts > 0
+    low = jnp.argmax(present, axis=-1, keepdims=True)
+    return low, 255 - jnp.argmax(present[..., ::-1], axis=-1, keepdims=True)
+
+
+def _posterize(counts, strength, factor):
     cell = 1 << (4 + jnp.floor(4 * strength).astype(jnp.int32))  # 4 bits left, or fewer
-    threshold = 256 - jnp.floor(256 * strength)
-    brighter = values + jnp.floor(110 * strength)
-    tables = {
-        "auto_contrast": jnp.where(
-            high > low, (values - low) * 255 // jnp.maximum(high - low, 1), values
-        ),
-        "equalize": jnp.where(step > 0, equalized, values),
-        "invert": 255 - values,
-        "posterize": values - values % cell,
-        # dm-pix expects values from 0 to 1.
-        "solarize": jnp.round(255 * pix.solarize(values / 255, threshold / 255)),
-        "solarize_add": jnp.where(values < 128, brighter, values),
-        "contrast": mean + factor * (values - mean),
-        "brightness": factor * values,
-    }
-    return {
-        name: jnp.broadcast_to(jnp.clip(table, 0, 255).astype(jnp.int32), counts.shape)
-        for name, table in tables.items()
-    }
+    return VALUES - VALUES % cell
+
+
+def _solarize(counts, strength, factor):
+    return jnp.where(VALUES < 256 - jnp.floor(256 * strength), VALUES, 255 - VALUES)
+
+
+def _solarize_add(counts, strength, factor):
+    return jnp.where(VALUES < 128, VALUES + jnp.floor(110 * strength), VALUES)
+
+
+def _contrast(counts, strength, factor):
+    mean = luma((counts * VALUES).sum(-1) / counts.sum(-1))
+    mean = jnp.floor(mean + 0.5)[..., None]
+    return mean + factor * (VALUES - mean)
+
+
+VALUES = np.arange(256)
+_MAKERS = {
+    "auto_contrast": _auto_contrast,
+    "equalize": _equalize,
+    "invert": lambda counts, strength, factor: 255 - VALUES,
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "solarize_add": _solarize_add,
+    "contrast": _contrast,
+    "brightness": lambda counts, strength, factor: factor * VALUES,
+}
 
 
 def luma(x: jax.Array) -> jax.Array:

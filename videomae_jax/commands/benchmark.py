@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MODELS = ("tiny", "s", "b", "l", "h", "g")
 DEVICES = ("auto", "cpu", "gpu", "tpu")
 PEERS = ("none", "transformers", "transformers-compile")
-WHAT = ("step", "attention", "feed", "resize", "end-to-end")
+WHAT = ("step", "attention", "feed", "resize", "augment", "end-to-end")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="step",
         choices=WHAT,
         help="step: a training step; attention: one attention layer; feed: the transfer of clips "
-        "to the device; resize: on the host and on the device; end-to-end: feed and step "
+        "to the device; resize: on the host and on the device; augment: that of "
+        "fine-tuning, beside the step without it; end-to-end: feed and step "
         "(default: %(default)s)",
     )
     parser.add_argument(
@@ -114,6 +115,7 @@ def main(args: argparse.Namespace) -> None:
         "attention": _attention,
         "feed": _feed,
         "resize": _resize,
+        "augment": _augment,
         "end-to-end": _end_to_end,
     }[args.what]
     result, text = (measure if args.peer == "none" else _beside_peer)(job, args)
@@ -166,6 +168,26 @@ def _resize(job: "Job", args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         f"{result['device_ms']:.3g} ms ({result['device_cpu_ms']:.3g} ms of all host threads)\n"
         f"  of noise, {result['equal']:.1%} of the values are equal; the others differ by at most "
         f"{result['most']}"
+    )
+
+
+def _augment(job: "Job", args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from videomae_jax.diagnostics.stage_time import time_job_augment
+
+    if job.task != "finetune":
+        raise UserError(f"--what augment times fine-tuning, not {job.task}: use --task finetune")
+    result = time_job_augment(job, repeats=args.repeats)
+    height, width = result["canvas"]
+    return result, (
+        f"  images of {height} x {width}\n"
+        f"  augmentation {result['augment_ms']:.4g} ms per clip, CPU time of all threads "
+        f"{result['augment_cpu_ms']:.4g} ms, temporaries "
+        f"{result['augment_temporary_bytes'] / 1e9:.3g} GB\n"
+        f"  the rest of the step {result['step_ms']:.4g} ms per clip, CPU time "
+        f"{result['step_cpu_ms']:.4g} ms, temporaries {result['step_temporary_bytes'] / 1e9:.3g} "
+        f"GB\n"
+        f"  share of the augmentation {result['share']:.1%} of the CPU time; peak "
+        f"{result['peak_memory_bytes'] / 1e9:.3g} GB"
     )
 
 

@@ -108,7 +108,8 @@ class Records:
 
     def size(self, path: str) -> tuple[int, int]:
         """Return height and width of the frames of a packed video. Raises UnreadableVideo."""
-        assert self.sizes is not None
+        if self.sizes is None:
+            raise UnreadableVideo("its records have no size")
         height, width = self.sizes[self._find(path)].tolist()
         return height, width
 

@@ -5,7 +5,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -122,6 +122,12 @@ def _connect(
 def everyone(fine: bool) -> list[bool]:
     """Return the argument of every process, once all have called."""
     return multihost_utils.process_allgather(np.array([fine])).ravel().tolist()
+
+
+def numbers_of_first(numbers: Sequence[int]) -> list[int]:
+    """Return the argument of the first process, once all have called."""
+    gathered = multihost_utils.process_allgather(np.array(numbers))
+    return gathered.reshape(-1, len(numbers))[0].tolist()
 
 
 def say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Time attention, transfer and resizing alone, and steps that are fed from the host."""
+"""Time attention, transfer, resizing and augmentation alone, and steps fed from the host."""
 
 import functools
 import itertools
@@ -14,9 +14,17 @@ import numpy as np
 from videomae_jax.augment.resize import resize_clip
 from videomae_jax.devices.prefetch import DevicePrefetcher
 from videomae_jax.devices.sharding import batch_sharding, make_mesh
-from videomae_jax.diagnostics.step_time import Bench, Job, job_config, random_batch
+from videomae_jax.diagnostics.step_time import (
+    Bench,
+    Job,
+    build_bench,
+    job_config,
+    random_batch,
+)
 from videomae_jax.errors import UserError
 from videomae_jax.models.attention import IMPLEMENTATIONS, attend, choose_implementation
+from videomae_jax.tasks import classify
+from videomae_jax.tasks.build import canvas_size
 
 COUNTS = (160, 1568, 3136)  # tokens: visible, of 16 frames, of 32 frames
 HEAD_WIDTHS = (64, 80)
@@ -142,11 +150,56 @@ def time_job_resize(job: Job, *, repeats: int) -> dict[str, Any]:
     """
     config = job_config(job)
     clip = config.clip
-    source = (clip.source_height, clip.source_width)
+    source = canvas_size(clip)
     shape = (job.batch, clip.frames, *source, len(config.model.mean))
     clips = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     times = time_resize(clips, height=clip.height, width=clip.width, repeats=repeats)
     return {**times, "source": source}
+
+
+def time_job_augment(job: Job, *, repeats: int) -> dict[str, Any]:
+    """Time the augmentation of fine-tuning beside the step without it, in turns.
+
+    Each repeat augments the batch with other draws. Returns medians of milliseconds per clip,
+    "augment_ms" and "step_ms", and means of the CPU time of all threads, "augment_cpu_ms" and
+    "step_cpu_ms"; "share", of the CPU time of both together; the temporaries of both in bytes;
+    "canvas", the height and the width of the clips before the augmentation.
+    """
+    config = job_config(job)
+    bench = build_bench(job)
+    batch, canvas = random_batch(job, config), canvas_size(config.clip)
+    shape = (*batch["video"].shape[:2], *canvas, batch["video"].shape[-1])
+    batch["video"] = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    batch["size"] = np.tile(np.array(canvas, np.int32), (job.batch, 1))
+    with jax.set_mesh(make_mesh(config.mesh)):
+        here = jax.device_put(batch, bench.sharding)
+        keys = jax.random.split(jax.random.key(0), 1 + repeats)
+        targets = jax.device_put(jnp.zeros([job.batch, config.model.classes]), bench.sharding)
+        function = jax.jit(classify.make_batch_augment(config))
+        augment = function.lower(here, keys[0], targets).compile()
+    timed: dict[str, list[tuple[float, float]]] = {"augment": [], "step": []}
+    for key in keys:
+        for name in timed:
+            began, cpu_began = time.perf_counter(), time.process_time()
+            if name == "augment":
+                jax.block_until_ready(augment(here, key, targets))
+            else:
+                bench.step(None)
+            timed[name].append((time.perf_counter() - began, time.process_time() - cpu_began))
+    result: dict[str, Any] = {"canvas": canvas, **bench.after()}
+    for name, seconds in timed.items():
+        wall, cpu = np.array(seconds[1:]).T
+        result[f"{name}_ms"] = 1e3 * float(np.median(wall)) / job.batch
+        result[f"{name}_cpu_ms"] = 1e3 * float(cpu.mean()) / job.batch
+    both = result["augment_cpu_ms"] + result["step_cpu_ms"]
+    stats: Any = augment.memory_analysis()
+    return {
+        **result,
+        "share": result["augment_cpu_ms"] / both,
+        "augment_temporary_bytes": stats.temp_size_in_bytes,
+        "step_temporary_bytes": bench.facts["temporary_bytes"],
+        "environment": {"device": bench.facts["device"]},
+    }
 
 
 def time_end_to_end(bench: Bench, *, repeats: int) -> dict[str, float]:

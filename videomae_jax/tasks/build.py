@@ -1,19 +1,24 @@
 """Code that all tasks share: model fields, geometry, execution settings, banner lines."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from videomae_jax.data.annotations import read_key_frames
 from videomae_jax.data.decoders import open_decoder
 from videomae_jax.data.frame_cache import FrameMemory
+from videomae_jax.data.probing import read_sizes
 from videomae_jax.data.sources import read_videos
 from videomae_jax.data.synthetic import synthetic_videos
 from videomae_jax.data.videos import Videos, split_videos
+from videomae_jax.devices.distributed import numbers_of_first
+from videomae_jax.devices.sharding import BATCH_SPEC
 from videomae_jax.errors import UserError
 from videomae_jax.models.attention import choose_implementation
 from videomae_jax.models.tokens import Triple, patch_grid
@@ -21,6 +26,7 @@ from videomae_jax.models.vit import Execution, Size
 
 # Up to this number of blocks they are unrolled, not run in a loop.
 SHALLOW = {"cpu": 4, "tpu": 12}
+PROBED = 16  # videos whose size decides about the canvas
 DTYPES = ("float32", "bfloat16", "float16")  # of the computation
 
 
@@ -44,6 +50,72 @@ def encoder_fields(config: ConfigDict) -> dict[str, Any]:
         position_grid=tuple(model.position_grid) or None,
         run=make_execution(config),
     )
+
+
+def canvas_size(clip: ConfigDict) -> tuple[int, int]:
+    """Return the height and the width that training clips have at most before their crop.
+
+    Where `clip.source_height` and `clip.source_width` are 0, it is the clip with the margin of
+    the released recipe: 256 x 340 for clips of 224 x 224.
+    """
+    return (
+        clip.source_height or round(clip.height * 256 / 224),
+        clip.source_width or round(clip.width * 340 / 224),
+    )
+
+
+def fit_canvas(config: ConfigDict, videos: Videos) -> ConfigDict:
+    """Write the canvas of training clips into a config that leaves both its sides to us.
+
+    It is `canvas_size`, but no wider than the shape of the videos and no larger than the videos,
+    and at least the clip. Of many videos, the sizes of `PROBED` are read.
+    """
+    clip = config.clip
+    if clip.source_height or clip.source_width:
+        return config
+    height, width = canvas_size(clip)
+    indices = range(0, len(videos), -(-len(videos) // PROBED))
+    sizes = read_sizes([videos.paths[i] for i in indices], videos.reader).values()
+    if sizes:
+        shape = min(width / height, max(w / h for h, w in sizes))
+        largest = max(min(h, round(w / shape)) for h, w in sizes)
+        height = max(clip.height, min(height, largest))
+        width = max(clip.width, round(height * shape))
+    # Another process may not have been able to read one of the videos.
+    height, width = numbers_of_first([height, width])
+    config = config.copy_and_resolve_references()
+    config.clip.update(source_height=height, source_width=width)
+    return config.lock()
+
+
+def canvas_text(clip: ConfigDict) -> str:
+    """Return the canvas of training clips for the start banner."""
+    height, width = canvas_size(clip)
+    return f"images of at most {height} x {width}"
+
+
+def clip_mapper() -> Callable[[Callable], Callable]:
+    """Return `jax.vmap`, on CPUs `map_in_turn`: a branch of a loop computes one side only."""
+    return map_in_turn if platform_in_use() == "cpu" else jax.vmap
+
+
+def map_in_turn(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Return a function of the arrays of a batch that loops over the clips of each device."""
+
+    def loop(*rows: Any) -> jax.Array:
+        return jax.lax.map(lambda row: function(*row), rows)
+
+    def each(*rows: Any) -> jax.Array:
+        mesh = jax.sharding.get_abstract_mesh()
+        split = tuple(axis for axis in BATCH_SPEC[0] if axis in mesh.auto_axes)
+        if all(mesh.shape[axis] == 1 for axis in split):
+            return loop(*rows)
+        spec = PartitionSpec(split)
+        return jax.shard_map(
+            loop, axis_names=set(split), in_specs=spec, out_specs=spec, check_vma=False
+        )(*rows)
+
+    return each
 
 
 class Geometry(NamedTuple):

@@ -26,9 +26,13 @@ from videomae_jax.models import flops
 from videomae_jax.models.classifier import VideoClassifier, init_classifier
 from videomae_jax.models.tokens import patch_grid, patchify
 from videomae_jax.tasks.build import (
+    canvas_size,
+    canvas_text,
     clip_geometry,
+    clip_mapper,
     compute_line,
     encoder_fields,
+    fit_canvas,
     flops_line,
     has_teacher,
     patches_text,
@@ -76,7 +80,8 @@ def prepare(
     those that it knows: see `distillation.adopt_classes`.
     """
     if has_teacher(config):
-        return adopt_classes(config, train, held_out)
+        config, train, held_out = adopt_classes(config, train, held_out)
+        return fit_canvas(config, train), train, held_out
     names = tuple(config.data.class_names) or train.class_names or ()
     train = number_labels(train, names)
     known = set(used_labels(train).tolist())
@@ -105,7 +110,7 @@ def prepare(
     config = config.copy_and_resolve_references()
     config.model.classes, config.data.class_names = classes, names
     config.model.multi_label = multi_label
-    return config.lock(), train, held_out
+    return fit_canvas(config.lock(), train), train, held_out
 
 
 def _note_labels(videos: Videos) -> Videos:
@@ -135,14 +140,7 @@ def build_task(config: ConfigDict) -> Task:
     forward_flops, train_flops = flops.finetune_flops(
         model.encoder, tokens=geometry.tokens, values=geometry.values, classes=model.classes
     )
-    augment_clip = make_augment(
-        config,
-        operations=change.operations,
-        magnitude=change.magnitude,
-        deviation=change.deviation,
-        erase=change.erase,
-    )
-
+    augment_batch = make_batch_augment(config)
     multi_label = config.model.multi_label
     label_sums = multi_label_sums if multi_label else class_sums
     probabilities = functools.partial(class_probabilities, multi_label=multi_label)
@@ -164,18 +162,8 @@ def build_task(config: ConfigDict) -> Task:
         return taught_sums(label_sums, logits, answers, labels, probabilities=probabilities)
 
     def train_sums(params, batch, key, teacher=None):
-        augment_keys = row_keys(key, batch["row"], stream=AUGMENT)
         drop_keys = row_keys(key, batch["row"], stream=DROP)
-        video, targets = mix_clips(
-            jax.random.fold_in(key, MIX),
-            jax.vmap(augment_clip)(augment_keys, batch["video"], batch.get("size")),
-            label_targets(batch, config.label_smoothing),
-            batch["row"],
-            group=change.group,
-            mixup=change.mixup,
-            cutmix=change.cutmix,
-            switch=change.switch,
-        )
+        video, targets = augment_batch(batch, key, label_targets(batch, config.label_smoothing))
         patches = patchify(video, model.patch)
         logits: Any = model.apply({"params": params}, patches, grid, drop_keys)
         return jax.tree.map(jnp.sum, clip_sums(logits, targets, batch, video, teacher))
@@ -222,7 +210,7 @@ def _summary(config: ConfigDict, model: VideoClassifier) -> dict[str, str]:
         "positions": positions_line(geometry.grid, model.position_grid),
         "augment": f"{change.operations} operations at magnitude {change.magnitude:g}, crops "
         f"from {change.min_area:g} of the image, flip {'on' if change.flip else 'off'}, "
-        f"erase {change.erase:g}",
+        f"erase {change.erase:g}; {canvas_text(clip)}",
         "mix": f"mixup {change.mixup:g}, cutmix {change.cutmix:g}, in groups of {change.group}"
         + ("" if has_teacher(config) else f"; label smoothing {config.label_smoothing:g}"),
         "drop": f"path {config.drop_path:g}, head {config.head_dropout:g}",
@@ -230,8 +218,38 @@ def _summary(config: ConfigDict, model: VideoClassifier) -> dict[str, str]:
     }
 
 
+def make_batch_augment(config: ConfigDict) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Return the augmentation of training: (batch, key of the step, targets) -> (video, targets).
+
+    video: float32 [B, F, H, W, C], of the size of the model. targets: float32 [B, classes].
+    """
+    change = config.augment
+    augment_clips = make_augment(
+        config,
+        operations=change.operations,
+        magnitude=change.magnitude,
+        deviation=change.deviation,
+        erase=change.erase,
+    )
+
+    def augment_batch(batch, key, targets):
+        keys = row_keys(key, batch["row"], stream=AUGMENT)
+        return mix_clips(
+            jax.random.fold_in(key, MIX),
+            augment_clips(keys, batch["video"], batch.get("size")),
+            targets,
+            batch["row"],
+            group=change.group,
+            mixup=change.mixup,
+            cutmix=change.cutmix,
+            switch=change.switch,
+        )
+
+    return augment_batch
+
+
 def make_augment(config: ConfigDict, **options: Any) -> Callable[..., jax.Array]:
-    """Return `augment.clip.augment` for the clips of a config: (key, video, size) -> video.
+    """Return `augment.clip.augment` for the clips of a config: (keys, video, size) -> video.
 
     options: operations, magnitude, deviation and erase, which differ between the tasks.
     """
@@ -244,6 +262,7 @@ def make_augment(config: ConfigDict, **options: Any) -> Callable[..., jax.Array]
         std=tuple(model.std),
         min_area=change.min_area,
         flip=change.flip,
+        map_clips=clip_mapper(),
         **options,
     )
 
@@ -251,9 +270,9 @@ def make_augment(config: ConfigDict, **options: Any) -> Callable[..., jax.Array]
 def train_sampler(config: ConfigDict) -> "ClipSampler":
     """Return the sampler of training clips of `config.clip`.
 
-    Clips keep their size in the video, up to source_height x source_width.
+    Clips keep their size in the video, up to `build.canvas_size`.
     """
-    height, width = config.clip.source_height, config.clip.source_width
+    height, width = canvas_size(config.clip)
     return _sampler(config, height=height, width=width, train=True, canvas=(height, width))
 
 
@@ -330,13 +349,13 @@ def check_clip(clip: ConfigDict) -> None:
 
 
 def check_source(clip: ConfigDict) -> None:
-    """Raise UserError for a source smaller than the clip."""
+    """Raise UserError for a source that is smaller than the clip, and not 0."""
     for side in ("height", "width"):
         source, target = clip[f"source_{side}"], clip[side]
-        if source < target:
+        if 0 < source < target:
             raise UserError(
                 f"clip.source_{side} {source} is less than clip.{side} {target}: use {target} or "
-                "more"
+                "more, or 0 to have it chosen"
             )
 
 

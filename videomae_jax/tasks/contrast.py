@@ -29,9 +29,12 @@ from videomae_jax.models.tokens import patchify
 from videomae_jax.tasks import pretrain
 from videomae_jax.tasks.build import (
     Geometry,
+    canvas_size,
+    canvas_text,
     clip_geometry,
     compute_line,
     encoder_fields,
+    fit_canvas,
     flops_line,
     patches_text,
     positions_line,
@@ -73,7 +76,7 @@ def prepare(
             f"accumulation {config.accumulation}: the loss compares all videos of a step; use "
             f"--config.accumulation=1 --config.chunks={config.accumulation}, exact and as small"
         )
-    return pretrain.prepare(config, train, held_out)
+    return pretrain.prepare(fit_canvas(config, train), train, held_out)
 
 
 def build_task(config: ConfigDict) -> Task:
@@ -169,7 +172,7 @@ def _summary(config: ConfigDict, model: MoCo, geometry: Geometry) -> dict[str, s
         "positions": positions_line(geometry.grid, model.position_grid),
         "augment": f"crops from {change.min_area:g} of the image, "
         f"flip {'on' if change.flip else 'off'}, jitter {change.jitter:g}, "
-        f"grey {change.grey:g}, blur {blur}, solarize {solarize}",
+        f"grey {change.grey:g}, blur {blur}, solarize {solarize}; {canvas_text(clip)}",
         "patches": "frozen" if config.freeze_patches else "trained",
         "heads": f"projector of 3 layers, predictor of 2, {model.hidden} wide, to {model.dim}",
         "keys": f"by averaged weights, decay {config.ema_decay:g} rising to 1",
@@ -247,7 +250,7 @@ def train_sampler(config: ConfigDict) -> "ClipSampler":
     from videomae_jax.data.samplers import ViewPairSampler
 
     clip = config.clip
-    height, width = clip.source_height, clip.source_width
+    height, width = canvas_size(clip)
     return ViewPairSampler(
         frames=clip.frames,
         stride=clip.stride,

@@ -10,7 +10,6 @@ from videomae_jax.config import flatten
 Geometry = Mapping[str, Any]  # config values by dotted key, such as {"clip.frames": 16}
 
 SIZE = ("clip.height", "clip.width")
-SOURCE_SIZE = ("clip.source_height", "clip.source_width")
 STATISTICS = ("model.mean", "model.std")
 IMAGENET = (0.485, 0.456, 0.406)
 # The keys of one group are taken over together, or not at all if the user gave one of them.
@@ -21,15 +20,14 @@ GROUPS = (
     ("clip.frames",),
     ("clip.stride",),
     SIZE,
-    SOURCE_SIZE,
 )
 
 
 def geometry_of(config: ConfigDict) -> dict[str, Any]:
     """Return the geometry in the config of a run.
 
-    That is the encoder's size, the patch, the pixel statistics, and the frames, stride, size and
-    source size of clips, if they have one. There is no stride where clips are sampled sparsely.
+    That is the encoder's size, the patch, the pixel statistics, and the frames, stride and size
+    of clips. There is no stride where clips are sampled sparsely.
     """
     leaves = flatten(config)
     geometry = {key: leaves[key] for group in GROUPS for key in group if key in leaves}
@@ -45,15 +43,10 @@ def adopt_geometry(
 
     source: of a checkpoint; keys that it lacks stay as they are. given: the keys that the user
     chose, which stay too. name: of the source, for the line. The line is "" if nothing changed.
-
-    The source size of augmentation is taken over only with another size of clips: at the same
-    size, fine-tuning has a wider source (256 x 340) than pre-training (256 x 256).
     """
     old = geometry_of(config)
     changes: dict[str, tuple[Any, Any]] = {}
     for group in GROUPS:
-        if group == SOURCE_SIZE and not changes.keys() & set(SIZE):
-            continue
         if group == STATISTICS and _keeps_statistics(old, source):
             continue
         if given.isdisjoint(group):

@@ -21,7 +21,13 @@ from videomae_jax.models import flops
 from videomae_jax.models.probe import KINDS, Probe
 from videomae_jax.models.tokens import patchify
 from videomae_jax.tasks import classify
-from videomae_jax.tasks.build import clip_geometry, encoder_fields, patches_text, row_keys
+from videomae_jax.tasks.build import (
+    canvas_text,
+    clip_geometry,
+    encoder_fields,
+    patches_text,
+    row_keys,
+)
 from videomae_jax.tasks.classify import eval_sampler, train_sampler
 from videomae_jax.tasks.task import Batch, Params, Task
 
@@ -61,7 +67,7 @@ def build_task(config: ConfigDict) -> Task:
     forward_flops, _ = flops.finetune_flops(
         model.encoder, tokens=geometry.tokens, values=geometry.values, classes=model.classes
     )
-    augment_clip = classify.make_augment(
+    augment_clips = classify.make_augment(
         config, operations=0, magnitude=0.0, deviation=0.0, erase=0.0
     )
 
@@ -87,7 +93,7 @@ def build_task(config: ConfigDict) -> Task:
 
     def train_sums(params, batch, key):
         keys = row_keys(key, batch["row"])
-        video = jax.vmap(augment_clip)(keys, batch["video"], batch.get("size"))
+        video = augment_clips(keys, batch["video"], batch.get("size"))
         sums = clip_sums(params, batch, video)
         # Scores of single heads on one small batch mean little: the loss of all is enough.
         return {name: sums[name].sum() for name in ("error", "count")}
@@ -114,7 +120,7 @@ def build_task(config: ConfigDict) -> Task:
             "clip": f"{clip.frames} frames, {clip.height} x {clip.width}, "
             f"{patches_text(geometry, model)}; {model.classes} classes",
             "augment": f"crops from {change.min_area:g} of the image, "
-            f"flip {'on' if change.flip else 'off'}",
+            f"flip {'on' if change.flip else 'off'}; {canvas_text(clip)}",
             "heads": f"{model.heads} {model.head}, the encoder frozen; the rate x "
             + ", ".join(map(_name, config.rates)),
             "FLOPs": f"{forward_flops / 1e9:.4g} G forward a clip",
