@@ -15,11 +15,11 @@ def flags(recipe: str, *changes: dict[str, object]) -> list[str]:
     return [f"--config={recipe}", *(f"--config.{key}={value}" for key, value in merged.items())]
 
 
-def videomae(out: Path, name: str, *command: str) -> dict[str, float]:
+def videomae(out: Path, name: str, *command: str, device: str = "cpu") -> dict[str, float]:
     """Run a command unless it has been. What it prints goes into the log of the folder `name`.
 
-    Returns {"seconds", "cpu_seconds", "gigabytes"}: its wall time, its CPU time and its largest
-    memory.
+    device: "gpu" shares the GPU with other commands. Returns {"seconds", "cpu_seconds",
+    "gigabytes"}: its wall time, its CPU time and its largest memory.
     """
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -27,6 +27,8 @@ def videomae(out: Path, name: str, *command: str) -> dict[str, float]:
     if not done.exists():
         # One thread a run: two side by side use two cores better than one run does.
         threads = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_PLATFORMS": "cpu"}
+        if device == "gpu":
+            threads = {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         cache = {"JAX_COMPILATION_CACHE_DIR": str(out / "compiled")}
         began = time.time()
         with open(folder / "log.txt", "a") as log:

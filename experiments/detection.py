@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from commands import flags, videomae
-from study import spread
+from tables import spread
 
 from videomae_jax.host import count_cores
 

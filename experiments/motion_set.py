@@ -35,7 +35,6 @@ CLASSES = tuple(itertools.product(*FACTORS.values()))
 ROUND = {"slow": (0, 1, 2, 3, 4, 5, 6, 7), "fast": (0, 2, 4, 6, 1, 3, 5, 7)}
 # Every frame is a key frame, with constant quantizers: its bytes depend on no other frame.
 CODEC = {
-    "qp": "32",
     "preset": "veryslow",
     "threads": "1",
     "x264-params": "keyint=1:ipratio=1:chroma-qp-offset=6",
@@ -82,11 +81,11 @@ def read_frames(file: Path) -> np.ndarray:
         return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
 
 
-def write_clip(file: Path, frames: np.ndarray) -> None:
-    """Write frames, uint8 [F, SIZE, SIZE, 3], as H.264 of key frames only."""
+def write_clip(file: Path, frames: np.ndarray, *, quantizer: int = 32) -> None:
+    """Write frames, uint8 [F, H, W, 3], as H.264 of key frames only. quantizer: 0 is lossless."""
     data = io.BytesIO()
     with av.open(data, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=8, options=CODEC)
+        stream = container.add_stream("libx264", rate=8, options=CODEC | {"qp": str(quantizer)})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         # A tenth of the file would be a note of the settings of x264.
