@@ -70,9 +70,8 @@ def make_states(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     width = frames.shape[2]
     middle = frames[:, :, width // 4 : width - width // 4]
     images = [Image.fromarray(f).resize((SIZE // 2, SIZE), Image.Resampling.BOX) for f in middle]
-    return np.stack(
-        [np.roll(image, SIZE // 2 // STATES * n, axis=1) for n, image in enumerate(images)]
-    )
+    step = SIZE // 2 // STATES
+    return np.stack([np.roll(np.asarray(image), step * n, 1) for n, image in enumerate(images)])
 
 
 def read_frames(file: Path) -> np.ndarray:

@@ -28,14 +28,16 @@ from experiments.study.forms import FORMS, LONG, MOCO, SCRATCH, UNTRAINED, VIDEO
 from experiments.study.lists import CONTROLS, ROOT, SETS, LabelSet, share_name, write_lists
 from videomae_jax.training.workdir import read_metrics
 
-RECIPES = {
+RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "pretrain": ("pretrain:tiny,custom", forms.PRETRAIN),
     "contrast": ("contrast:tiny,custom", forms.CONTRAST),
     "classify": ("finetune:tiny,custom", forms.CLASSIFY),
     "linear": ("probe:linear,tiny,custom", forms.LINEAR),
 }
-COLUMNS = ("labels", "arm", "measure", "share", "pretrain", "mask", "seed", "rate", "steps")
-COLUMNS += ("top1", *CONTROLS, "cpu_seconds")
+COLUMNS = [
+    *("labels", "arm", "measure", "share", "pretrain", "mask", "seed", "rate", "steps"),
+    *("top1", *CONTROLS, "cpu_seconds"),
+]
 
 
 class Start(NamedTuple):
@@ -126,7 +128,13 @@ class Study:
     def options(self, kind: str, grid: Grid, *changes: dict[str, Any]) -> list[str]:
         """Return the options of `videomae train`."""
         recipe, settings = RECIPES[kind]
-        given = (settings, grid.options(), forms.FEED, self.labels.options(kind), self.form.changes)
+        given: tuple[dict[str, Any], ...] = (
+            settings,
+            grid.options(),
+            forms.FEED,
+            self.labels.options(kind),
+            self.form.changes,
+        )
         return flags(recipe, *given, *changes)
 
     def train(
@@ -152,7 +160,7 @@ class Study:
         grid = self.form.mask_grid if mask else self.form.grid
         assert grid
         kind, ratio = mask or ("tube", self.form.ratio)
-        changes: dict[str, Any] = {"lr": rate, "seed": seed, "data.train": self.list("train")}
+        changes: dict[str, Any] = {"lr": rate, "seed": seed, "data.train": self.videos("train")}
         changes |= {} if arm == MOCO else {"mask.kind": kind, "mask.ratio": ratio}
         what = f"{arm} {kind} {ratio:g} grid {grid.pixels}-{grid.patch}"
         name = f"{self.labels.name}/pretrain {what}, {seconds:g} s, rate {rate:g}, seed {seed}"
@@ -174,8 +182,8 @@ class Study:
         controls: bool = False,
     ) -> dict[str, Any]:
         """Train a classifier and evaluate it. controls: on clips without their motion too."""
-        changes = {"lr": rate, "seed": seed, "data.train": self.list(train)}
-        changes |= {"data.eval": self.list(held_out)}
+        changes = {"lr": rate, "seed": seed, "data.train": self.videos(train)}
+        changes |= {"data.eval": self.videos(held_out)}
         changes |= {"init_from": start.workdir} if start else {}
         after = f" from {start.name.split('/')[1]}" if start else f", seed {seed}"
         name = f"{self.labels.name}/classify {arm}, {train}, {seconds:g} s, rate {rate:g}{after}"
@@ -189,7 +197,7 @@ class Study:
     def evaluate(self, name: str, held_out: str) -> float:
         """Return the accuracy of a classifier on a list."""
         checkpoint = f"--checkpoint={self.out / name / 'work'}"
-        manifest = f"--manifest={self.list(held_out)}"
+        manifest = f"--manifest={self.videos(held_out)}"
         return self.commands.accuracy(f"{name}/{held_out}", "evaluate", checkpoint, manifest)
 
     def features(self, arm: str, start: Start) -> list[dict[str, Any]]:
@@ -201,7 +209,7 @@ class Study:
         scores = {}
         for train, held_out in (("fit", "tune"), ("train", "val")):
             changes = {"init_from": start.workdir, "seed": start.seed}
-            changes |= {"data.train": self.list(train), "data.eval": self.list(held_out)}
+            changes |= {"data.train": self.videos(train), "data.eval": self.videos(held_out)}
             name = f"{self.labels.name}/linear {train} from {start.name.split('/')[1]}"
             taken = self.train(name, "linear", self.form.grid, self.form.probe, changes)
             scores[held_out] = self.commands.probe_accuracies(name)
@@ -212,11 +220,11 @@ class Study:
     def neighbours(self, start: Start, *flags: str) -> dict[str, Any]:
         """Classify by a vote of the 20 nearest training clips."""
         name = f"{self.labels.name}/knn {' '.join(flags)} from {start.name.split('/')[1]}"
-        lists = f"--train={self.list('train')}", f"--eval={self.list('val')}"
+        lists = f"--train={self.videos('train')}", f"--eval={self.videos('val')}"
         command = ("knn", f"--checkpoint={start.workdir}", *lists, "--k=20", *flags)
         return dict(measure="kNN", top1=self.commands.accuracy(name, *command))
 
-    def list(self, name: str) -> Path:
+    def videos(self, name: str) -> Path:
         """Return one of the lists that `write_lists` wrote."""
         return self.lists / f"{name}.csv"
 
@@ -240,7 +248,8 @@ def starting_arms(form: Form) -> tuple[str, ...]:
 
 def tuning_jobs(study: Study) -> Iterator[Job]:
     """Yield what chooses the rates of one label set, with the first seed."""
-    form, tune = study.form, dict(train="fit", held_out="tune")
+    form = study.form
+    tune: dict[str, Any] = dict(train="fit", held_out="tune")
 
     def from_start(arm: str, pretrain_rate: float) -> list[dict[str, Any]]:
         start = study.pretrain(arm, pretrain_rate, 0, seconds=form.curve[-1])
@@ -287,7 +296,7 @@ def final_jobs(study: Study, rates: dict[str, tuple[float, float]], seed: int) -
     def pretrained(arm: str) -> list[dict[str, Any]]:
         pretrain_rate, rate = rates[arm]
         start = study.pretrain(arm, pretrain_rate, seed, seconds=long)
-        common = dict(seconds=form.finetune, start=start)
+        common: dict[str, Any] = dict(seconds=form.finetune, start=start)
         rows = [study.classify(arm, rate, seed, **common, controls=True)]
         rows += study.features(arm, start)
         if seed == 0 and arm == VIDEOMAE:
@@ -339,20 +348,23 @@ def measure(form: Form, out: Path, commands: Commands) -> dict[str, float]:
     On a CPU these are CPU seconds, so that other programs do not count.
     """
     clock = "seconds" if form.device == "gpu" else "cpu_seconds"
-    kinds = [("pretrain", form.grid), ("classify", form.grid), ("linear", form.grid)]
-    kinds += [("contrast", form.grid)] if form.contrast else []
-    if form.mask_grid:
-        kinds += [("pretrain", form.mask_grid), ("classify", form.mask_grid)]
+    kinds = {
+        (kind, form.grid): steps
+        for kind, steps in form.steps.items()
+        if form.contrast or kind != "contrast"
+    }
+    if form.mask_grid and form.mask_grid != form.grid:
+        kinds |= {(kind, form.mask_grid): steps for kind, steps in form.mask_steps.items()}
     labels, found = SETS["actions"], {}
     study = Study(form, labels, commands, out / "lists" / labels.name, out, {})
     first = f"measure/{step_key('pretrain', form.grid)}, {form.steps['pretrain'][0]}"
-    for kind, grid in dict.fromkeys(kinds):
+    for (kind, grid), (few, many) in kinds.items():
         taken = []
-        for steps in form.steps[kind]:
+        for steps in (few, many):
             changes: dict[str, Any] = {"steps": steps, "warmup_steps": 0, "lr": 1e-3}
-            changes |= {"data.train": study.list("train")}
+            changes |= {"data.train": study.videos("train")}
             if kind in ("classify", "linear"):
-                changes |= {"data.eval": study.list("tune")}
+                changes |= {"data.eval": study.videos("tune")}
             if kind == "pretrain":
                 changes |= {"mask.ratio": form.ratio}
             if kind == "linear":
@@ -360,7 +372,6 @@ def measure(form: Form, out: Path, commands: Commands) -> dict[str, float]:
             name = f"measure/{step_key(kind, grid)}, {steps}"
             options = study.options(kind, grid, changes)
             taken.append(commands.train(name, options, seconds=0.0)[clock])
-        few, many = form.steps[kind]
         # Runs of one step differ by less than their noise.
         found[step_key(kind, grid)] = max((taken[1] - taken[0]) / (many - few), 1e-3)
     return found
@@ -404,7 +415,7 @@ def write_results(file: Path, rows: list[dict[str, Any]]) -> None:
 def do_study(runner: Runner, studies: list[Study], *, keep: bool = True) -> None:
     """Choose the rates of each label set, then do all that is reported."""
     tuned = runner.do([job for study in studies for job in tuning_jobs(study)], keep=False)
-    jobs = []
+    jobs: list[Job] = []
     for seed in range(studies[0].form.seeds):
         for study in studies:
             rows = [row for row in tuned if row["labels"] == study.labels.name]
@@ -433,7 +444,7 @@ def main() -> None:
 
     do_study(Runner(out, form.workers), studies(rehearsal), keep=False)
     minutes = rehearsal.seconds / form.workers / 60
-    print(f"{rehearsal.count} commands, about {minutes:.0f} minutes from the start", flush=True)
+    print(f"{rehearsal.count} commands, about {minutes:.0f} minutes from now", flush=True)
     facts = {
         "form": args.form,
         "settings": asdict(form),

@@ -114,10 +114,8 @@ def classify(train, val):
 
 
 def thumbnails(frames):
-    """Return frames [..., H, W, 3] as features [..., D]: 16 x 16 pixels in grey."""
-    height, width = frames.shape[-3:-1]
-    grey = frames.astype(np.float32).mean(-1)
-    small = grey.reshape(*grey.shape[:-2], 16, height // 16, 16, width // 16).mean((-3, -1))
+    """Return frames [..., H, W, 3] as features [..., D]: the green of every fourth pixel."""
+    small = frames[..., 2::4, 2::4, 1].astype(np.float32)
     return small.reshape(*small.shape[:-2], -1)
 
 
