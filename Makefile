@@ -2,7 +2,7 @@
 # make test      lint and the tests of every change
 # make test-all  the slow tests too
 # make bounds    every command with the oldest and newest dependencies, on each Python found
-# make study     does pre-training help? FORM=short, or full, hours
+# make study     do the claims of the paper hold here? FORM=short, full (a night) or gpu
 # Each sets up .venv first.
 
 PYTHON ?= python3
@@ -27,7 +27,8 @@ test: lint
 	$(BIN)/python -m pytest -n auto --dist loadscope -m "not slow"
 
 study: $(BIN)/.installed
-	$(BIN)/python experiments/study.py --form $(FORM)
+	$(BIN)/python -m experiments.study.run --form $(FORM)
+	$(BIN)/python -m experiments.study.report runs/study-$(FORM)
 
 test-all: lint
 	$(BIN)/python -m pytest -n auto --dist loadscope

@@ -13,10 +13,7 @@ import csv
 import json
 import os
 import platform
-import shlex
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from study import spread
+from commands import flags, videomae
+from tables import spread
 
 from videomae_jax.host import count_cores
 
@@ -72,6 +70,7 @@ ARMS = {
     FROZEN: {"layer_decay": 0.0, "lr": 1e-2},  # only a head
     WHOLE: {"boxes.whole": True},
 }
+TAKEN = ("arm", "seed", "seconds", "cpu_seconds", "gigabytes")
 BOXES = {"annotated boxes": (), "detected boxes": (f"--boxes={SCENES / 'val_detected.csv'}",)}
 
 
@@ -99,12 +98,6 @@ def write_videos(file: Path) -> None:
     file.write_text("".join(f"{path}\n" for path in paths))
 
 
-def flags(recipe: str, *changes: dict[str, object]) -> list[str]:
-    """Return the options of `videomae train` for a recipe and changes to it; the last one wins."""
-    merged = {key: value for change in changes for key, value in change.items()}
-    return [f"--config={recipe}", *(f"--config.{key}={value}" for key, value in merged.items())]
-
-
 def measure(out: Path, arm: str, seed: int) -> dict[str, Any]:
     """Train and evaluate a detector; returns a row of the table."""
     start = {} if arm == SCRATCH else {"init_from": out / "pretrain/work"}
@@ -123,27 +116,6 @@ def measure(out: Path, arm: str, seed: int) -> dict[str, Any]:
         if found["upper_bound"]:
             row |= {score["name"]: score["average_precision"] for score in found["classes"]}
     return row
-
-
-def videomae(out: Path, name: str, *command: str) -> dict[str, float]:
-    """Run a command unless it has been; returns its seconds. What it prints goes into a log."""
-    folder = out / name
-    folder.mkdir(exist_ok=True)
-    done = folder / f"{command[0]}{len(command)}.json"
-    if not done.exists():
-        # One thread a run: two side by side use two cores better than one run does.
-        threads = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_PLATFORMS": "cpu"}
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(out / "compiled")}
-        began = time.time()
-        with open(folder / "log.txt", "a") as log:
-            log.write(f"videomae {shlex.join(command)}\n")
-            log.flush()
-            program = [str(Path(sys.executable).with_name("videomae")), *command]
-            environment = os.environ | threads | cache
-            subprocess.run(program, stdout=log, stderr=log, check=True, env=environment)
-        done.write_text(json.dumps({"seconds": time.time() - began}))
-        print(f"{time.strftime('%H:%M:%S')}  {name}: {command[0]}", flush=True)
-    return json.loads(done.read_text())
 
 
 def write_report(results: list[dict[str, Any]]) -> None:
@@ -178,7 +150,7 @@ def draw(results: list[dict[str, Any]]) -> None:
     """Draw the average precision of each class, with annotated boxes."""
     from matplotlib.figure import Figure
 
-    classes = [name for name in results[0] if name not in ("arm", "seed", "seconds", *BOXES)]
+    classes = [name for name in results[0] if name not in (*TAKEN, *BOXES)]
     figure = Figure(figsize=(11, 4), layout="constrained")
     axes = figure.subplots()
     for number, arm in enumerate(ARMS):

@@ -1,0 +1,50 @@
+"""Run `videomae` commands once each, and keep what they took."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def flags(recipe: str, *changes: dict[str, object]) -> list[str]:
+    """Return the options of `videomae train` for a recipe and changes to it; the last one wins."""
+    merged = {key: value for change in changes for key, value in change.items()}
+    return [f"--config={recipe}", *(f"--config.{key}={value}" for key, value in merged.items())]
+
+
+def videomae(out: Path, name: str, *command: str, device: str = "cpu") -> dict[str, float]:
+    """Run a command unless it has been. What it prints goes into the log of the folder `name`.
+
+    device: "gpu" shares the GPU with other commands. Returns {"seconds", "cpu_seconds",
+    "gigabytes"}: its wall time, its CPU time and its largest memory.
+    """
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    done = folder / f"{command[0]}{len(command)}.json"
+    if not done.exists():
+        # One thread a run: two side by side use two cores better than one run does.
+        threads = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_PLATFORMS": "cpu"}
+        if device == "gpu":
+            threads = {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(out / "compiled")}
+        began = time.time()
+        with open(folder / "log.txt", "a") as log:
+            log.write(f"videomae {shlex.join(command)}\n")
+            log.flush()
+            program = [str(Path(sys.executable).with_name("videomae")), *command]
+            environment = os.environ | threads | cache
+            process = subprocess.Popen(program, stdout=log, stderr=log, env=environment)
+            _, status, usage = os.wait4(process.pid, 0)
+        if code := os.waitstatus_to_exitcode(status):
+            raise SystemExit(f"exit code {code} of videomae {command[0]}: see {folder}/log.txt")
+        taken = {
+            "seconds": time.time() - began,
+            "cpu_seconds": usage.ru_utime + usage.ru_stime,
+            "gigabytes": usage.ru_maxrss * 1024 / 1e9,
+        }
+        done.write_text(json.dumps(taken))
+        print(f"{time.strftime('%H:%M:%S')}  {name}: {command[0]}", flush=True)
+    return json.loads(done.read_text())

@@ -1,0 +1,183 @@
+"""How much of the study is run, and with which settings.
+
+Times are seconds of one core, or of the GPU: a run has the steps that fit into them, by the time
+of a step that is measured first.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+VIDEOMAE, MOCO = "VideoMAE", "MoCo v3"
+SCRATCH, LONG = "scratch", "scratch, equal time"
+UNTRAINED = "untrained"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Clips of 16 frames in tokens of 4 frames. source: the size of frames before a crop."""
+
+    pixels: int
+    patch: int
+    source: int
+
+    def options(self) -> dict[str, Any]:
+        """Return the changes to a recipe."""
+        return {
+            "model.patch": (4, self.patch, self.patch),
+            "clip.frames": 16,
+            "clip.height": self.pixels,
+            "clip.width": self.pixels,
+            "clip.source_height": self.source,
+            "clip.source_width": self.source,
+        }
+
+
+@dataclass(frozen=True)
+class Form:
+    """How long it takes: times of the runs, and how many.
+
+    curve: of pre-training, from short to long; the last is that of all other runs. masks: kind and
+    ratio, of runs at a grid of their own that only compare masks. shares: of the labels. rates: of
+    learning, by arm; of several the best on a part of the training clips is taken.
+    """
+
+    device: str
+    workers: int
+    seeds: int
+    grid: Grid
+    ratio: float
+    curve: tuple[float, ...]
+    finetune: float
+    probe: float
+    steps: dict[str, tuple[int, int]]  # of two runs, whose difference is the time of steps
+    pretrain_rates: dict[str, tuple[float, ...]]
+    rates: dict[str, tuple[float, ...]]
+    shares: tuple[float, ...] = ()
+    masks: tuple[tuple[str, float], ...] = ()
+    mask_grid: Grid | None = None
+    mask_steps: dict[str, tuple[int, int]] = field(default_factory=dict)  # as steps, at mask_grid
+    mask_pretrain: float = 0.0
+    mask_finetune: float = 0.0
+    contrast: bool = True
+    start: float = 12.0  # of each command, beside its steps: what the estimate takes
+    changes: dict[str, Any] = field(default_factory=dict)  # of every recipe
+
+
+SMALL, LARGE, PAPER = Grid(32, 8, 40), Grid(80, 8, 100), Grid(112, 8, 112)
+# (kind, ratio): a frame mask hides whole tokens in time, 4 of them here.
+MASKS = (("tube", 0.9), ("tube", 0.75), ("random", 0.9), ("frame", 0.75))
+# So many that they take 20 seconds, much longer than compiling varies.
+STEPS = {
+    "pretrain": (100, 1100),
+    "contrast": (20, 320),
+    "classify": (20, 420),
+    "linear": (30, 1030),
+}
+LARGE_STEPS = {"pretrain": (20, 140), "classify": (10, 50)}
+ONE = (2e-3,)
+FORMS = {
+    # A few steps of every kind of run: finds mistakes of the study itself.
+    "micro": Form(
+        device="cpu",
+        workers=2,
+        seeds=1,
+        grid=Grid(16, 8, 16),
+        ratio=0.75,
+        curve=(0.01, 0.02),
+        finetune=0.02,
+        probe=0.02,
+        steps={kind: (1, 2) for kind in STEPS},
+        pretrain_rates={VIDEOMAE: ONE, MOCO: ONE},
+        rates={VIDEOMAE: (1e-3, 2e-3), MOCO: ONE, SCRATCH: ONE, LONG: ONE},
+        shares=(0.25,),
+        masks=(("frame", 0.75),),
+        mask_grid=Grid(16, 8, 16),
+        mask_pretrain=0.02,
+        mask_finetune=0.02,
+        changes={
+            "model.encoder.width": 16,
+            "model.encoder.mlp_width": 16,
+            "model.encoder.depth": 1,
+            "model.encoder.heads": 1,
+        },
+    ),
+    "short": Form(
+        device="cpu",
+        workers=2,
+        seeds=3,
+        grid=SMALL,
+        ratio=0.75,
+        curve=(100.0,),
+        finetune=40.0,
+        probe=15.0,
+        steps=STEPS,
+        pretrain_rates={VIDEOMAE: ONE, MOCO: ONE},
+        rates={arm: ONE for arm in (VIDEOMAE, MOCO, SCRATCH, LONG)},
+        contrast=False,
+    ),
+    "full": Form(
+        device="cpu",
+        workers=2,
+        seeds=5,
+        grid=SMALL,
+        ratio=0.75,
+        curve=(60.0, 200.0, 600.0),
+        finetune=120.0,
+        probe=30.0,
+        steps=STEPS,
+        pretrain_rates={VIDEOMAE: (5e-4, 2e-3), MOCO: (5e-4, 2e-3)},
+        rates={arm: (7e-4, 2e-3) for arm in (VIDEOMAE, MOCO, SCRATCH, LONG)},
+        shares=(0.25, 0.1),
+        masks=MASKS,
+        mask_grid=LARGE,
+        mask_steps=LARGE_STEPS,
+        mask_pretrain=600.0,
+        mask_finetune=200.0,
+    ),
+    "gpu": Form(
+        device="gpu",
+        workers=6,
+        seeds=3,
+        grid=PAPER,
+        ratio=0.9,
+        curve=(40.0,),
+        finetune=15.0,
+        probe=10.0,
+        steps={kind: (50, 1050) for kind in STEPS},
+        pretrain_rates={VIDEOMAE: (1e-3,), MOCO: (5e-4,)},
+        rates={arm: (1e-3,) for arm in (VIDEOMAE, MOCO, SCRATCH, LONG)},
+        masks=MASKS,
+        mask_grid=PAPER,
+        mask_pretrain=40.0,
+        mask_finetune=15.0,
+        start=20.0,
+    ),
+}
+FEED = {
+    "data.memory_gb": 2.0,
+    "data.threads": 1,
+    "data.holdout": 0.0,
+    "base_lr": 0.0,
+    "log_every": 50,
+    "eval_every": 1_000_000,
+    "keep_checkpoints": 1,
+}
+PRETRAIN = {
+    "normalized_targets": False,  # flat backgrounds: see configs/demo.py
+    "batch_size": 16,
+    "min_lr": 1e-5,
+}
+CONTRAST = {"batch_size": 32}
+# Crops and flips only: these runs are short.
+CLASSIFY = {
+    "clip.sampling": "sparse",
+    "augment.operations": 0,
+    "augment.erase": 0.0,
+    "augment.mixup": 0.0,
+    "augment.cutmix": 0.0,
+    "augment.min_area": 0.5,
+    "repeats": 1,
+    "batch_size": 32,
+    "min_lr": 1e-6,
+}
+LINEAR = {"clip.sampling": "sparse", "augment.min_area": 0.5, "batch_size": 32, "min_lr": 0.0}

@@ -1,0 +1,107 @@
+"""The two label sets: their lists, and validation clips without their motion."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.motion_set import read_frames, write_clip
+
+ROOT = Path(__file__).parents[2]
+FIT = 0.75  # of the training clips of a class; the others choose the rates
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """A folder of clips. stride: of pre-training, so that a clip is a whole video."""
+
+    name: str
+    folder: Path
+    classes: int
+    stride: int
+    flip: bool
+    views: str
+
+    def options(self, task: str) -> dict[str, Any]:
+        """Return the changes to the recipe of a task."""
+        if task in ("pretrain", "contrast"):
+            flip = {"augment.flip": self.flip} if task == "contrast" else {}
+            return {"clip.stride": self.stride} | flip
+        views = {"views": self.views} if task == "classify" else {}
+        return {"augment.flip": self.flip, "model.classes": self.classes} | views
+
+
+SETS = {
+    label_set.name: label_set
+    for label_set in (
+        LabelSet("actions", ROOT / "data/mocap_studio", 12, stride=3, flip=True, views="3x1"),
+        LabelSet("motion", ROOT / "data/mocap_motion", 8, stride=1, flip=False, views="1x1"),
+    )
+}
+
+
+def freeze(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Repeat the middle frame: no motion is left."""
+    return np.stack([frames[len(frames) // 2]] * len(frames))
+
+
+def shuffle(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Show the frames out of order: what stands in each is left, how it moves is not."""
+    return rng.permutation(frames)
+
+
+CONTROLS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
+    "frozen": freeze,
+    "shuffled": shuffle,
+}
+
+
+def share_name(share: float) -> str:
+    """Return the name of the list of a share of the training clips."""
+    return "train" if share == 1 else f"train {100 * share:g} %"
+
+
+def write_lists(out: Path, label_set: LabelSet, shares: tuple[float, ...]) -> None:
+    """Write train, val, fit and tune (parts of train), shares of train, frozen and shuffled.
+
+    A part has the first clips of each class: in the motion set, of the same bases.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    rows = {split: read_list(label_set.folder / f"{split}.csv") for split in ("train", "val")}
+    counts = np.bincount([label for _, label in rows["train"]])
+    ranks = [
+        sum(label == other for _, other in rows["train"][:i])
+        for i, (_, label) in enumerate(rows["train"])
+    ]
+    ranked = [(row, rank, counts[row[1]]) for row, rank in zip(rows["train"], ranks, strict=True)]
+    rows["fit"] = [row for row, rank, count in ranked if rank < FIT * count]
+    rows["tune"] = [row for row, rank, count in ranked if rank >= FIT * count]
+    for share in shares:
+        chosen = [row for row, rank, count in ranked if rank < math.ceil(share * count)]
+        rows[share_name(share)] = chosen
+    for control in CONTROLS:
+        rows[control] = write_control(out / control, control, rows["val"])
+    for name, chosen in rows.items():
+        text = "".join(f'"{path}" {label}\n' for path, label in chosen)
+        (out / f"{name}.csv").write_text(text)
+
+
+def read_list(file: Path) -> list[tuple[Path, int]]:
+    """Return the absolute paths and the labels of a list."""
+    lines = [line.rsplit(" ", 1) for line in file.read_text().splitlines()]
+    return [(file.parent / path, int(label)) for path, label in lines]
+
+
+def write_control(out: Path, control: str, rows: list[tuple[Path, int]]) -> list[tuple[Path, int]]:
+    """Write changed copies of clips, unless they exist, and return their list."""
+    changed = []
+    for number, (path, label) in enumerate(rows):
+        file = out / f"{number:04d}.mp4"
+        if not file.exists():
+            frames = CONTROLS[control](read_frames(path), np.random.default_rng(number))
+            write_clip(file, frames, quantizer=10)
+        changed.append((file, label))
+    return changed

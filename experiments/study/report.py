@@ -1,0 +1,212 @@
+"""Write the report of a study from its results, at any time during it.
+
+    .venv/bin/python -m experiments.study.report DIR [--to docs/study]
+
+DIR: the folder of `experiments.study.run`. Writes results.csv, study.md and study.png into --to,
+by default DIR.
+"""
+
+import argparse
+import csv
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.study import claims
+from experiments.study.claims import CLAIMS, UNKNOWN, Interval, Rows, mean_interval, scores, select
+from experiments.study.forms import LONG, MOCO, SCRATCH, UNTRAINED, VIDEOMAE
+from experiments.study.lists import CONTROLS, SETS
+
+ARMS = (VIDEOMAE, MOCO, LONG, SCRATCH)
+TEXTS = ("labels", "arm", "measure", "mask")
+
+
+def read_results(file: Path) -> Rows:
+    """Return the rows of results.csv; empty numbers are left out."""
+    with open(file, newline="", encoding="utf-8") as table:
+        return [
+            {
+                key: value if key in TEXTS else float(value)
+                for key, value in row.items()
+                if value or key in TEXTS
+            }
+            for row in csv.DictReader(table)
+        ]
+
+
+def percent(interval: Interval, *, sign: str = "") -> str:
+    """Return "mean [low, high]" in %."""
+    if math.isnan(interval.low):
+        return f"{100 * interval.mean:{sign}.1f}"
+    low, high = 100 * interval.low, 100 * interval.high
+    return f"{100 * interval.mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+def cell(rows: Rows, column: str = "top1") -> str:
+    """Return the mean of the seeds with its interval, or a dash."""
+    values = scores(rows, column)
+    return percent(mean_interval(values)) if values else "-"
+
+
+def report_lines(rows: Rows, facts: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of the page."""
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    settings = facts["settings"]
+    seeds = int(max(row["seed"] for row in rows)) + 1
+    yield f"`make study FORM={facts['form']}`: {facts['machine']}, {versions}, {facts['date']};"
+    yield f"about {facts['estimated_minutes']:.0f} minutes. Top-1 on the validation clips in %:"
+    yield f"mean of up to {seeds} seeds [95 % interval, t]. Times are seconds of one core, or of"
+    yield f"the GPU. Pre-training {settings['curve'][-1]:g} s, fine-tuning"
+    yield f"{settings['finetune']:g} s; {LONG}: both."
+    for labels in SETS.values():
+        yield ""
+        yield f"## {labels.name.capitalize()}, chance {100 / labels.classes:.1f} %"
+        yield ""
+        yield from main_table(rows, labels.name)
+        yield from curve_table(rows, labels.name)
+        yield from share_table(rows, labels.name)
+        yield from mask_table(rows, labels.name)
+    yield ""
+    yield "## Claims"
+    yield ""
+    yield "An interval of the difference above zero: holds here. Below: does not hold here. Else,"
+    yield "or if it was not run: cannot be told here."
+    yield ""
+    yield from claim_table(rows)
+    yield ""
+    yield from bar_lines(rows)
+
+
+def main_table(rows: Rows, labels: str) -> Iterator[str]:
+    """Yield the table of the arms, with the controls and the frozen encoders."""
+    controls = " | ".join(f"{control} frames" for control in CONTROLS)
+    yield f"| arm | fine-tuned | {controls} | linear | kNN |"
+    yield "|---|---|---|---|---|---|"
+    for arm in (*ARMS, UNTRAINED):
+        tuned = select(rows, labels, arm)
+        cells = [cell(tuned), *(cell(tuned, control) for control in CONTROLS)]
+        cells += [cell(select(rows, labels, arm, measure)) for measure in ("linear", "kNN")]
+        if set(cells) != {"-"}:
+            yield f"| {arm} | {' | '.join(cells)} |"
+
+
+def curve_table(rows: Rows, labels: str) -> Iterator[str]:
+    """Yield the fine-tuned accuracy by the length of pre-training."""
+    lengths = claims.curve(rows, labels)
+    if len(lengths) > 1:
+        yield ""
+        yield f"| pre-training, s | {' | '.join(f'{length:g}' for length in lengths)} |"
+        yield "|---" * (len(lengths) + 1) + "|"
+        cells = [percent(mean_interval(values)) for values in lengths.values()]
+        yield f"| fine-tuned | {' | '.join(cells)} |"
+        values = list(lengths.values())
+        last = claims.difference(values[-1], values[-2])
+        yield ""
+        yield f"The last step of the curve: {percent(last, sign='+')} points."
+
+
+def share_table(rows: Rows, labels: str) -> Iterator[str]:
+    """Yield the fine-tuned accuracy by the share of the labels."""
+    shares = sorted({row["share"] for row in rows}, reverse=True)
+    if len(shares) > 1:
+        yield ""
+        yield f"| labels | {' | '.join(f'{100 * share:g} %' for share in shares)} |"
+        yield "|---" * (len(shares) + 1) + "|"
+        for arm in (VIDEOMAE, MOCO, SCRATCH):
+            cells = [cell(select(rows, labels, arm, share=share)) for share in shares]
+            if set(cells) != {"-"}:
+                yield f"| {arm} | {' | '.join(cells)} |"
+
+
+def mask_table(rows: Rows, labels: str) -> Iterator[str]:
+    """Yield the fine-tuned accuracy by the mask of pre-training."""
+    masks = sorted({row["mask"] for row in rows} - {""})
+    if masks:
+        yield ""
+        yield f"| mask | {' | '.join(masks)} |"
+        yield "|---" * (len(masks) + 1) + "|"
+        cells = [cell(select(rows, labels, VIDEOMAE, mask=mask)) for mask in masks]
+        yield f"| fine-tuned | {' | '.join(cells)} |"
+
+
+def claim_table(rows: Rows) -> Iterator[str]:
+    """Yield the table of the claims."""
+    yield f"| claim | paper, % | {' | '.join(f'{name}, points' for name in SETS)} |"
+    yield "|---" * (len(SETS) + 2) + "|"
+    for claim in CLAIMS:
+        cells = []
+        for labels in SETS:
+            interval = claim.measure(rows, labels)
+            if interval is None:
+                cells.append(f"{UNKNOWN}: not run")
+            else:
+                cells.append(f"{interval.verdict}: {percent(interval, sign='+')}")
+        yield f"| {claim.text} | {claim.published} | {' | '.join(cells)} |"
+
+
+def bar_lines(rows: Rows) -> Iterator[str]:
+    """Yield whether the gain of pre-training is twice the spread of the seeds."""
+    for labels in SETS:
+        gain = claims.bar(rows, labels)
+        if gain is not None:
+            word = "at least" if gain >= 2 else "less than"
+            yield (
+                f"{labels.capitalize()}: pre-training is {gain:+.1f} pooled standard deviations "
+                f"from {LONG}, {word} 2."
+            )
+
+
+def draw(rows: Rows, file: Path) -> None:
+    """Draw the arms of each label set with their seeds, and the curve of pre-training."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    for (left, right), labels in zip(figure.subplots(2, 2), SETS.values(), strict=True):
+        groups = {arm: select(rows, labels.name, arm) for arm in ARMS}
+        groups = {arm: group for arm, group in groups.items() if group}
+        for offset, column in enumerate(("top1", *CONTROLS)):
+            for place, group in enumerate(groups.values()):
+                values = [100 * value for value in scores(group, column)]
+                if not values:
+                    continue
+                x = place + 0.26 * (offset - 1)
+                label = column if place == 0 else None
+                left.bar(x, sum(values) / len(values), 0.24, color=f"C{offset}", label=label)
+                left.plot([x] * len(values), values, ".", color="black", markersize=4)
+        left.set_xticks(range(len(groups)), [arm.replace(", ", ",\n") for arm in groups])
+        left.set(ylabel="top-1, %", title=f"{labels.name}; dots: seeds, dotted: chance")
+        left.legend()
+        lengths = claims.curve(rows, labels.name)
+        means = [100 * sum(values) / len(values) for values in lengths.values()]
+        right.plot(list(lengths), means, "o-", label=f"fine-tuned {VIDEOMAE}")
+        for length, values in lengths.items():
+            right.plot([length] * len(values), [100 * value for value in values], "k.")
+        right.set(xlabel="pre-training, s", ylabel="top-1, %", xscale="log")
+        right.legend()
+        for axes in (left, right):
+            axes.axhline(100 / labels.classes, color="grey", linestyle=":")
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    """Write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", metavar="DIR", type=Path)
+    parser.add_argument("--to", type=Path, help="(default: DIR)")
+    args = parser.parse_args()
+    to = args.to or args.folder
+    rows = read_results(args.folder / "results.csv")
+    facts = json.loads((args.folder / "facts.json").read_text())
+    text = "\n".join(report_lines(rows, facts)) + "\n"
+    (to / "study.md").write_text(text)
+    draw(rows, to / "study.png")
+    if args.to:
+        shutil.copy(args.folder / "results.csv", to / "results.csv")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
