@@ -126,15 +126,7 @@ def train(
         watchdog = stack.enter_context(Watchdog(config.watchdog_seconds))
         stack.enter_context(work_directory(workdir))
         stack.enter_context(jax.set_mesh(mesh))
-        functions = jit_steps(
-            task,
-            make_optimizer(config, task),
-            warmup_cosine(schedule),
-            mesh,
-            seed=config.seed,
-            accumulation=config.accumulation,
-            ema_decay=average_decay(config, task, steps=schedule.steps),
-        )
+        functions = _make_steps(config, task, schedule, mesh)
         config, teacher = _read_teacher(config, functions, load_weights)
         run = Run(
             config=config,
@@ -172,6 +164,19 @@ def train(
         finish(workdir, max(start, schedule.steps), folder=mirror.folder, bad=bad)
         say(monitor.summary())
     return True
+
+
+def _make_steps(config: ConfigDict, task: Task, schedule: Schedule, mesh: Mesh) -> Steps:
+    """Return the jitted functions of a run."""
+    return jit_steps(
+        task,
+        make_optimizer(config, task),
+        warmup_cosine(schedule),
+        mesh,
+        seed=config.seed,
+        accumulation=config.accumulation,
+        ema_decay=average_decay(config, task, steps=schedule.steps),
+    )
 
 
 def _read_teacher(
