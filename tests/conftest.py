@@ -1,6 +1,7 @@
 """Every test runs on eight emulated CPU devices, and a deprecated call is a failure."""
 
 import os
+import sys
 import tempfile
 
 # Before anything imports TensorFlow: its start-up notes would drown a failure's report.
@@ -25,6 +26,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 import pytest  # noqa: E402
 from buckets import bucket, gcs, gcs_server, s3, s3_server  # noqa: E402, F401
+from hub_server import Hub  # noqa: E402
 from runs import CLASSIFIER, CLIPS, DETECTOR, KINDS, SMALL, rows  # noqa: E402
 from videos import write_video  # noqa: E402
 
@@ -102,3 +104,32 @@ def window_list(tmp_path_factory):
     names = ["long.mp4", "bad.mp4", "short.mp4", "uneven.mkv", "gone.mp4"]
     (folder / "list.csv").write_text("\n".join(names))
     return folder / "list.csv"
+
+
+def _hub_modules():
+    return [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """The stand-in, with huggingface_hub imported anew: it reads its settings when imported."""
+    pytest.importorskip("huggingface_hub")
+    server = Hub()
+    home = tmp_path_factory.mktemp("hf_home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _hub_modules():
+            patch.delitem(sys.modules, name)
+        for name, value in dict(
+            HF_ENDPOINT=server.url,
+            HF_HOME=str(home),
+            HF_HUB_DISABLE_XET="1",
+            HF_HUB_DISABLE_TELEMETRY="1",
+            HF_HUB_DISABLE_PROGRESS_BARS="1",
+        ).items():
+            patch.setenv(name, value)
+        for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
+            patch.delenv(name, raising=False)
+        yield server
+        for name in _hub_modules():
+            del sys.modules[name]
+    server.close()

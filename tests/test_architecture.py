@@ -55,6 +55,7 @@ ONLY_IN = {
     "fsspec": {"paths.py"},
     "pyarrow": {"inference/tables.py"},
     "safetensors": {"interop/safetensors_file.py"},
+    "huggingface_hub": {"interop/hub.py"},
     "torch": {"diagnostics/peer_torch.py"},
     "transformers": {"diagnostics/peer_torch.py"},
 }

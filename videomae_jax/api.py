@@ -70,7 +70,8 @@ def load(
 
     Args:
         path: a work directory, one of its checkpoints, a .pth, a .safetensors, or a folder of
-            transformers.
+            transformers; or one of these on the hub, "hf://OWNER/NAME[@REVISION][/PATH]"; or a
+            model of `videomae models`, "models:NAME".
         task: "detect" or "classify", only needed for a file with a head whose names do not say
             it: an action detector of other classes than those of AVA.
         num_heads, decoder_num_heads: attention heads, only needed for model sizes that are not

@@ -18,6 +18,7 @@ COMMANDS = (
     "knn",
     "visualize",
     "convert",
+    "models",
     "data",
     "plan",
     "paper",

@@ -103,9 +103,8 @@ def test_times_are_those_of_the_file(whole):
     np.testing.assert_allclose(whole["end"][4], 99 / 30, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stopped_command_resumes_to_the_same_bits(
     checkpoint, tmp_path, number, monkeypatch, capsys
 ):

@@ -34,6 +34,7 @@ def assert_named(rows: dict[str, str], reasons: dict[str, str]) -> None:
         assert re.search(reason, rows[path]), path
 
 
+@pytest.mark.slow
 def test_training_completes_with_the_rest_and_lists_each(corpus, tmp_path):
     folder, reasons = corpus
     rows = [f'"{path}"' for path in reasons]

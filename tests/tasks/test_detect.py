@@ -366,6 +366,7 @@ def test_a_run_from_pretraining_leaves_a_detector_and_its_map(detector, pretrain
     assert "near_other" in (detector / "classes.csv").read_text()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_bit_for_bit(detector, pretrained, scenes, tmp_path, capsys):
     (tmp_path / "checkpoints").mkdir()
     (detector / "checkpoints/3").rename(tmp_path / "checkpoints/3")

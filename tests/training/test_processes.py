@@ -83,6 +83,7 @@ def test_only_the_first_of_several_writes_the_log(stopped):
     assert len((stopped / "metrics.jsonl").read_text().splitlines()) == max(losses(stopped))
 
 
+@pytest.mark.slow
 def test_a_dead_peer_ends_the_other_and_any_topology_goes_on(stopped, one, folder, videos):
     workdir = shutil.copytree(stopped, folder / "killed")
     saved = saved_steps(workdir)[-1]
@@ -161,6 +162,7 @@ cli.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_stuck_loader_is_reported_and_ends_the_process(folder, videos):
     workdir = folder / "stuck"
     more = [videos, STEPS, "--config.watchdog_seconds=5", "--config.data.threads=1"]

@@ -5,11 +5,16 @@ or an action detector of AVA) or a folder of transformers. An image ViT or MAE b
 encoder, to start a training from. If tensors do not fit, all of them are reported and nothing is
 written.
 
+SRC and --checkpoint may be a model of the hub, hf://OWNER/NAME[@REVISION][/PATH], or one of
+`videomae models`, models:NAME. With hf://OWNER/NAME as DST the model is pushed, with a card made
+from the run; a new repository is private.
+
 examples:
   videomae convert runs/demo model.pth
   videomae convert vit_b.pth runs/vit_b
   videomae convert ava.pth runs/ava
   videomae convert runs/finetune hub/ --to hf
+  videomae convert runs/finetune hf://OWNER/NAME --to hf
 """
 
 import argparse
@@ -43,6 +48,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "AVA, which has the names of a classifier that does not pool its tokens",
     )
     options.add_heads(parser, decoder=True)
+    card = parser.add_argument_group("the card of a model that is pushed")
+    card.add_argument(
+        "--scores",
+        metavar="FILE",
+        help="the JSON of `videomae evaluate --json`, in addition to the scores of the run itself",
+    )
+    card.add_argument(
+        "--licence",
+        metavar="ID",
+        help="of the weights, such as apache-2.0 (default: that of the model of the hub that the "
+        "run started from)",
+    )
     parser.add_argument(
         "--frames", type=int, metavar="N", help="frames of a clip (default: as in SRC, or 16)"
     )
@@ -73,12 +90,21 @@ def main(args: argparse.Namespace) -> None:
     """Run the command."""
     from pathlib import Path
 
+    from videomae_jax.errors import UserError
+    from videomae_jax.interop import hub
     from videomae_jax.interop.checkpoint_files import (
         left_out_of,
         load_checkpoint,
         save_checkpoint,
     )
+    from videomae_jax.interop.sources import on_hub
 
+    push = hub.is_address(args.target)
+    if not push and (args.scores or args.licence):
+        raise UserError(
+            "--scores and --licence are for the card of a model that is pushed: leave "
+            "them out, or give hf://OWNER/NAME as DST"
+        )
     to = args.to or ENDINGS.get(Path(args.target).suffix, "native")
     checkpoint = load_checkpoint(
         args.source,
@@ -93,9 +119,22 @@ def main(args: argparse.Namespace) -> None:
     )
     if checkpoint.report:
         print(checkpoint.report)
-    save_checkpoint(args.target, checkpoint, to=to)
-    print(f"wrote {args.target} ({to})")
+    if push:
+        from videomae_jax.interop.publish import publish
+
+        lines = publish(
+            args.target,
+            checkpoint,
+            source=args.source,
+            to=args.to or "hf",
+            scores=args.scores,
+            licence=args.licence,
+        )
+        print("\n".join(lines))
+    else:
+        save_checkpoint(args.target, checkpoint, to=to)
+        print(f"wrote {args.target} ({to})")
     for line in left_out_of(checkpoint.config, to):
         print(f"note: {line}")
-    if checkpoint.report:
+    if checkpoint.report and not on_hub(args.source):  # the hub says the licence
         print(LICENCE)

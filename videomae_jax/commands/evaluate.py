@@ -112,7 +112,9 @@ def main(args: argparse.Namespace) -> None:
             saved = f"saved {args.out}/scores; the same command resumes from there"
         print(f"{stop.received}: {saved}")
         sys.exit(options.EXIT_STOPPED)
-    options.write_json(args.json, result | {"checkpoint": args.checkpoint})
+    options.write_json(
+        args.json, result | {"checkpoint": options.name_checkpoint(args.checkpoint, config)}
+    )
 
 
 def measure_classifier(

@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
     result = {
         "top1": {str(k): asdict(accuracy) for k, accuracy in found.top1.items()},
         "protocol": protocol,
-        "checkpoint": args.checkpoint,
+        "checkpoint": options.name_checkpoint(args.checkpoint, config),
         "unreadable": found.unreadable,
     }
     options.write_json(args.json, result)

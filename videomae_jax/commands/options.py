@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from videomae_jax.data.videos import Videos
 
 EXIT_STOPPED = 42  # everything is saved and can be resumed; XPK and Slurm scripts restart on it
 
-CHECKPOINT = "a work directory, a .pth, a .safetensors or a folder of transformers"
+CHECKPOINT = (
+    "a work directory, a .pth, a .safetensors, a folder of transformers, hf://OWNER/NAME or a "
+    "models:NAME of `videomae models`"
+)
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +42,16 @@ def add_checkpoint(
     """Add --checkpoint and --num-heads, and --decoder-num-heads if the decoder matters."""
     parser.add_argument("--checkpoint", metavar="SRC", required=True, help=what)
     add_heads(parser, decoder=decoder)
+
+
+def name_checkpoint(path: str, config: "ConfigDict") -> str:
+    """Return what was read, for a file of results: of a model of the hub with its commit.
+
+    config: of the checkpoint that was read from `path`.
+    """
+    from videomae_jax.interop.sources import on_hub
+
+    return config.init_from if on_hub(path) else path
 
 
 def add_heads(parser: argparse.ArgumentParser, *, decoder: bool) -> None:

@@ -23,6 +23,7 @@ from videomae_jax.interop.convert import (
     to_native,
 )
 from videomae_jax.interop.download import local_weights
+from videomae_jax.interop.hub import is_address
 from videomae_jax.interop.inflate import (
     INFLATIONS,
     TUBELET,
@@ -35,6 +36,7 @@ from videomae_jax.interop.safetensors_file import (
     read_safetensors,
     write_safetensors,
 )
+from videomae_jax.interop.sources import find_source
 from videomae_jax.interop.torch_file import Inert, MappedTensor, map_torch, write_torch
 from videomae_jax.interop.transformers_folder import (
     CONFIG,
@@ -87,14 +89,18 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Read a work directory, one of its steps, or a foreign file or folder of weights.
 
-    task: of a foreign file with a head, "detect" or "classify"; None decides, and raises UserError
-    if it cannot. num_heads, decoder_num_heads, frames, image_size: what a foreign file does not
-    contain; they take precedence over a config in its folder. inflate, tubelet: how to inflate an
-    image model to a video encoder, see `inflate.video_from_image`. channels: the number of input
-    channels to change the patch embedding to, see `inflate.change_channels`. ema: read the moving
-    average of the weights, of a run of ours that keeps one. Raises UserError for anything damaged,
-    missing, unexpected or ambiguous.
+    path: of it, or its address on the hub, or models:NAME, see `sources.find_source`. The config of
+    a model of the hub has the address with the commit as `init_from`. task: of a foreign file with
+    a head, "detect" or "classify"; None decides, and raises UserError if it cannot. num_heads,
+    decoder_num_heads, frames, image_size: what a foreign file does not contain; they take
+    precedence over a config in its folder. inflate, tubelet: how to inflate an image model to a
+    video encoder, see `inflate.video_from_image`. channels: the number of input channels to change
+    the patch embedding to, see `inflate.change_channels`. ema: read the moving average of the
+    weights, of a run of ours that keeps one. Raises UserError for anything damaged, missing,
+    unexpected or ambiguous.
     """
+    source = find_source(path, report=True)
+    path, num_heads = source.path, num_heads or source.num_heads
     if _is_run(path):
         if task is not None:
             raise UserError(f"{path} is a run of ours, which says its task: leave out --task")
@@ -111,6 +117,9 @@ def load_checkpoint(
             checkpoint = _convert(
                 weights, task=task, num_heads=num_heads, decoder_num_heads=decoder_num_heads
             )
+    if source.address:
+        with checkpoint.config.unlocked():
+            checkpoint.config.init_from = source.address
     return checkpoint if channels is None else _with_channels(checkpoint, channels)
 
 
@@ -119,6 +128,8 @@ def read_geometry(path: str) -> dict[str, Any]:
 
     By config key, see `tasks.geometry`. A foreign file does not say the stride of its clips.
     """
+    source = find_source(path)
+    path = source.path
     if _is_run(path):
         from videomae_jax.training.checkpoint import load_run_config
 
@@ -128,7 +139,12 @@ def read_geometry(path: str) -> dict[str, Any]:
     with local_weights(path) as local:
         weights = _open_weights(local)
         heads = weights.folder.num_heads, weights.folder.decoder_num_heads
-        facts, _ = match_tensors(weights.tensors, source=weights.title, config_heads=heads)
+        facts, _ = match_tensors(
+            weights.tensors,
+            source=weights.title,
+            num_heads=source.num_heads,
+            config_heads=heads,
+        )
     geometry = geometry_of(_config(facts, _complete(weights.folder, facts)))
     del geometry["clip.stride"]
     return geometry
@@ -327,6 +343,8 @@ def save_checkpoint(path: str, checkpoint: Checkpoint, *, to: str) -> None:
     """
     if to not in FORMATS:
         raise UserError(f"format {to!r} is unknown: use one of {', '.join(FORMATS)}")
+    if is_address(path):
+        raise UserError(f"{path} is an address of the hub: `videomae convert` writes there")
     if paths.exists(path):
         raise UserError(f"{path} exists: give a new path, or remove it first")
     if to == "native" and paths.is_remote(path):

@@ -1,4 +1,4 @@
-"""Give a run the geometry of the checkpoint that it starts from."""
+"""Give a run the commit and the geometry of the checkpoint that it starts from."""
 
 from collections.abc import Set
 
@@ -7,25 +7,33 @@ from ml_collections import ConfigDict
 from videomae_jax.config import check_limits
 from videomae_jax.devices.distributed import say
 from videomae_jax.interop.checkpoint_files import read_geometry
+from videomae_jax.interop.sources import on_hub, pin, same_model
 from videomae_jax.tasks.geometry import adopt_geometry, geometry_of
+
+CHECKPOINTS = ("init_from", "teacher")  # keys that may be an address of the hub
 
 
 def with_source_geometry(
     config: ConfigDict, given: Set[str], *, workdir: str | None = None
 ) -> ConfigDict:
-    """Return a fine-tuning or probe config with the geometry of its checkpoint; print the changes.
+    """Return a config with the geometry of its checkpoint; print the changes.
 
-    given: the config keys that the user chose, which stay. The checkpoint is `init_from`; but a
-    run that resumes in `workdir` has its own, and does not need `init_from` any more.
-    Pre-training has a decoder and a mask for its own geometry, and keeps it.
+    An address of the hub in one of `CHECKPOINTS` gets the commit that it means now, so that the
+    run stores it. given: the config keys that the user chose, which stay. The checkpoint is
+    `init_from`; but a run that resumes in `workdir` has its own, and does not need `init_from` any
+    more. Pre-training has a decoder and a mask for its own geometry, and keeps it.
     """
     # Not at the top: orbax takes seconds to import.
     from videomae_jax.training.checkpoint import has_checkpoint, load_run_config
 
+    resumed = workdir if workdir and has_checkpoint(workdir) else ""
+    for key in CHECKPOINTS:
+        if on_hub(config.get(key, "")):
+            config = _with_commit(config, key, load_run_config(resumed) if resumed else None)
     if config.task == "pretrain":
         return config
-    if workdir and has_checkpoint(workdir):
-        source, geometry = workdir, geometry_of(load_run_config(workdir))
+    if resumed:
+        source, geometry = resumed, geometry_of(load_run_config(resumed))
     elif config.init_from:
         source, geometry = config.init_from, read_geometry(config.init_from)
     else:
@@ -35,3 +43,14 @@ def with_source_geometry(
         say(changes)
         check_limits(config)
     return config
+
+
+def _with_commit(config: ConfigDict, key: str, resumed: ConfigDict | None) -> ConfigDict:
+    """Return a config whose `key` is pinned; a run that resumes keeps its own commit."""
+    config = config.copy_and_resolve_references()
+    if resumed is None:
+        config[key], line = pin(config[key])
+        say(line)
+    elif same_model(config[key], resumed.get(key, "")):
+        config[key] = resumed[key]
+    return config.lock()
