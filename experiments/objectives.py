@@ -36,7 +36,7 @@ RESULTS = ROOT / "docs/study"
 
 FIT = 25  # of the 34 training clips of a class, where the other 9 choose the rate
 # Seconds of one core.
-PRETRAIN, FINETUNE, PROBE, STUDENT = 300, 90, 30, 180
+PRETRAIN, FINETUNE, PROBE, STUDENT = 300, 60, 30, 90
 
 # 64 tokens of all 48 frames of a video.
 CLIP = {
