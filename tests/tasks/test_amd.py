@@ -148,7 +148,7 @@ def test_a_fine_tuned_teacher_serves_with_its_encoder(tuned_teacher):
         ("clip.frames=8", "clip.frames 4 and the student clip.frames 8: .* --config.clip.frames=4"),
         ("model.patch=(2,16,16)", r"same patches, use --config.model.patch=\(2,8,8\)"),
         ("model.encoder.depth=1", "the student has 1 block, features after half of them"),
-        ("model.mean=(0.5,)", "sees 3 channels, model.mean has 1"),
+        ("model.mean=(0.5,) model.std=(0.5,)", "sees 3 channels, model.mean has 1"),
         (
             "mask.teacher_ratio=0.9",
             "shows the teacher 4 tokens, and mask.ratio 0.9 the student 4: use less",
@@ -157,7 +157,8 @@ def test_a_fine_tuned_teacher_serves_with_its_encoder(tuned_teacher):
 )
 def test_teachers_that_do_not_fit_are_refused(teacher, override, words):
     with pytest.raises(UserError, match=words):
-        config, _, _ = amd.prepare(load(teacher, f"--config.{override}"), None, None)
+        flags = [f"--config.{part}" for part in override.split()]
+        config, _, _ = amd.prepare(load(teacher, *flags), None, None)
         amd.build_task(config)
 
 
