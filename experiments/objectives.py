@@ -95,7 +95,7 @@ ALONE, TAUGHT = "student", "student, teacher"
 UNTRAINED = "untrained"
 # The numbers of steps of two runs, whose difference is the time of a step.
 STEPS = {
-    VIDEOMAE: (200, 600),
+    VIDEOMAE: (200, 1200),
     MOCO: (20, 70),
     "linear": (30, 130),
     "classify": (20, 80),
