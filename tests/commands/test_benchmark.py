@@ -34,6 +34,7 @@ def test_every_size_of_the_model_is_offered():
     assert set(MODELS) == set(SIZES)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["benchmark", "--model=tiny", "--batch=3", *SMALL])

@@ -62,6 +62,7 @@ def test_a_run_leaves_a_classifier_that_knows_its_classes(finetuned, pretrained)
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_bit_for_bit_and_loads_nothing_again(
     finetuned, pretrained, labelled, tmp_path, capsys
 ):

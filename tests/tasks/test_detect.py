@@ -191,7 +191,7 @@ def one_device():
     [
         (dict(data=8, fsdp=1, tensor=1), 1),
         pytest.param(dict(data=2, fsdp=2, tensor=2), 1, marks=pytest.mark.slow),
-        (dict(data=2, fsdp=1, tensor=1), 2),
+        pytest.param(dict(data=2, fsdp=1, tensor=1), 2, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -216,6 +216,7 @@ def as_evaluated(batch, *, height=SIDE, width=SIDE):
     return {k: v for k, v in batch.items() if k != "row"} | {"size": size}
 
 
+@pytest.mark.slow
 def test_evaluation_sees_whole_images_and_nothing_outside_of_them():
     task, params, _ = make()
     batch = as_evaluated(make_batch(), height=SIDE - 6, width=SIDE - 3)
@@ -344,6 +345,7 @@ def arguments(workdir, *more, steps=6):
     return ["train", f"--workdir={workdir}", *RUN, f"--config.steps={steps}", *map(str, more)]
 
 
+@pytest.mark.slow
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory, pretrained, scenes):
     workdir = tmp_path_factory.mktemp("detector")
@@ -377,6 +379,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(detector, pretrained, scenes, tmp_pat
     assert held_out(tmp_path) == held_out(detector)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_from_a_classifier_the_table_names_what_is_new(classifier, scenes, tmp_path, capsys):
     folder, params, _ = classifier

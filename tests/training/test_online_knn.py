@@ -19,6 +19,7 @@ def lists(labelled):
     return [text.partition("=")[2] for text in labelled]
 
 
+@pytest.mark.slow
 def pretraining(workdir, *more):
     return ["train", f"--workdir={workdir}", *SMALL, "--config.steps=4", *map(str, more)]
 

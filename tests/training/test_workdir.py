@@ -41,6 +41,7 @@ def strike(tmp_path, monkeypatch, capsys):
     return train
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_grow_ends_the_run_and_leaves_the_last_checkpoint(strike):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
