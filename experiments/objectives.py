@@ -36,7 +36,7 @@ RESULTS = ROOT / "docs/study"
 
 FIT = 25  # of the 34 training clips of a class, where the other 9 choose the rate
 # Seconds of one core.
-PRETRAIN, FINETUNE, PROBE, STUDENT = 300, 60, 30, 90
+PRETRAIN, FINETUNE, PROBE, STUDENT = 300, 40, 30, 50
 
 # 64 tokens of all 48 frames of a video.
 CLIP = {
@@ -256,12 +256,13 @@ def finetune(
     others = []
     for seed in range(seeds):
         others.append(classify(SCRATCH, seed, "classify", FINETUNE))
-        others.append(classify(LONG, seed, "classify", PRETRAIN + FINETUNE))
         others.append(classify(ALONE, seed, ALONE, STUDENT, SMALL))
     rows = [run.result() for run in tuned]
     teachers = {row["seed"]: row["workdir"] for row in rows if row["arm"] == VIDEOMAE}
     for seed, teacher in teachers.items():
         others.append(classify(TAUGHT, seed, TAUGHT, STUDENT, SMALL, {"teacher": teacher}))
+    for seed in range(seeds):
+        others.append(classify(LONG, seed, "classify", PRETRAIN + FINETUNE))
     return rows + [run.result() for run in others]
 
 
