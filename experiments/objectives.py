@@ -98,7 +98,7 @@ STEPS = {
     VIDEOMAE: (200, 1200),
     MOCO: (20, 70),
     "linear": (30, 130),
-    "classify": (20, 80),
+    "classify": (40, 160),
     ALONE: (30, 230),
     TAUGHT: (30, 130),
 }
@@ -249,11 +249,11 @@ def finetune(
 ) -> list[dict[str, Any]]:
     """Train every classifier: from each start, from scratch, and the students."""
     classify = functools.partial(pool.submit, study.classify)
+    others = [classify(LONG, n, "classify", PRETRAIN + FINETUNE) for n in range(seeds)]  # longest
     tuned = [
         classify(start["arm"], start["seed"], "classify", FINETUNE, {"init_from": start["workdir"]})
         for start in starts
     ]
-    others = []
     for seed in range(seeds):
         others.append(classify(SCRATCH, seed, "classify", FINETUNE))
         others.append(classify(ALONE, seed, ALONE, STUDENT, SMALL))
@@ -261,8 +261,6 @@ def finetune(
     teachers = {row["seed"]: row["workdir"] for row in rows if row["arm"] == VIDEOMAE}
     for seed, teacher in teachers.items():
         others.append(classify(TAUGHT, seed, TAUGHT, STUDENT, SMALL, {"teacher": teacher}))
-    for seed in range(seeds):
-        others.append(classify(LONG, seed, "classify", PRETRAIN + FINETUNE))
     return rows + [run.result() for run in others]
 
 

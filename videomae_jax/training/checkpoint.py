@@ -132,14 +132,18 @@ class Checkpoints:
 
         All of its metadata, and the values of the parameters, a third of its bytes.
         """
+        everyone(True)  # until the first process, which completes a save, has waited for it
         problem = ""
+        args = ocp.args.Composite(
+            meta=ocp.args.JsonRestore(), params=RESTORE(abstract_state.params)
+        )
         try:
-            args = ocp.args.Composite(
-                meta=ocp.args.JsonRestore(), params=RESTORE(abstract_state.params)
-            )
-            restored = self._manager.restore(step, args=args)
+            # Another manager: in a bucket, those of all processes but the first take what they
+            # saved for unfinished.
+            with _open(self.folder, ocp.CheckpointManagerOptions()) as manager:
+                restored = manager.restore(step, args=args)
+                metadata = manager.item_metadata(step)
             check_digests({"params": restored["params"]}, restored["meta"])
-            metadata = self._manager.item_metadata(step)
             for name, item in _items(abstract_state).items():
                 shapes = [leaf.shape for leaf in jax.tree.leaves(metadata[name])]
                 if shapes != [leaf.shape for leaf in jax.tree.leaves(item)]:
