@@ -34,7 +34,6 @@ def test_every_size_of_the_model_is_offered():
     assert set(MODELS) == set(SIZES)
 
 
-@pytest.mark.slow
 def test_what_cannot_be_measured_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["benchmark", "--model=tiny", "--batch=3", *SMALL])
@@ -44,6 +43,7 @@ def test_what_cannot_be_measured_is_refused(capsys):
     assert "use --task finetune" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_augmentation_beside_the_step(tmp_path):
     got = measure(tmp_path, "--what=augment", "--task=finetune", "--batch=8")
     assert got["share"] == pytest.approx(

@@ -62,7 +62,6 @@ def test_a_run_leaves_a_classifier_that_knows_its_classes(finetuned, pretrained)
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_resumed_run_goes_on_bit_for_bit_and_loads_nothing_again(
     finetuned, pretrained, labelled, tmp_path, capsys
 ):
@@ -83,6 +82,7 @@ def test_a_resumed_run_goes_on_bit_for_bit_and_loads_nothing_again(
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_table_of_weights_is_printed(pretrained, tmp_path, capsys):
     (tmp_path / "train.csv").write_text(rows("train", KINDS[1:], range(2)))
     cli.main(

@@ -191,7 +191,7 @@ def one_device():
     [
         (dict(data=8, fsdp=1, tensor=1), 1),
         pytest.param(dict(data=2, fsdp=2, tensor=2), 1, marks=pytest.mark.slow),
-        pytest.param(dict(data=2, fsdp=1, tensor=1), 2, marks=pytest.mark.slow),
+        (dict(data=2, fsdp=1, tensor=1), 2),
     ],
     ids=str,
 )
@@ -216,7 +216,6 @@ def as_evaluated(batch, *, height=SIDE, width=SIDE):
     return {k: v for k, v in batch.items() if k != "row"} | {"size": size}
 
 
-@pytest.mark.slow
 def test_evaluation_sees_whole_images_and_nothing_outside_of_them():
     task, params, _ = make()
     batch = as_evaluated(make_batch(), height=SIDE - 6, width=SIDE - 3)
@@ -232,6 +231,7 @@ def test_evaluation_sees_whole_images_and_nothing_outside_of_them():
     assert (evaluate(params, batch | {"video": other})["error"] != sums["error"]).all()
 
 
+@pytest.mark.slow
 def test_a_detector_of_whole_images_ignores_the_boxes():
     """In training and in evaluation; the others do not."""
     batch = make_batch()
@@ -345,7 +345,6 @@ def arguments(workdir, *more, steps=6):
     return ["train", f"--workdir={workdir}", *RUN, f"--config.steps={steps}", *map(str, more)]
 
 
-@pytest.mark.slow
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory, pretrained, scenes):
     workdir = tmp_path_factory.mktemp("detector")
@@ -354,6 +353,7 @@ def detector(tmp_path_factory, pretrained, scenes):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_from_pretraining_leaves_a_detector_and_its_map(detector, pretrained):
     params, config = load_params(str(detector))
     assert config.model.classes == 13 and config.data.class_names[12] == "near_other"
@@ -380,7 +380,6 @@ def test_a_resumed_run_goes_on_bit_for_bit(detector, pretrained, scenes, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_from_a_classifier_the_table_names_what_is_new(classifier, scenes, tmp_path, capsys):
     folder, params, _ = classifier
     start = f"--config.init_from={folder}"
@@ -395,6 +394,7 @@ def test_from_a_classifier_the_table_names_what_is_new(classifier, scenes, tmp_p
     np.testing.assert_allclose(ours, theirs, atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_detector_goes_on_only_as_what_it_is(detector, scenes, capsys):
     said = fails(capsys, *arguments(detector, *scenes, "--config.model.classes=14"))
     assert "holds a checkpoint with data.class_names=" in said

@@ -19,11 +19,11 @@ def lists(labelled):
     return [text.partition("=")[2] for text in labelled]
 
 
-@pytest.mark.slow
 def pretraining(workdir, *more):
     return ["train", f"--workdir={workdir}", *SMALL, "--config.steps=4", *map(str, more)]
 
 
+@pytest.mark.slow
 def test_a_run_logs_the_accuracy_that_the_command_measures(
     lists,
     labelled,
