@@ -1,5 +1,6 @@
 """Run `videomae` commands once each, and keep what they took."""
 
+import hashlib
 import json
 import os
 import shlex
@@ -23,7 +24,8 @@ def videomae(out: Path, name: str, *command: str, device: str = "cpu") -> dict[s
     """
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
-    done = folder / f"{command[0]}{len(command)}.json"
+    key = hashlib.sha256(shlex.join(command).encode()).hexdigest()[:12]
+    done = folder / f"{command[0]} {key}.json"
     if not done.exists():
         # One thread a run: two side by side use two cores better than one run does.
         threads = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_PLATFORMS": "cpu"}

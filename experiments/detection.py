@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from commands import flags, videomae
-from tables import spread
 
 from videomae_jax.host import count_cores
 
@@ -72,6 +71,13 @@ ARMS = {
 }
 TAKEN = ("arm", "seed", "seconds", "cpu_seconds", "gigabytes")
 BOXES = {"annotated boxes": (), "detected boxes": (f"--boxes={SCENES / 'val_detected.csv'}",)}
+
+
+def spread(values: list[float]) -> str:
+    """Return "mean ± deviation (each)" in %."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    each = ", ".join(f"{100 * value:.1f}" for value in values)
+    return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f} ({each})"
 
 
 def main() -> None:

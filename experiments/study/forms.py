@@ -9,6 +9,7 @@ from typing import Any
 
 VIDEOMAE, MOCO = "VideoMAE", "MoCo v3"
 SCRATCH, LONG = "scratch", "scratch, equal time"
+STUDENT, TAUGHT = "student", "student, teacher"
 UNTRAINED = "untrained"
 
 
@@ -38,7 +39,8 @@ class Form:
 
     curve: of pre-training, from short to long; the last is that of all other runs. masks: kind and
     ratio, of runs at a grid of their own that only compare masks. shares: of the labels. rates: of
-    learning, by arm; of several the best on a part of the training clips is taken.
+    learning, by arm; of several the best on a part of the training clips is taken. student: of a
+    smaller model, alone and with the fine-tuned VideoMAE as its teacher; 0 for none.
     """
 
     device: str
@@ -59,6 +61,7 @@ class Form:
     mask_pretrain: float = 0.0
     mask_finetune: float = 0.0
     contrast: bool = True
+    student: float = 0.0
     start: float = 12.0  # of each command, beside its steps: what the estimate takes
     changes: dict[str, Any] = field(default_factory=dict)  # of every recipe
 
@@ -72,6 +75,8 @@ STEPS = {
     "contrast": (20, 320),
     "classify": (20, 420),
     "linear": (30, 1030),
+    "student": (30, 530),
+    "taught": (30, 330),
 }
 LARGE_STEPS = {"pretrain": (20, 140), "classify": (10, 50)}
 ONE = (2e-3,)
@@ -100,6 +105,20 @@ FORMS = {
             "model.encoder.depth": 1,
             "model.encoder.heads": 1,
         },
+    ),
+    "evening": Form(
+        device="cpu",
+        workers=2,
+        seeds=3,
+        grid=SMALL,
+        ratio=0.75,
+        curve=(600.0,),
+        finetune=60.0,
+        probe=20.0,
+        steps=STEPS,
+        pretrain_rates={VIDEOMAE: ONE, MOCO: (5e-4,)},
+        rates={arm: ONE for arm in (VIDEOMAE, MOCO, SCRATCH, LONG)},
+        student=40.0,
     ),
     "short": Form(
         device="cpu",
@@ -179,5 +198,11 @@ CLASSIFY = {
     "repeats": 1,
     "batch_size": 32,
     "min_lr": 1e-6,
+}
+STUDENT_MODEL = {
+    "model.encoder.width": 64,
+    "model.encoder.mlp_width": 256,
+    "model.encoder.depth": 2,
+    "model.encoder.heads": 2,
 }
 LINEAR = {"clip.sampling": "sparse", "augment.min_area": 0.5, "batch_size": 32, "min_lr": 0.0}

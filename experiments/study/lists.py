@@ -30,7 +30,7 @@ class LabelSet:
         if task in ("pretrain", "contrast"):
             flip = {"augment.flip": self.flip} if task == "contrast" else {}
             return {"clip.stride": self.stride} | flip
-        views = {"views": self.views} if task == "classify" else {}
+        views = {} if task == "linear" else {"views": self.views}
         return {"augment.flip": self.flip, "model.classes": self.classes} | views
 
 

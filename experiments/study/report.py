@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments.study import claims
 from experiments.study.claims import CLAIMS, UNKNOWN, Interval, Rows, mean_interval, scores, select
-from experiments.study.forms import LONG, MOCO, SCRATCH, UNTRAINED, VIDEOMAE
+from experiments.study.forms import LONG, MOCO, SCRATCH, STUDENT, TAUGHT, UNTRAINED, VIDEOMAE
 from experiments.study.lists import CONTROLS, SETS
 
 ARMS = (VIDEOMAE, MOCO, LONG, SCRATCH)
@@ -69,6 +69,7 @@ def report_lines(rows: Rows, facts: dict[str, Any]) -> Iterator[str]:
         yield from curve_table(rows, labels.name)
         yield from share_table(rows, labels.name)
         yield from mask_table(rows, labels.name)
+        yield from cost_table(rows, labels.name)
     yield ""
     yield "## Claims"
     yield ""
@@ -85,7 +86,7 @@ def main_table(rows: Rows, labels: str) -> Iterator[str]:
     controls = " | ".join(f"{control} frames" for control in CONTROLS)
     yield f"| arm | fine-tuned | {controls} | linear | kNN |"
     yield "|---|---|---|---|---|---|"
-    for arm in (*ARMS, UNTRAINED):
+    for arm in (*ARMS, UNTRAINED, STUDENT, TAUGHT):
         tuned = select(rows, labels, arm)
         cells = [cell(tuned), *(cell(tuned, control) for control in CONTROLS)]
         cells += [cell(select(rows, labels, arm, measure)) for measure in ("linear", "kNN")]
@@ -130,6 +131,25 @@ def mask_table(rows: Rows, labels: str) -> Iterator[str]:
         yield "|---" * (len(masks) + 1) + "|"
         cells = [cell(select(rows, labels, VIDEOMAE, mask=mask)) for mask in masks]
         yield f"| fine-tuned | {' | '.join(cells)} |"
+
+
+def cost_table(rows: Rows, labels: str) -> Iterator[str]:
+    """Yield the table of what the runs of each kind took."""
+    yield ""
+    yield "| run | rate | steps | CPU ms a step | CPU minutes with start-up | memory, GB |"
+    yield "|---|---|---|---|---|---|"
+    kinds = [("pre-training", arm) for arm in (VIDEOMAE, MOCO)]
+    kinds += [("fine-tuned", arm) for arm in (*ARMS, STUDENT, TAUGHT)]
+    for measure, arm in kinds:
+        found = select(rows, labels, arm, measure)
+        if found:
+            seconds = sum(row["cpu_seconds"] for row in found) / len(found)
+            memory = max(row["gigabytes"] for row in found)
+            row = found[0]
+            yield (
+                f"| {measure}, {arm} | {row['rate']:g} | {row['steps']:.0f} | "
+                f"{1000 * seconds / row['steps']:.0f} | {seconds / 60:.1f} | {memory:.2f} |"
+            )
 
 
 def claim_table(rows: Rows) -> Iterator[str]:

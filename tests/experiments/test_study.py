@@ -7,11 +7,13 @@ import pytest
 
 from experiments.study import claims, report, run
 from experiments.study.forms import FORMS, LONG, MOCO, VIDEOMAE
+from experiments.study.jobs import choose_rates
 from experiments.study.lists import SETS
+from experiments.study.runs import RECIPES, Rehearsal, Study, step_key
 from videomae_jax.config import load_config
 
 
-class Pretend(run.Rehearsal):
+class Pretend(Rehearsal):
     """Keeps the options of every training."""
 
     def __init__(self, start):
@@ -25,10 +27,10 @@ class Pretend(run.Rehearsal):
 
 def do(form, commands, out, *, keep=False):
     grids = (form.grid, form.mask_grid or form.grid)
-    step_seconds = {run.step_key(kind, grid): 0.01 for kind in run.RECIPES for grid in grids}
+    step_seconds = {step_key(kind, grid): 0.01 for kind in RECIPES for grid in grids}
     runner = run.Runner(out, 1)
     studies = [
-        run.Study(form, labels, commands, out / labels.name, out, step_seconds)
+        Study(form, labels, commands, out / labels.name, out, step_seconds)
         for labels in SETS.values()
     ]
     run.do_study(runner, studies, keep=keep)
@@ -53,7 +55,7 @@ def test_a_form_has_options_that_the_recipes_know(name, tmp_path):
 
 def test_the_report_of_results(tmp_path):
     form = dataclasses.replace(FORMS["micro"], seeds=2)
-    do(form, run.Rehearsal(1.0), tmp_path, keep=True)
+    do(form, Rehearsal(1.0), tmp_path, keep=True)
     rows = report.read_results(tmp_path / "results.csv")
     assert {row["labels"] for row in rows} == set(SETS)
     facts = {
@@ -107,6 +109,6 @@ def test_the_rate_with_the_best_score_is_chosen():
         dict(arm=VIDEOMAE, rate=rate, pretrain_rate=first, top1=score)
         for first, rate, score in ((5e-4, 7e-4, 0.2), (5e-4, 2e-3, 0.3), (2e-3, 7e-4, 0.25))
     ]
-    best = run.choose_rates(FORMS["full"], rows)
+    best = choose_rates(FORMS["full"], rows)
     assert best[VIDEOMAE] == (5e-4, 2e-3)
     assert best[MOCO] == (FORMS["full"].pretrain_rates[MOCO][0], FORMS["full"].rates[MOCO][0])
