@@ -15,7 +15,7 @@ UNTRAINED = "untrained"
 
 @dataclass(frozen=True)
 class Grid:
-    """Clips of 16 frames in tokens of 4 frames. source: the size of frames before a crop."""
+    """Clips of 16 frames in tokens of 4 frames. source: the size of the videos before a crop."""
 
     pixels: int
     patch: int
@@ -69,14 +69,14 @@ class Form:
 SMALL, LARGE, PAPER = Grid(32, 8, 40), Grid(80, 8, 100), Grid(112, 8, 112)
 # (kind, ratio): a frame mask hides whole tokens in time, 4 of them here.
 MASKS = (("tube", 0.9), ("tube", 0.75), ("random", 0.9), ("frame", 0.75))
-# So many that they take 20 seconds, much longer than compiling varies.
+# So many that their difference takes longer than the start of a run varies.
 STEPS = {
-    "pretrain": (100, 1100),
-    "contrast": (20, 320),
-    "classify": (20, 420),
-    "linear": (30, 1030),
-    "student": (30, 530),
-    "taught": (30, 330),
+    "pretrain": (50, 550),
+    "contrast": (10, 60),
+    "classify": (20, 140),
+    "linear": (20, 220),
+    "student": (20, 320),
+    "taught": (20, 140),
 }
 LARGE_STEPS = {"pretrain": (20, 140), "classify": (10, 50)}
 ONE = (2e-3,)
@@ -112,7 +112,7 @@ FORMS = {
         seeds=3,
         grid=SMALL,
         ratio=0.75,
-        curve=(450.0,),
+        curve=(300.0,),
         finetune=60.0,
         probe=20.0,
         steps=STEPS,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from experiments.motion_set import read_frames, write_clip
 
@@ -53,7 +54,8 @@ def shuffle(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return rng.permutation(frames)
 
 
-CONTROLS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
+Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+CONTROLS: dict[str, Change] = {
     "frozen": freeze,
     "shuffled": shuffle,
 }
@@ -64,13 +66,19 @@ def share_name(share: float) -> str:
     return "train" if share == 1 else f"train {100 * share:g} %"
 
 
-def write_lists(out: Path, label_set: LabelSet, shares: tuple[float, ...]) -> None:
+def write_lists(
+    out: Path, label_set: LabelSet, shares: tuple[float, ...], *, short_side: int
+) -> None:
     """Write train, val, fit and tune (parts of train), shares of train, frozen and shuffled.
 
-    A part has the first clips of each class: in the motion set, of the same bases.
+    A part has the first clips of each class: in the motion set, of the same bases. Clips are
+    copies of this short side, so that reading them costs little beside a step.
     """
     out.mkdir(parents=True, exist_ok=True)
-    rows = {split: read_list(label_set.folder / f"{split}.csv") for split in ("train", "val")}
+    rows = {
+        split: write_changed(out / split, read_list(label_set.folder / f"{split}.csv"), short_side)
+        for split in ("train", "val")
+    }
     counts = np.bincount([label for _, label in rows["train"]])
     ranks = [
         sum(label == other for _, other in rows["train"][:i])
@@ -82,8 +90,8 @@ def write_lists(out: Path, label_set: LabelSet, shares: tuple[float, ...]) -> No
     for share in shares:
         chosen = [row for row, rank, count in ranked if rank < math.ceil(share * count)]
         rows[share_name(share)] = chosen
-    for control in CONTROLS:
-        rows[control] = write_control(out / control, control, rows["val"])
+    for control, change in CONTROLS.items():
+        rows[control] = write_changed(out / control, rows["val"], short_side, change)
     for name, chosen in rows.items():
         text = "".join(f'"{path}" {label}\n' for path, label in chosen)
         (out / f"{name}.csv").write_text(text)
@@ -95,13 +103,28 @@ def read_list(file: Path) -> list[tuple[Path, int]]:
     return [(file.parent / path, int(label)) for path, label in lines]
 
 
-def write_control(out: Path, control: str, rows: list[tuple[Path, int]]) -> list[tuple[Path, int]]:
-    """Write changed copies of clips, unless they exist, and return their list."""
+def write_changed(
+    out: Path,
+    rows: list[tuple[Path, int]],
+    short_side: int,
+    change: Change = lambda frames, rng: frames,
+) -> list[tuple[Path, int]]:
+    """Write resized and changed copies of clips, unless they exist, and return their list."""
     changed = []
     for number, (path, label) in enumerate(rows):
         file = out / f"{number:04d}.mp4"
         if not file.exists():
-            frames = CONTROLS[control](read_frames(path), np.random.default_rng(number))
+            frames = change(resize(read_frames(path), short_side), np.random.default_rng(number))
             write_clip(file, frames, quantizer=10)
         changed.append((file, label))
     return changed
+
+
+def resize(frames: np.ndarray, short_side: int) -> np.ndarray:
+    """Resize frames, uint8 [F, H, W, 3], to a short side; the other one is made even."""
+    height, width = frames.shape[1:3]
+    if min(height, width) == short_side:
+        return frames
+    scale = short_side / min(height, width)
+    size = tuple(2 * round(side * scale / 2) for side in (width, height))
+    return np.stack([np.asarray(Image.fromarray(frame).resize(size)) for frame in frames])

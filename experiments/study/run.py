@@ -50,11 +50,11 @@ def measure(form: Form, out: Path, commands: Commands) -> dict[str, float]:
 
     def train(kind: str, grid: Grid, trial: int, steps: int) -> float:
         changes: dict[str, Any] = {"steps": steps, "warmup_steps": 0, "lr": 1e-3}
-        changes |= {"data.train": study.videos("train")}
+        changes |= {"data.train": study.videos("train", grid)}
         if kind == "pretrain":
             changes |= {"mask.ratio": form.ratio}
         elif kind != "contrast":
-            changes |= {"data.eval": study.videos("tune")}
+            changes |= {"data.eval": study.videos("tune", grid)}
         if kind == "linear":
             changes |= {"init_from": out / folder("pretrain", form.grid, 0) / "work"}
         if kind == "taught":
@@ -124,7 +124,9 @@ def main() -> None:
     args = parser.parse_args()
     form, out = FORMS[args.form], (args.out or ROOT / f"runs/study-{args.form}").absolute()
     for labels in SETS.values():
-        write_lists(out / "lists" / labels.name, labels, form.shares)
+        for side in {grid.source for grid in (form.grid, form.mask_grid) if grid}:
+            folder = out / "lists" / labels.name / str(side)
+            write_lists(folder, labels, form.shares, short_side=side)
     programs = Programs(out, form.device)
     step_seconds = measure(form, out, programs)
     rehearsal = Rehearsal(form.start)

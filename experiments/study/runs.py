@@ -98,7 +98,8 @@ class Rehearsal:
 class Study:
     """The runs of a form on one label set. Methods run what is not done yet.
 
-    step_seconds: the time of a step by kind and grid. lists: the folder of `write_lists`.
+    step_seconds: the time of a step by kind and grid. lists: what `write_lists` wrote, a folder
+    for each size of the sources of a grid.
     """
 
     form: Form
@@ -143,7 +144,11 @@ class Study:
         grid = self.form.mask_grid if mask else self.form.grid
         assert grid
         kind, ratio = mask or ("tube", self.form.ratio)
-        changes: dict[str, Any] = {"lr": rate, "seed": seed, "data.train": self.videos("train")}
+        changes: dict[str, Any] = {
+            "lr": rate,
+            "seed": seed,
+            "data.train": self.videos("train", grid),
+        }
         changes |= {} if arm == MOCO else {"mask.kind": kind, "mask.ratio": ratio}
         what = f"{arm} {kind} {ratio:g} grid {grid.pixels}-{grid.patch}"
         name = f"{self.labels.name}/pretrain {what}, {seconds:g} s, rate {rate:g}, seed {seed}"
@@ -170,25 +175,26 @@ class Study:
 
         teacher: the run of a classifier that teaches this one. Adds "workdir" to the results.
         """
-        changes = {"lr": rate, "seed": seed, "data.train": self.videos(train)}
-        changes |= {"data.eval": self.videos(held_out)}
+        grid = grid or self.form.grid
+        changes = {"lr": rate, "seed": seed, "data.train": self.videos(train, grid)}
+        changes |= {"data.eval": self.videos(held_out, grid)}
         changes |= {"init_from": start.workdir} if start else {}
         changes |= {"teacher": teacher} if teacher else {}
         kind = "taught" if teacher else "student" if arm == STUDENT else "classify"
         after = f" from {start.name.split('/')[1]}" if start else f", seed {seed}"
         name = f"{self.labels.name}/classify {arm}, {train}, {seconds:g} s, rate {rate:g}{after}"
-        row = self.train(name, kind, grid or self.form.grid, seconds, changes)
-        row["top1"] = self.evaluate(name, held_out)
+        row = self.train(name, kind, grid, seconds, changes)
+        row["top1"] = self.evaluate(name, held_out, grid)
         for control in CONTROLS if controls else ():
-            row[control] = self.evaluate(name, control)
+            row[control] = self.evaluate(name, control, grid)
         row |= dict(labels=self.labels.name, arm=arm, measure="fine-tuned", rate=rate, seed=seed)
         row |= {"workdir": self.out / name / "work"}
         return row | {"pretrain": start.seconds if start else 0}
 
-    def evaluate(self, name: str, held_out: str) -> float:
+    def evaluate(self, name: str, held_out: str, grid: Grid) -> float:
         """Return the accuracy of a classifier on a list."""
         checkpoint = f"--checkpoint={self.out / name / 'work'}"
-        manifest = f"--manifest={self.videos(held_out)}"
+        manifest = f"--manifest={self.videos(held_out, grid)}"
         return self.commands.accuracy(f"{name}/{held_out}", "evaluate", checkpoint, manifest)
 
     def features(self, arm: str, start: Start) -> list[dict[str, Any]]:
@@ -200,7 +206,8 @@ class Study:
         scores = {}
         for train, held_out in (("fit", "tune"), ("train", "val")):
             changes = {"init_from": start.workdir, "seed": start.seed}
-            changes |= {"data.train": self.videos(train), "data.eval": self.videos(held_out)}
+            changes |= {"data.train": self.videos(train, self.form.grid)}
+            changes |= {"data.eval": self.videos(held_out, self.form.grid)}
             name = f"{self.labels.name}/linear {train} from {start.name.split('/')[1]}"
             taken = self.train(name, "linear", self.form.grid, self.form.probe, changes)
             scores[held_out] = self.commands.probe_accuracies(name)
@@ -211,13 +218,14 @@ class Study:
     def neighbours(self, start: Start, *flags: str) -> dict[str, Any]:
         """Classify by a vote of the 20 nearest training clips."""
         name = f"{self.labels.name}/knn {' '.join(flags)} from {start.name.split('/')[1]}"
-        lists = f"--train={self.videos('train')}", f"--eval={self.videos('val')}"
+        grid = self.form.grid
+        lists = f"--train={self.videos('train', grid)}", f"--eval={self.videos('val', grid)}"
         command = ("knn", f"--checkpoint={start.workdir}", *lists, "--k=20", *flags)
         return dict(measure="kNN", top1=self.commands.accuracy(name, *command))
 
-    def videos(self, name: str) -> Path:
+    def videos(self, name: str, grid: Grid) -> Path:
         """Return one of the lists that `write_lists` wrote."""
-        return self.lists / f"{name}.csv"
+        return self.lists / f"{grid.source}/{name}.csv"
 
 
 def step_key(kind: str, grid: Grid) -> str:
