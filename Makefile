@@ -1,4 +1,4 @@
-# make demo      pre-train a tiny VideoMAE on real motion, in minutes on two CPU cores
+# make demo      pre-train a tiny VideoMAE on real motion and classify with it, in minutes
 # make test      lint and the tests of every change
 # make test-all  the slow tests too
 # make bounds    every command with the oldest and newest dependencies, on each Python found
@@ -8,20 +8,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# make demo DATA=FOLDER pre-trains on your own videos (or on a manifest of them).
-DATA ?=
-WORKDIR ?= runs/demo$(if $(DATA),-$(notdir $(patsubst %/,%,$(DATA))))
-VIDEO ?= $(if $(DATA),,data/mocap_studio/val/walk/walk_003.mp4)
+# make demo DATA=FOLDER runs it on your own videos.
+DATA ?= data/mocap_studio
+WORKDIR ?= runs/demo$(if $(filter-out data/mocap_studio,$(DATA)),-$(notdir $(DATA:/=)))
 
 FORM ?= short
 
 .PHONY: demo test test-all bounds study lint clean
 
 demo: $(BIN)/.installed
-	$(BIN)/videomae train --config=configs/demo.py --workdir="$(WORKDIR)" \
-	  $(if $(DATA),--config.data.train="$(DATA)" --config.data.eval= --config.data.holdout=0.1)
-	for ending in gif png; do $(BIN)/videomae visualize $(VIDEO) --checkpoint "$(WORKDIR)" \
-	  --out "$(WORKDIR)/reconstruction.$$ending" || exit; done
+	$(BIN)/videomae demo "$(DATA)" --workdir "$(WORKDIR)"
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadscope -m "not slow"

@@ -1,39 +1,57 @@
-"""The demo: a tiny VideoMAE on the motion-capture clips of data/, minutes on two CPU cores.
+"""The demo: a tiny VideoMAE, minutes on two CPU cores. `videomae demo` runs all of it.
 
-videomae train --config=demo --workdir=DIR [--config.data.train=VIDEOS]
+    videomae train --config=demo[:STAGE] --workdir=DIR [--config.data.train=VIDEOS]
+
+STAGE: pretrain (default), or classify, with --config.init_from=CHECKPOINT after pre-training.
+VIDEOS: a folder or a list; by default the motion-capture clips of data/ of a checkout.
 """
 
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from videomae_jax.config import load_recipe
+from videomae_jax.config import load_recipe, parse_choices
 
 CLIPS = Path(__file__).parent.parent / "data/mocap_studio"  # only in a checkout
 
 
-def get_config() -> ConfigDict:
-    """Return the pre-training recipe, reduced until it learns something in six minutes."""
-    config = load_recipe("pretrain", "tiny,custom")
-    config.name = "VideoMAE demo"
+def get_config(arguments: str = "pretrain") -> ConfigDict:
+    """Return the recipe of a stage, reduced until it learns something in minutes."""
+    (stage,) = parse_choices(arguments, stage=("pretrain", "classify"))
+    config = load_recipe("finetune" if stage == "classify" else "pretrain", "tiny,custom")
+    config.name = f"VideoMAE demo, {stage}"
     if CLIPS.is_dir():
         config.data.train, config.data.eval = str(CLIPS / "train.csv"), str(CLIPS / "val.csv")
-
     config.data.memory_gb = 4.0  # holds all clips, 1 GB
+    # The size of the videos.
+    config.clip.update(frames=8, height=48, width=48, source_height=112, source_width=112)
+    config.model.patch = (4, 8, 8)  # 72 tokens
+    config.base_lr, config.lr, config.min_lr = 0.0, 2e-3, 1e-5
+    if stage == "classify":
+        return classify(config)
+    return pretrain(config)
 
-    # 72 tokens: a step costs 30 ms.
-    config.clip.update(frames=8, stride=2, height=48, width=48)
-    config.clip.update(source_height=112, source_width=112)  # the size of the videos
-    config.model.patch = (4, 8, 8)
+
+def pretrain(config: ConfigDict) -> ConfigDict:
+    """Return the settings of pre-training."""
+    config.clip.stride = 2
     # An image has 6 x 6 patches here, not 14 x 14. With fewer visible ones, too little of the
     # image is known to predict the rest.
     config.mask.ratio = 0.5
     # Rendered backgrounds are flat, and normalizing a flat patch amplifies its compression noise.
     config.normalized_targets = False
-
     # Many small steps: learning where the neighbours of a token are takes most of the time.
     config.batch_size = 8
     config.steps, config.warmup_steps = 7000, 200
-    config.base_lr, config.lr, config.min_lr = 0.0, 2e-3, 1e-5
     config.log_every, config.eval_every, config.save_every = 200, 1000, 1000
+    return config
+
+
+def classify(config: ConfigDict) -> ConfigDict:
+    """Return the settings of both classifiers: crops and flips only, for a short run."""
+    config.clip.sampling = "sparse"
+    config.augment.update(operations=0, erase=0.0, mixup=0.0, cutmix=0.0, min_area=0.5)
+    config.repeats, config.batch_size = 1, 32
+    config.steps, config.warmup_steps = 300, 30
+    config.log_every, config.eval_every, config.save_every = 50, 300, 300
     return config

@@ -11,6 +11,7 @@ from videomae_jax.commands import add_commands
 from videomae_jax.errors import StorageUnavailable, UserError
 
 COMMANDS = (
+    "demo",
     "train",
     "evaluate",
     "predict",

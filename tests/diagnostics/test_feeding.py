@@ -56,7 +56,8 @@ def test_files_and_their_memory(tmp_path, videos, capsys):
     assert got["verdict"] in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("format", ["jpeg", pytest.param("mp4", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["jpeg", "mp4"])
 def test_packed_records_and_repeats(tmp_path, videos, format):
     packed = tmp_path / "packed"
     flags = [f"--format={format}", "--short-side=48", "--clip-frames=8"]

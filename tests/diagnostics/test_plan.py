@@ -133,6 +133,7 @@ def test_what_costs_least_is_tried_first_and_the_most_saving_before_what_is_betw
     assert seen == [(-1, 1, "dots"), (-1, 2, "full")]
 
 
+@pytest.mark.slow
 def test_the_command_and_train_plan_say_the_same(tmp_path, capsys):
     options = ["--config=pretrain:tiny,custom", *TINY, "--config.batch_size=8"]
     options += ["--config.data.train=synthetic", "--config.steps=40", "--config.warmup_steps=4"]

@@ -28,6 +28,7 @@ def started_from(path, recipe, *overrides):
     return with_source_geometry(*load_config_and_given(recipe, flags))
 
 
+@pytest.mark.slow
 def test_three_commands_without_a_geometry(pretrained, labelled, tmp_path, capsys):
     start, workdir = tmp_path / "start", tmp_path / "run"
     shutil.copytree(pretrained, start)

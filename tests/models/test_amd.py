@@ -124,6 +124,7 @@ def test_the_student_predicts_pixels_as_before():
     assert np.abs(half - full).max() > 0.1
 
 
+@pytest.mark.slow
 def test_every_parameter_of_the_heads_learns_and_mask_tokens_too():
     """Those of the reference are no parameters, and keep their first values."""
     student, heads, teacher = parameters()

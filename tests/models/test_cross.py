@@ -125,7 +125,7 @@ def test_predicted_tokens_do_not_see_each_other(recipe, alone):
         assert (error < 1e-5) == alone
 
 
-@pytest.mark.parametrize("dual", [0.0, 0.5])
+@pytest.mark.parametrize("dual", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_every_parameter_learns(dual):
     task = pretrain.build_task(small("cross", f"--config.mask.decoder_ratio={dual}"))
     params = parameters()
@@ -147,7 +147,10 @@ def loss_and_gradient(*overrides):
     return jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(params))
 
 
-@pytest.mark.parametrize("run", [{"remat": "full"}, {"scan": True, "remat": "dots"}])
+@pytest.mark.parametrize(
+    "run",
+    [pytest.param({"remat": "full"}, marks=pytest.mark.slow), {"scan": True, "remat": "dots"}],
+)
 def test_however_it_is_run_it_computes_the_same(run):
     overrides = [f"--config.run.{key}={value}" for key, value in run.items()]
     for ours, theirs in zip(loss_and_gradient(), loss_and_gradient(*overrides), strict=True):

@@ -93,6 +93,7 @@ def one_device(teacher):
     return run(load(teacher), dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_sum_of_its_terms_and_the_first_of_a_step(one_device):
     found, _ = one_device
     for row in found:
@@ -206,6 +207,7 @@ def distilled(tmp_path_factory, teacher, one_device):
     return workdir
 
 
+@pytest.mark.slow
 def test_what_starts_from_it_leaves_the_heads_out(distilled, tmp_path):
     checkpoint = load_checkpoint(str(distilled))
     check_decoder(checkpoint.params, "it")

@@ -191,7 +191,7 @@ def one_device():
     [
         (dict(data=8, fsdp=1, tensor=1), 1),
         pytest.param(dict(data=2, fsdp=2, tensor=2), 1, marks=pytest.mark.slow),
-        (dict(data=2, fsdp=1, tensor=1), 2),
+        pytest.param(dict(data=2, fsdp=1, tensor=1), 2, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -1,0 +1,126 @@
+"""Go from a folder of videos to a classifier in minutes on two CPU cores.
+
+Pre-trains a tiny VideoMAE without labels and draws its reconstruction of a held-out video. If the
+folder has a sub-folder for each class, it then trains two classifiers for the same number of steps,
+one from the pre-trained model and one from scratch, compares them on the held-out videos, and
+predicts the class of one of them. Every step is a `videomae` command, which is printed. The same
+command goes on where it was stopped.
+
+examples:
+  videomae demo my_videos/ --workdir runs/demo
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+HOLDOUT = 0.1  # of a folder without train.csv and val.csv
+
+
+class Part(NamedTuple):
+    """A part of the demo. command: the arguments of `videomae`."""
+
+    title: str
+    command: tuple[str, ...]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument(
+        "folder",
+        metavar="DIR",
+        type=Path,
+        help="a folder of videos; if it has train.csv and val.csv, they are its lists, otherwise "
+        f"{HOLDOUT:.0%} of the videos are held out",
+    )
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        type=Path,
+        default=Path("runs/demo"),
+        help="folder for all results, made if missing (default: %(default)s)",
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the command."""
+    from videomae_jax.data.sources import read_videos
+
+    began = time.monotonic()
+    lists = [args.folder / name for name in ("train.csv", "val.csv")]
+    if not all(file.exists() for file in lists):
+        lists = [args.workdir / name for name in ("train.csv", "val.csv")]
+        listing = ("data", "list", str(args.folder), f"--out={lists[0]}", f"--val={lists[1]}")
+        run_part(Part("List the videos", (*listing, f"--holdout={HOLDOUT}")))
+    held_out = read_videos(lists[1])
+    labelled = held_out.labels is not None
+    parts = learn_parts(lists, held_out.paths[0], args.workdir)
+    if labelled:
+        parts += classify_parts(lists, held_out.paths[0], args.workdir)
+    for number, part in enumerate(parts, 1):
+        run_part(part._replace(title=f"{number}/{len(parts)}  {part.title}"))
+    print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes.")
+    print(f"The reconstruction: {args.workdir}/reconstruction.png and .gif")
+    if labelled:
+        print_accuracies(args.workdir, classes=len(held_out.class_names))
+
+
+def learn_parts(lists: list[Path], video: str, workdir: Path) -> list[Part]:
+    """Return the parts that use no labels."""
+    pretrained = workdir / "pretrained"
+    train = ("train", "--config=demo", f"--workdir={pretrained}", *list_options(lists))
+    visualize = ("visualize", video, f"--checkpoint={pretrained}")
+    return [
+        Part("Pre-train: predict the hidden parts of the videos, without labels", train),
+        *(
+            Part(
+                "Reconstruct a video that it has not seen",
+                (*visualize, f"--out={workdir}/reconstruction.{ending}"),
+            )
+            for ending in ("png", "gif")
+        ),
+    ]
+
+
+def classify_parts(lists: list[Path], video: str, workdir: Path) -> list[Part]:
+    """Return the parts that use the labels."""
+    train = ("train", "--config=demo:classify", *list_options(lists))
+    tuned, scratch = workdir / "classifier", workdir / "from_scratch"
+    return [
+        Part(
+            "Fine-tune: learn the classes from the pre-trained model",
+            (*train, f"--workdir={tuned}", f"--config.init_from={workdir / 'pretrained'}"),
+        ),
+        Part("The same from scratch, to compare", (*train, f"--workdir={scratch}")),
+        Part("Predict the class of a video", ("predict", video, f"--checkpoint={tuned}")),
+    ]
+
+
+def list_options(lists: list[Path]) -> list[str]:
+    """Return the options of `videomae train` for the lists of training and validation."""
+    return [f"--config.data.train={lists[0]}", f"--config.data.eval={lists[1]}"]
+
+
+def run_part(part: Part) -> None:
+    """Print a part and run it; exit with its code if it fails."""
+    print(f"\n{part.title}\n$ videomae {shlex.join(part.command)}", flush=True)
+    code = subprocess.call([sys.executable, "-m", "videomae_jax.cli", *part.command])
+    if code:
+        sys.exit(code)
+
+
+def print_accuracies(workdir: Path, *, classes: int) -> None:
+    """Print the accuracies of both classifiers on the held-out videos."""
+    from videomae_jax.training.workdir import read_metrics
+
+    print("Held-out videos that are classified correctly:")
+    for title, folder in (("pre-trained", "classifier"), ("from scratch", "from_scratch")):
+        scores = [
+            row["eval/top1"] for row in read_metrics(str(workdir / folder)) if "eval/top1" in row
+        ]
+        print(f"  {title:14s} {scores[-1]:6.1%}")
+    print(f"  {'chance':14s} {1 / classes:6.1%}")
