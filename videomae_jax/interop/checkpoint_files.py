@@ -145,7 +145,8 @@ def _read_config(source: Source) -> ConfigDict:
         from videomae_jax.training.checkpoint import load_run_config
 
         return load_run_config(source.path)
-    with local_weights(source.path) as local:
+    # Whoever needs the config alone goes on to load the weights.
+    with local_weights(source.path, keep=True) as local:
         weights = _open_weights(local)
         heads = weights.folder.num_heads, weights.folder.decoder_num_heads
         facts, _ = match_tensors(
