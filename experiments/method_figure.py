@@ -6,7 +6,7 @@ python experiments/method_figure.py WORKDIR
 The demo hides half of a 6 x 6 grid; the recipes hide 90 % of 14 x 14, which the figure says.
 """
 
-import sys
+import argparse
 
 import jax
 import matplotlib.pyplot as plt
@@ -64,7 +64,15 @@ def arrow(ax, start: float, end: float) -> None:
     ax.add_patch(FancyArrowPatch((start, 0.74), (end, 0.74), **style))
 
 
-def main(workdir: str, out: str) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("workdir", help="of the demo's model")
+    parser.add_argument("--out", default="docs/method.png", help="(%(default)s)")
+    args = parser.parse_args()
+    draw(args.workdir, args.out)
+
+
+def draw(workdir: str, out: str) -> None:
     """Reconstruct one clip, and draw clip, tubelets, mask, networks and reconstruction."""
     model = vm.load(workdir)
     frames, patch = model.config.clip.frames, tuple(model.config.model.patch)
@@ -112,4 +120,4 @@ def main(workdir: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *(sys.argv[2:] or ["docs/method.png"]))
+    main()

@@ -6,6 +6,7 @@ Resumes: the rows that docs/plan.json has are not compiled again. The rows of TP
 plan-tpu, those of GPUs plan-gpu. After a change of the model, delete docs/plan.json first.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -30,8 +31,10 @@ split over 2, 4, ... devices (`mesh.fsdp`), by itself, with recomputing, and in 
 are a loop (`run.scan`), which compiles in a fraction of the time; unrolled, as the recipes run,
 bytes and collectives can differ a little. A row is one command:
 
-    videomae plan --config=pretrain:b,k400 --config.batch_size={BATCH} \\
-        --config.run.scan=True --topology v5e-64 --examples {EXAMPLES}
+```
+videomae plan --config=pretrain:b,k400 --config.batch_size={BATCH} \\
+    --config.run.scan=True --topology v5e-64 --examples {EXAMPLES}
+```
 
 `python experiments/plan_table.py` makes the rows that are missing, and this page.
 
@@ -42,14 +45,16 @@ memory, network | step, ms | run, days |
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("rows", nargs="*", metavar="SIZE@TOPOLOGY", help="(default: all)")
+    order = [f"{size}@{name}" for name in TOPOLOGIES for size in SIZES]
+    wanted = parser.parse_args().rows or order
     file = ROOT / "docs/plan.json"
     rows = json.loads(file.read_text()) if file.exists() else {}
-    wanted = sys.argv[1:] or [f"{size}@{name}" for name in TOPOLOGIES for size in SIZES]
     for key in wanted:
         if key not in rows:
             rows[key] = run(*key.split("@"))
             file.write_text(json.dumps(rows, indent=1) + "\n")
-    order = [f"{size}@{name}" for name in TOPOLOGIES for size in SIZES]
     lines = [line(key, rows[key]) for key in order if key in rows]
     missing = [key for key in order if key not in rows]
     commits = sorted({rows[key]["commit"] for key in order if key in rows})

@@ -9,6 +9,7 @@ nothing else. modes: the decoders of V1, V2 and cross, timed in turns. pods: com
 for TPU v5e, with the extra plan-tpu.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -47,9 +48,10 @@ WARM_UP, STEPS, TURNS = 2, 5, 10
 
 def main() -> None:
     kinds = {"compiled": compile_rows, "measured": time_rows, "modes": time_modes, "pods": pods}
-    for word in sys.argv[1:]:
-        if word not in kinds:
-            raise SystemExit(f"{word!r} is unknown: use {', '.join(kinds)}")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    # argparse looks for the empty list, too, among the choices.
+    parser.add_argument("kinds", nargs="*", metavar="KIND", choices=[*kinds, []])
+    for word in parser.parse_args().kinds:
         kinds[word]()
     draw(read())
 

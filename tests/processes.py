@@ -1,4 +1,4 @@
-"""Start `videomae train` in processes of its own, one or two, on tiny models and real clips."""
+"""Run `videomae train` on tiny models and real clips, in processes of its own or struck midway."""
 
 import contextlib
 import os
@@ -10,8 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import runs
 from runs import ROOT, losses
+
+from videomae_jax import cli
+from videomae_jax.training.checkpoint import Checkpoints
 
 HEARTBEAT = 10  # seconds
 SMALL = [
@@ -30,6 +34,27 @@ def write_manifest(folder: Path) -> str:
     rows = [str(path) for kind in kinds for path in sorted(kind.iterdir())[:4]]
     (folder / "train.csv").write_text("\n".join(rows))
     return f"--config.data.train={folder}/train.csv"
+
+
+def train_struck(workdir, folder: Path, happen, monkeypatch) -> int:
+    """Train for 8 steps in this process, which must end it; return the exit code.
+
+    happen: called after the save of step 4 and before that of step 8. folder: for the list.
+    """
+    save = Checkpoints.save
+
+    def save_and_strike(self, step, *args):
+        if step > 4:
+            happen()
+        save(self, step, *args)
+        if step == 4:
+            self.wait()
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_strike)
+    more = [write_manifest(folder), "--config.steps=8", "--config.save_every=4"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", f"--workdir={workdir}", *SMALL, *more])
+    return stopped.value.code
 
 
 @contextlib.contextmanager

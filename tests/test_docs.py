@@ -1,22 +1,36 @@
-"""The documentation names files that exist and commands that the command line understands."""
+"""The documentation names files that exist, and commands, options and keys that still do."""
 
-import argparse
 import re
-import shlex
 from pathlib import Path
 
 import pytest
+from documented import FENCE, ROOT, Reader, all_options, blocks, commands, spans
 
-from videomae_jax import cli
-from videomae_jax.config import load_config
+from videomae_jax.config import flatten, load_config
+from videomae_jax.errors import UserError
 
-ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")],
 )
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
 TOP = "configs|data|docs|examples|experiments|launch|tests|videomae_jax"
 PATH = re.compile(rf"`((?:(?:{TOP})/[\w./-]+)|[a-z_]+/[a-z_]+\.py)`")
+# Each key of a config is in one of these.
+RECIPES = (
+    "demo",
+    "pretrain:s,custom",
+    "pretrain:s,ssv2,amd",
+    "contrast:b,k400",
+    "finetune:s,custom",
+    "probe:linear,s,custom",
+    "detect:b,ava",
+)
+# What pages name without the program: options of sbatch and pytest, and the name of a file.
+FOREIGN = {"--time", "--signal", "--ff", "--lf", "--1"}
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def anchors(page: Path) -> set[str]:
@@ -25,18 +39,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def commands(page: Path) -> list[str]:
-    """Return the `videomae` commands in the fenced blocks of a page, without comments."""
-    lines = [
-        line
-        for language, block in FENCE.findall(page.read_text())
-        if language in ("", "bash")
-        for line in re.sub(r"\\\n\s*", " ", block).splitlines()
-    ]
-    return [line for line in lines if line.startswith("videomae ")]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text())):
         if link.startswith(("http://", "https://")):
@@ -48,7 +51,7 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_paths_that_are_named_exist(page):
     """From the root of the repository, or modules from that of the package."""
     for path in PATH.findall(page.read_text()):
@@ -56,27 +59,77 @@ def test_paths_that_are_named_exist(page):
             assert (ROOT / path).exists() or (ROOT / "videomae_jax" / path).exists(), path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_parse(page, monkeypatch):
-    """The parsers of the command line see them; nothing runs."""
-    seen = []
-    parse = argparse.ArgumentParser.parse_known_args
+@pytest.fixture
+def reader(monkeypatch, capsys):
+    return Reader(monkeypatch, capsys)
 
-    def parse_only(parser, *arguments, **options):
-        args, rest = parse(parser, *arguments, **options)
-        if "run" in args:
-            args.run = seen.append
-        return args, rest
 
-    monkeypatch.setattr(cli._Parser, "parse_known_args", parse_only)
-    found = commands(page)
-    for command in found:
-        command = command.replace("[WORKDIR]", "WORKDIR")
-        cli.main(shlex.split(command, comments=True)[1:])
-        args = seen[-1]
-        if getattr(args, "config", None) and "CONFIG" not in args.config:
-            load_config(args.config, args.overrides)
-    assert len(seen) == len(found)
+@pytest.mark.parametrize("page", [*PAGES, *WORKFLOWS], ids=name)
+def test_the_parsers_of_the_commands_in_blocks_know_them(page, reader):
+    for block in blocks(page):
+        for command in commands(block):
+            reader.read(command, whole=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_the_parsers_of_the_commands_in_sentences_know_them(page, reader):
+    for span in spans(page):
+        for command in commands(span):
+            reader.read(command, whole=False)
+
+
+@pytest.fixture(scope="module")
+def known():
+    """All options of `videomae`, and all keys of configs."""
+    keys = {key for recipe in RECIPES for key in flatten(load_config(recipe))}
+    return all_options() | FOREIGN | {f"--config.{key}" for key in [*keys, "KEY"]}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_options_and_keys_that_are_named_alone_exist(page, known):
+    for span in spans(page):
+        if span.startswith("--"):
+            options = re.findall(r"(?<!\S)--[\w.-]+", span)
+            assert set(options) <= known, span
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "videomae evaluate --checkpoint RUN --manifest LIST --viewz 2x1",
+        "videomae benchmark --what walk",
+        "videomae train --config=demo --workdir=RUN --config.sterps=2",
+        "videomae benchmark --config.clip.frame=8",
+        "videomae train --config=demo",
+        "make tests",
+        "make study FORM=long",
+        "make demo VIDEOS=mine",
+        "python experiments/gone.py",
+        "python experiments/detection.py --rate 3",
+        "python experiments/scaling.py compile",
+        "python experiments/paper_page.py --out docs",
+        "python -m experiments.study.run --form long",
+        "pip install -e '.[gcp]'",
+        "launch/local.bash 1 WORKDIR",
+        "launch/local.sh 1 WORKDIR --config=pretrain:b,custom --config.data.trains=VIDEOS",
+    ],
+)
+def test_a_command_that_no_longer_exists_is_found(command, reader):
+    (words,) = commands(command)
+    with pytest.raises((AssertionError, UserError)):
+        reader.read(words, whole=True)
+
+
+def test_commands_are_found_in_pages():
+    """Behind a prompt, with others in a line, and over two lines."""
+    text = (
+        "$ A=1 make demo && pip install .  # or\n  .venv/bin/videomae doctor \\\n    RUN | less\n"
+    )
+    assert commands(text) == [
+        ["make", "demo"],
+        ["pip", "install", "."],
+        [".venv/bin/videomae", "doctor", "RUN"],
+    ]
 
 
 def test_the_readme_is_short():

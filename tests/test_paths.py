@@ -37,6 +37,27 @@ def test_what_is_written_is_found_and_read(folder):
         paths.read_bytes(file)
 
 
+def test_what_is_written_whole_appears_at_the_end_or_not_at_all(folder):
+    paths.write_whole(f"{folder}/file", "old")
+    with pytest.raises(ValueError), paths.to_write_whole(f"{folder}/file") as draft:
+        draft.write_text("part")
+        raise ValueError
+    with paths.to_write_whole(f"{folder}/file") as draft:
+        draft.write_text("new")
+        assert paths.read_bytes(f"{folder}/file") == b"old"
+    with pytest.raises(ValueError), paths.to_write_whole(f"{folder}/none") as draft:
+        draft.mkdir()
+        (draft / "a").write_text("part")
+        raise ValueError
+    with paths.to_write_whole(f"{folder}/sub") as draft:
+        draft.mkdir()
+        (draft / "a").write_text("1")
+        assert not paths.exists(f"{folder}/sub")
+    assert paths.names(folder) == ["file", "sub"]
+    assert paths.read_bytes(f"{folder}/file") == b"new"
+    assert paths.read_bytes(f"{folder}/sub/a") == b"1"
+
+
 def test_one_of_two_creates_a_file(folder):
     assert paths.create(f"{folder}/lock", b"mine")
     assert not paths.create(f"{folder}/lock", b"theirs")

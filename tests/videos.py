@@ -1,5 +1,6 @@
 """Write small videos whose every frame says its own number."""
 
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -66,6 +67,14 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return str(path)
+
+
+def write_classes(folder: Path, names: Iterable[str]) -> None:
+    """Write videos of these names that differ, by turns in the sub-folders a and b."""
+    for index, name in enumerate(names):
+        (folder / "ab"[index % 2]).mkdir(exist_ok=True)
+        path = folder / "ab"[index % 2] / name
+        write_video(path, count=12 + index, b_frames=2, shift=17 * index)
 
 
 def write_attributes(folder: Path, count: int) -> str:

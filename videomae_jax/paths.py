@@ -91,16 +91,14 @@ def read_bytes(path: AnyPath, offset: int = 0, size: int = -1) -> bytes:
 def write_whole(path: AnyPath, data: bytes | str) -> None:
     """Write a file so that no reader ever sees a part of it; text becomes UTF-8.
 
-    Locally, the folder must exist, and the file is written under another name and renamed.
+    Locally, the folder must exist.
     """
     raw = data.encode() if isinstance(data, str) else data
     if is_remote(path):
         _put(path, raw, "overwrite")
         return
-    final = pathlib.Path(path)
-    draft = final.with_name(f"{final.name}.{os.getpid()}.new")
-    draft.write_bytes(raw)
-    os.replace(draft, final)
+    with to_write_whole(path) as draft:
+        draft.write_bytes(raw)
 
 
 def create(path: AnyPath, data: bytes) -> bool:
@@ -269,6 +267,24 @@ def to_write(path: AnyPath) -> Iterator[pathlib.Path]:
                 name = file.relative_to(local).as_posix() if file != local else ""
                 target = f"{os.fspath(path).rstrip('/')}/{name}".rstrip("/")
                 _request(target, functools.partial(_upload, file))
+
+
+@contextmanager
+def to_write_whole(path: AnyPath) -> Iterator[pathlib.Path]:
+    """Yield where to write a file or folder that no reader sees before it is complete.
+
+    It is a draft in the same folder, which gets the name of `path` after the body and replaces a
+    file of that name. If the body raises, the draft is removed. For a bucket as `to_write`.
+    """
+    with to_write(path) as final:
+        draft = final.with_name(f".{final.name}.{os.getpid()}.new")
+        try:
+            yield draft
+            os.replace(draft, final)
+        finally:
+            if draft.is_dir():
+                shutil.rmtree(draft)
+            draft.unlink(missing_ok=True)
 
 
 def explain(error: BaseException, path: AnyPath) -> UserError | None:

@@ -73,9 +73,10 @@ def final_jobs(study: Study, rates: dict[str, tuple[float, float]], seed: int) -
         pretrain_rate, rate = rates[arm]
         start = study.pretrain(arm, pretrain_rate, seed, seconds=long)
         common: dict[str, Any] = dict(seconds=form.finetune, start=start)
-        rows = [start.row, study.classify(arm, rate, seed, **common, controls=True)]
+        tuned = study.classify(arm, rate, seed, **common, controls=arm == VIDEOMAE)
+        rows = [start.row, tuned]
         if form.student and arm == VIDEOMAE:
-            rows += students(teacher=rows[-1]["workdir"])
+            rows += students(teacher=tuned["workdir"])
         rows += study.features(arm, start)
         if seed == 0 and arm == VIDEOMAE:
             row = dict(labels=study.labels.name, arm=UNTRAINED, seed=seed, pretrain=0)
@@ -95,7 +96,7 @@ def final_jobs(study: Study, rates: dict[str, tuple[float, float]], seed: int) -
 
     def scratch(arm: str, seconds: float, shares: tuple[float, ...]) -> list[dict[str, Any]]:
         rate = rates[arm][1]
-        rows = [study.classify(arm, rate, seed, seconds=seconds, controls=True)]
+        rows = [study.classify(arm, rate, seed, seconds=seconds)]
         for share in shares:
             row = study.classify(arm, rate, seed, seconds=seconds, train=share_name(share))
             rows.append(row | {"share": share})

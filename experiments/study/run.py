@@ -109,10 +109,11 @@ def do_study(runner: Runner, studies: list[Study], *, keep: bool = True) -> None
     """Choose the rates of each label set, then do all that is reported."""
     tuned = runner.do([job for study in studies for job in tuning_jobs(study)], keep=False)
     jobs: list[Job] = []
-    for seed in range(studies[0].form.seeds):
-        for study in studies:
-            rows = [row for row in tuned if row["labels"] == study.labels.name]
-            jobs += final_jobs(study, choose_rates(study.form, rows), seed)
+    for study in studies:
+        rows = [row for row in tuned if row["labels"] == study.labels.name]
+        rates = choose_rates(study.form, rows)
+        for seed in range(study.form.seeds):
+            jobs += final_jobs(study, rates, seed)
     runner.do(jobs, keep=keep)
 
 

@@ -10,8 +10,10 @@ from runs import KINDS, fails, rows
 
 import videomae_jax as vm
 from videomae_jax import cli, paths
+from videomae_jax.config import load_config
 from videomae_jax.inference import resumable
 from videomae_jax.interop.checkpoint_files import load_checkpoint, read_geometry, save_checkpoint
+from videomae_jax.interop.init_from import with_source_geometry
 
 slow = pytest.mark.slow
 
@@ -151,6 +153,22 @@ def test_a_model_goes_into_a_bucket_and_back(classifier, bucket, to, capsys):
     np.testing.assert_allclose(loaded.features(video), expected, atol=1e-5)
     if to in ("native", "hf"):  # the other files do not say their heads
         assert read_geometry(address)["model.patch"] == tuple(config.model.patch)
+
+
+def test_a_training_run_copies_its_start_once(classifier, bucket, monkeypatch):
+    """Its geometry is read before its weights."""
+    address = f"{bucket.url}/models/model.safetensors"
+    run("convert", classifier[0], f"{bucket.url}/models", "--to", "hf")
+    asked = []
+    read = paths.read_bytes
+    monkeypatch.setattr(paths, "read_bytes", lambda path, *a: asked.append(path) or read(path, *a))
+    for _ in range(2):
+        config = with_source_geometry(
+            load_config("finetune:b,custom", [f"--config.init_from={bucket.url}/models"]), set()
+        )
+        assert config.clip.frames == 4 and config.clip.height == 16
+        load_checkpoint(config.init_from)
+    assert asked.count(address) == 2  # once for each run, as another may be there
 
 
 @slow

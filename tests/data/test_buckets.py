@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from buckets import download, upload
 from runs import fails
-from videos import number, write_sound, write_video
+from videos import number, write_classes, write_sound, write_video
 
 from videomae_jax import cli, paths
 from videomae_jax.data import storage, unreadable
@@ -33,10 +33,7 @@ GOOD = 6
 def local(tmp_path_factory) -> Path:
     """Six videos of two classes, one that is empty and one without pictures, and their list."""
     folder = tmp_path_factory.mktemp("videos")
-    for index in range(GOOD):
-        (folder / "ab"[index % 2]).mkdir(exist_ok=True)
-        file = folder / "ab"[index % 2] / f"{index}.mp4"
-        write_video(file, count=12 + index, b_frames=2, shift=17 * index)
+    write_classes(folder, (f"{index}.mp4" for index in range(GOOD)))
     (folder / "a" / "empty.mp4").touch()
     write_sound(folder / "b" / "sound.mp4")
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.mp4"))

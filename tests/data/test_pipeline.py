@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from runs import environment
-from videos import number, turn, write_broken, write_video
+from videos import number, turn, write_broken, write_classes, write_video
 
 from videomae_jax.augment.resize import resize_clip
 from videomae_jax.data import decode
@@ -36,10 +36,7 @@ GOOD = 11
 def good(tmp_path_factory) -> Videos:
     """Eleven readable videos that differ, of class a and b."""
     folder = tmp_path_factory.mktemp("good")
-    for index in range(GOOD):
-        (folder / "ab"[index % 2]).mkdir(exist_ok=True)
-        path = folder / "ab"[index % 2] / f"{index:02}.mp4"
-        write_video(path, count=12 + index, b_frames=2, shift=17 * index)
+    write_classes(folder, (f"{index:02}.mp4" for index in range(GOOD)))
     return read_videos(folder)
 
 

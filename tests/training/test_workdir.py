@@ -6,10 +6,9 @@ import shutil
 import subprocess
 
 import pytest
-from processes import SMALL, saved_steps, write_manifest
+from processes import saved_steps, train_struck
 
-from videomae_jax import cli
-from videomae_jax.training.checkpoint import Checkpoints, load_params
+from videomae_jax.training.checkpoint import load_params
 from videomae_jax.training.workdir import disk_reason
 
 
@@ -19,20 +18,7 @@ def strike(tmp_path, monkeypatch, capsys):
     workdir = tmp_path / "run"
 
     def train(happen):
-        save = Checkpoints.save
-
-        def save_and_strike(self, step, *args):
-            if step > 4:
-                happen(workdir)
-            save(self, step, *args)
-            if step == 4:
-                self.wait()
-
-        monkeypatch.setattr(Checkpoints, "save", save_and_strike)
-        more = [write_manifest(tmp_path), "--config.steps=8", "--config.save_every=4"]
-        with pytest.raises(SystemExit) as stopped:
-            cli.main(["train", f"--workdir={workdir}", *SMALL, *more])
-        assert stopped.value.code == 1
+        assert train_struck(workdir, tmp_path, lambda: happen(workdir), monkeypatch) == 1
         said = capsys.readouterr().err.strip()
         assert said.startswith("videomae: cannot write to") and said.count("\n") == 0, said
         return said

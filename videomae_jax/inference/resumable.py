@@ -123,13 +123,11 @@ class Parts:
             write(data)
             paths.write_whole(file, data.getvalue())
             return
-        draft = file.with_name(f".{file.name}")
         try:
-            with open(draft, "wb") as out:
+            with paths.to_write_whole(file) as draft, open(draft, "wb") as out:
                 write(out)
                 out.flush()
                 os.fsync(out.fileno())
-            draft.rename(file)
         except OSError as error:
             raise UserError(f"cannot write {file}: {error.strerror}") from None
 

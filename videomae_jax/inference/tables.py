@@ -5,7 +5,6 @@ The rows are never all in memory at once.
 
 import importlib.util
 import json
-import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from videomae_jax.errors import UserError
-from videomae_jax.paths import to_write
+from videomae_jax.paths import to_write_whole
 
 Rows = dict[str, np.ndarray]
 FOLDER = "/"  # the ending of a folder of .npy files
@@ -56,17 +55,11 @@ def write_table(
     UserError if the file cannot be written.
     """
     write = {".npz": _write_npz, ".parquet": _write_parquet, FOLDER: _write_npy}[ending_of(path)]
-    with to_write(path) as file:
-        draft = file.with_name(f".{file.name}")
-        try:
+    try:
+        with to_write_whole(path) as draft:
             write(draft, read, columns, paths=np.array(paths), facts=json.dumps(facts))
-            draft.rename(file)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-        finally:
-            if draft.is_dir():
-                shutil.rmtree(draft)
-            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def video_name(path: str) -> str:

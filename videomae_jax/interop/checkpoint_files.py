@@ -1,8 +1,6 @@
 """Load checkpoints of any kind, and save them in any format."""
 
 import dataclasses
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,7 +145,8 @@ def _read_config(source: Source) -> ConfigDict:
         from videomae_jax.training.checkpoint import load_run_config
 
         return load_run_config(source.path)
-    with local_weights(source.path) as local:
+    # Whoever needs the config alone goes on to load the weights.
+    with local_weights(source.path, keep=True) as local:
         weights = _open_weights(local)
         heads = weights.folder.num_heads, weights.folder.decoder_num_heads
         facts, _ = match_tensors(
@@ -356,13 +355,6 @@ def save_checkpoint(path: str, checkpoint: Checkpoint, *, to: str) -> None:
     if to == "native" and paths.is_remote(path):
         _write_native(path, checkpoint)  # orbax marks what is complete
         return
-    with paths.to_write(path) as target:
-        _write(target.absolute(), checkpoint, to=to, name=path)
-
-
-def _write(target: Path, checkpoint: Checkpoint, *, to: str, name: str) -> None:
-    """Write a checkpoint completely or not at all. name: for messages."""
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
     write = {
         "native": _write_native,
         "mcg": _write_mcg,
@@ -372,15 +364,11 @@ def _write(target: Path, checkpoint: Checkpoint, *, to: str, name: str) -> None:
         "onnx": _write_onnx,
     }
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write[to](draft, checkpoint)
-        draft.rename(target)
+        paths.make_folder(paths.as_path(path).parent)
+        with paths.to_write_whole(path) as draft:
+            write[to](draft, checkpoint)
     except OSError as problem:
-        raise UserError(f"cannot write {name}: {problem.strerror or problem}") from None
-    finally:
-        if draft.is_dir():
-            shutil.rmtree(draft)
-        draft.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {problem.strerror or problem}") from None
 
 
 def _read_tensors(file: Path) -> tuple[Mapping[str, Any], list[str]]:

@@ -14,32 +14,49 @@ from videomae_jax.progress import Progress
 CHUNK = 32 << 20  # bytes of one request
 
 
+_kept: dict[str, tempfile.TemporaryDirectory] = {}  # copies for a second use, by address
+
+
 @contextmanager
-def local_weights(path: str) -> Iterator[str]:
+def local_weights(path: str, *, keep: bool = False) -> Iterator[str]:
     """Yield the local path of a file or folder of weights; one in a bucket is copied for the body.
 
-    Of a folder, only its weights and what describes them are copied. A UserError of the body names
-    the files by their addresses.
+    Of a folder, only its weights and what describes them are copied. keep: leave the copy to the
+    next call with this path, or to the end of the process. A UserError of the body names the files
+    by their addresses.
     """
     if not paths.is_remote(path):
         yield path
         return
     address = path.rstrip("/")
-    with tempfile.TemporaryDirectory(prefix="videomae-") as folder:
-        if paths.is_folder(address):
-            there, local = paths.names(address), folder
-            weights = next(name for name in WEIGHTS if name in there)
-        else:
-            address, _, weights = address.rpartition("/")
-            local = str(Path(folder, weights))
-            there = [name for name in JSON_FILES if paths.exists(f"{address}/{name}")]
-        _copy(address, folder, [name for name in there if name in JSON_FILES] + [weights])
-        try:
-            if weights.endswith(".index.json"):
-                _copy(address, folder, [file.name for file in indexed_files(Path(folder, weights))])
-            yield local
-        except UserError as error:
-            raise UserError(str(error).replace(folder, address)) from None
+    folder = address if paths.is_folder(address) else address.rpartition("/")[0]
+    copy = _kept.pop(address, None)
+    complete = copy is not None
+    copy = copy or tempfile.TemporaryDirectory(prefix="videomae-")
+    try:
+        if not complete:
+            _copy_weights(address, folder, copy.name)
+        yield copy.name + address.removeprefix(folder)
+        if keep:
+            _kept[address] = copy
+    except UserError as error:
+        raise UserError(str(error).replace(copy.name, folder)) from None
+    finally:
+        if address not in _kept:
+            copy.cleanup()
+
+
+def _copy_weights(address: str, folder: str, local: str) -> None:
+    """Copy a file of weights, or those of a folder, and the JSON files of its folder."""
+    if address == folder:
+        there = paths.names(address)
+        weights = next(name for name in WEIGHTS if name in there)
+    else:
+        there = [name for name in JSON_FILES if paths.exists(f"{folder}/{name}")]
+        weights = address.rpartition("/")[2]
+    _copy(folder, local, [name for name in there if name in JSON_FILES] + [weights])
+    if weights.endswith(".index.json"):
+        _copy(folder, local, [file.name for file in indexed_files(Path(local, weights))])
 
 
 def _copy(address: str, folder: str, names: list[str]) -> None:

@@ -138,8 +138,9 @@ class Checkpoints:
             meta=ocp.args.JsonRestore(), params=RESTORE(abstract_state.params)
         )
         try:
-            # Another manager: in a bucket, those of all processes but the first take what they
-            # saved for unfinished.
+            # Another manager, which takes milliseconds: in a bucket the one that saved refuses
+            # `item_metadata` on every process but the first, as only the first tells it that a
+            # save is complete.
             with _open(self.folder, ocp.CheckpointManagerOptions()) as manager:
                 restored = manager.restore(step, args=args)
                 metadata = manager.item_metadata(step)
