@@ -18,14 +18,23 @@ class Distributions(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def distributions(tmp_path_factory):
+def repository():
+    """Where the links of the description lead: a repository, and one of its revisions."""
+    return "https://example.org/lab/videomae_jax", "v1"
+
+
+@pytest.fixture(scope="session")
+def distributions(tmp_path_factory, repository):
     """The sdist of the checkout, and the wheel built from that sdist."""
     source, out = tmp_path_factory.mktemp("source") / "tree", tmp_path_factory.mktemp("dist")
     # A build writes into the tree it reads, where other tests run.
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*SKIPPED))
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert not done.returncode, done.stdout + done.stderr
+    # As .github/workflows/distributions.yml does.
+    links = [ROOT / ".github/absolute_links.py", source / "README.md", *repository]
+    for words in (links, ["-m", "build", "--no-isolation", "--outdir", out, source]):
+        command = list(map(str, [sys.executable, *words]))
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert not done.returncode, done.stdout + done.stderr
     (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
     return Distributions(wheel, sdist)
 
