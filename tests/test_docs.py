@@ -3,11 +3,15 @@
 import re
 from pathlib import Path
 
+import jax
 import pytest
 from documented import FENCE, ROOT, Reader, all_options, blocks, commands, spans
 
 from videomae_jax.config import flatten, load_config
 from videomae_jax.errors import UserError
+from videomae_jax.models.flops import finetune_flops
+from videomae_jax.models.vit import SIZES
+from videomae_jax.tasks import pretrain
 
 PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")],
@@ -130,6 +134,38 @@ def test_commands_are_found_in_pages():
         ["pip", "install", "."],
         [".venv/bin/videomae", "doctor", "RUN"],
     ]
+
+
+def test_every_picture_of_the_pages_is_made_by_a_script_that_is_named():
+    table = (ROOT / "experiments/README.md").read_text()
+    pictures = [path for path in ROOT.glob("docs/**/*.png") if "_build" not in path.parts]
+    unknown = [name(path) for path in pictures if path.name not in table]
+    assert len(pictures) >= 5 and unknown == []
+
+
+def table_below(page: Path, heading: str) -> list[list[str]]:
+    """Return the rows of the first table of a section, without its head."""
+    section = page.read_text().partition(f"\n{heading}\n")[2]
+    lines = [line for line in section.partition("\n#")[0].splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_the_table_of_sizes_is_what_the_models_have():
+    rows = table_below(ROOT / "README.md", "## Sizes")
+    assert [row[0] for row in rows] == ["s", "b", "l", "h", "g"]
+    for size, *cells in rows:
+        config = load_config(f"pretrain:{size},k400{',v2' * (size == 'g')}")
+        task = pretrain.build_task(config)
+        params = jax.eval_shape(task.init, jax.random.key(0))
+        encoder, both = (
+            sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params["encoder"], params)
+        )
+        frames, height, width = config.model.patch
+        tokens = 16 // frames * (224 // height) * (224 // width)
+        values = 3 * frames * height * width
+        encode, _ = finetune_flops(SIZES[size].encoder, tokens=tokens, values=values, classes=0)
+        found = [encoder / 1e6, both / 1e6, encode / 1e9, task.train_flops / 1e9]
+        assert cells == [f"{x:,.{digits}f}" for x, digits in zip(found, (1, 1, 0, 0), strict=True)]
 
 
 def test_the_readme_is_short():
