@@ -2,6 +2,7 @@
 # make test      lint and the tests of every change
 # make test-all  the slow tests too
 # make bounds    every command with the oldest and newest dependencies, on each Python found
+# make docs      the site of the documentation, docs/_build/html/index.html
 # make study     do the claims of the paper hold here? FORM=short, full (a night) or gpu
 # Each sets up .venv first.
 
@@ -14,7 +15,7 @@ WORKDIR ?= runs/demo$(if $(filter-out data/mocap_studio,$(DATA)),-$(notdir $(DAT
 
 FORM ?= short
 
-.PHONY: demo test test-all bounds study lint clean
+.PHONY: demo test test-all bounds docs study lint clean
 
 demo: $(BIN)/.installed
 	$(BIN)/videomae demo "$(DATA)" --workdir "$(WORKDIR)"
@@ -32,6 +33,10 @@ test-all: lint
 bounds: $(BIN)/.installed
 	$(BIN)/python -m pytest -rs tests/package/test_bounds.py
 
+docs: $(BIN)/.documents
+	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet \
+	  --conf-dir docs --doctree-dir docs/_build/doctrees . docs/_build/html
+
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,5 +47,9 @@ $(BIN)/.installed: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
 	touch $@
 
+$(BIN)/.documents: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv docs/_build runs

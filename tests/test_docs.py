@@ -9,9 +9,8 @@ from documented import FENCE, ROOT, Reader, all_options, blocks, commands, spans
 from videomae_jax.config import flatten, load_config
 from videomae_jax.errors import UserError
 
-PAGES = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")],
-)
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")})
+PAGES = [page for page in PAGES if "_build" not in page.parts]
 WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
 TOP = "configs|data|docs|examples|experiments|launch|tests|videomae_jax"
 PATH = re.compile(rf"`((?:(?:{TOP})/[\w./-]+)|[a-z_]+/[a-z_]+\.py)`")
