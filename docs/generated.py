@@ -73,9 +73,10 @@ def _wrap(usage: str, width: int = 76) -> str:
 
 
 def _text(text: str) -> str:
-    """Return help as Markdown: code stays code, and pages become links."""
-    pieces = re.split(r"(`[^`]*`)", text)
+    """Return help as Markdown: `code` and --options are code, and pages become links."""
+    pieces = re.split(r"(`[^`]*`|(?<![\w-])--[a-z][\w.=-]*\w)", text)
     pieces[::2] = [re.sub(r"([\\*_<>|$\[\]])", r"\\\1", piece) for piece in pieces[::2]]
+    pieces[1::2] = [f"`{piece.strip('`')}`" for piece in pieces[1::2]]
     return re.sub(r"docs/(\w+\.md)", r"[docs/\1](../\1)", "".join(pieces))
 
 
