@@ -29,9 +29,10 @@ myst_heading_anchors = 4
 nb_execution_mode = "off"  # the notebooks have their outputs
 highlight_language = "text"  # of blocks without a language
 default_role = "code"  # docstrings have `names` in single backticks
-smartquotes = False  # it would change --options
+smartquotes_action = "D"  # dashes alone
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 80
 
 html_theme = "furo"
 html_title = f"videomae_jax {release}"
