@@ -14,6 +14,8 @@ DATA ?= data/mocap_studio
 WORKDIR ?= runs/demo$(if $(filter-out data/mocap_studio,$(DATA)),-$(notdir $(DATA:/=)))
 
 FORM ?= short
+# make docs NOTEBOOKS=off does not run the tutorials.
+NOTEBOOKS ?= cache
 
 .PHONY: demo test test-all bounds docs study lint clean
 
@@ -34,8 +36,9 @@ bounds: $(BIN)/.installed
 	$(BIN)/python -m pytest -rs tests/package/test_bounds.py
 
 docs: $(BIN)/.documents
-	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet \
-	  --conf-dir docs --doctree-dir docs/_build/doctrees . docs/_build/html
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m sphinx --fresh-env --fail-on-warning \
+	  --keep-going --quiet -D nb_execution_mode=$(NOTEBOOKS) --conf-dir docs \
+	  --doctree-dir docs/_build/doctrees . docs/_build/html
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

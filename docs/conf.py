@@ -5,6 +5,7 @@ the site and on GitHub. MyST checks these links and their anchors; links to othe
 opened.
 """
 
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -26,7 +27,14 @@ exclude_patterns = ["docs/_build", ".*", "build", "dist", "runs", "tests", "vide
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4
-nb_execution_mode = "off"  # the notebooks have their outputs
+# Notebooks are stored without outputs. They run here, each in an empty folder, and again when they
+# have changed: minutes each on two cores. `make docs NOTEBOOKS=off` shows them without outputs.
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(Path(__file__).parent / "_build/notebooks")
+nb_execution_in_temp = True
+nb_execution_timeout = 900
+nb_execution_excludepatterns = [] if importlib.util.find_spec("libtpu") else ["06_tpu_pod.ipynb"]
+
 highlight_language = "text"  # of blocks without a language
 default_role = "code"  # docstrings have `names` in single backticks
 smartquotes_action = "D"  # dashes alone

@@ -17,6 +17,7 @@ def test_the_site_builds_with(versions, distributions, tmp_path):
     python, out = make_environment(sys.executable, tmp_path / "venv"), tmp_path / "html"
     install(python, f"{distributions.wheel}[docs]", *versions)
     options = ("--fail-on-warning", "--keep-going", "--quiet", "--conf-dir", "docs")
+    options += ("-D", "nb_execution_mode=off")  # tests/test_tutorials.py runs them
     command = [python, "-m", "sphinx", *options, "--doctree-dir", tmp_path / "doctrees", ROOT, out]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
     assert not done.returncode, done.stderr[-5000:]
