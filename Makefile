@@ -2,6 +2,7 @@
 # make test      lint and the tests of every change
 # make test-all  the slow tests too
 # make bounds    every command with the oldest and newest dependencies, on each Python found
+# make docs      the site of the documentation, docs/_build/html/index.html
 # make study     do the claims of the paper hold here? FORM=short, full (a night) or gpu
 # Each sets up .venv first.
 
@@ -13,8 +14,10 @@ DATA ?= data/mocap_studio
 WORKDIR ?= runs/demo$(if $(filter-out data/mocap_studio,$(DATA)),-$(notdir $(DATA:/=)))
 
 FORM ?= short
+# make docs NOTEBOOKS=off does not run the tutorials.
+NOTEBOOKS ?= cache
 
-.PHONY: demo test test-all bounds study lint clean
+.PHONY: demo test test-all bounds docs study lint clean
 
 demo: $(BIN)/.installed
 	$(BIN)/videomae demo "$(DATA)" --workdir "$(WORKDIR)"
@@ -32,6 +35,11 @@ test-all: lint
 bounds: $(BIN)/.installed
 	$(BIN)/python -m pytest -rs tests/package/test_bounds.py
 
+docs: $(BIN)/.documents
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m sphinx --fresh-env --fail-on-warning \
+	  --keep-going --quiet -D nb_execution_mode=$(NOTEBOOKS) --conf-dir docs \
+	  --doctree-dir docs/_build/doctrees . docs/_build/html
+
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,5 +50,9 @@ $(BIN)/.installed: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
 	touch $@
 
+$(BIN)/.documents: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv docs/_build runs

@@ -48,46 +48,48 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
 
     return ConfigDict(
         dict(
+            # Shown at the start of a run and in reports.
             name=f"MoCo v3 on video, ViT-{size}, {data}: "
             "a reconstruction, the authors' video recipe was never released",
-            task="contrast",
-            seed=0,
+            task="contrast",  # what is learned; a name of tasks/__init__.py
+            seed=0,  # of the weights, the data order, the masks and the augmentation
             init_from="",  # checkpoint to load the encoder and its geometry from; "" is random
             model=dict(
                 encoder=dataclasses.asdict(model.encoder),
-                patch=(2, model.patch, model.patch),
-                mean=(0.485, 0.456, 0.406),  # ImageNet; one number per channel
-                std=(0.229, 0.224, 0.225),
+                patch=(2, model.patch, model.patch),  # frames, height and width of a patch
+                mean=(0.485, 0.456, 0.406),  # of pixels / 255, ImageNet's; one number per channel
+                std=(0.229, 0.224, 0.225),  # of pixels / 255, ImageNet's; one number per channel
                 position_grid=(),  # grid to interpolate positions from; () recomputes them
-                # Of the projector and the predictor: their width, and that of what is compared.
-                head=dict(hidden=values["hidden"], dim=values["dim"]),
+                head=dict(
+                    hidden=values["hidden"],  # width of the projector and the predictor
+                    dim=values["dim"],  # width of the projections, which are compared
+                ),
             ),
             clip=dict(
-                frames=16,
-                stride=values["stride"],
-                height=224,
-                width=224,
+                frames=16,  # of a clip, a multiple of those of a patch
+                stride=values["stride"],  # frames of the video from one frame of a clip to the next
+                height=224,  # of the network's input, in pixels; a multiple of that of a patch
+                width=224,  # of the network's input, in pixels; a multiple of that of a patch
                 # Maximum size of training clips before the crop on the device; 0 chooses it for
                 # the clip and the videos, 256 x 340 for 224 x 224.
                 source_height=0,
-                source_width=0,
+                source_width=0,  # the same for the width
             ),
-            # Probabilities, of the second view last. One draw for all frames of a clip.
+            # One draw for all frames of a clip.
             augment=dict(
                 min_area=values["min_area"],  # of random crops, as a fraction of the image
                 flip=values["flip"],  # left-right; not for classes that differ by direction
-                jitter=0.8,
+                jitter=0.8,  # probability of changing the colours
                 # Largest change of brightness, contrast and saturation, and of hue in turns.
                 colours=(0.4, 0.4, 0.2, 0.1),
-                grey=0.2,
-                blur=(1.0, 0.1),
-                solarize=(0.0, 0.2),
+                grey=0.2,  # probability
+                blur=(1.0, 0.1),  # probabilities, of the first and the second view
+                solarize=(0.0, 0.2),  # probabilities, of the first and the second view
             ),
-            temperature=0.2,
+            temperature=0.2,  # by which cosines are divided in the loss
             freeze_patches=True,  # do not train the random patch embedding
-            # kNN accuracy on the held-out videos at each evaluation; needs labels.
             knn=dict(
-                k=0,  # neighbours; 0 is off
+                k=0,  # neighbours of the kNN accuracy at each evaluation; needs labels; 0 is off
                 videos=2000,  # at most this many training videos as neighbours
             ),
             layer_decay=1.0,  # one learning rate for all layers
@@ -95,8 +97,8 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             ema_decay=0.99,
             data=dict(
                 train="",  # manifest, folder, packed records, tfds:NAME[@SPLIT] or synthetic
-                eval="",  # likewise; "" holds out the fraction `holdout` of train
-                holdout=values["holdout"],
+                eval="",  # as train; "" holds out the fraction `holdout` of train
+                holdout=values["holdout"],  # fraction of the videos of train
                 **feed_keys(),
             ),
             batch_size=values["batch_size"],  # videos per optimizer step, over all devices
@@ -110,9 +112,9 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 min_lr=0.0,
             ),
             optimizer=dict(
-                b1=0.9,
-                b2=0.999,
-                eps=1e-8,
+                b1=0.9,  # decay of the mean of gradients, of AdamW
+                b2=0.999,  # decay of the mean of their squares
+                eps=1e-8,  # added to the root of that mean
                 weight_decay=0.1,  # of matrices; the released code also decays norms and biases
                 clip_norm=0.0,  # of the global gradient norm; 0 is off
             ),

@@ -65,26 +65,27 @@ def get_config(arguments: str = "b,ava") -> ConfigDict:
 
     return ConfigDict(
         dict(
+            # Shown at the start of a run and in reports.
             name=f"VideoMAE action detection, ViT-{size}, {data}",
-            task="detect",
-            seed=0,
+            task="detect",  # what is learned; a name of tasks/__init__.py
+            seed=0,  # of the weights, the data order, the masks and the augmentation
             # Checkpoint to load the encoder and its geometry from; "" is random weights.
             init_from="",
             model=dict(
                 encoder=dataclasses.asdict(model.encoder),
-                patch=(2, model.patch, model.patch),
-                mean=values["mean"],  # one number per channel
-                std=values["std"],
+                patch=(2, model.patch, model.patch),  # frames, height and width of a patch
+                mean=values["mean"],  # of pixels / 255; one number per channel
+                std=values["std"],  # of pixels / 255; one number per channel
                 # Grid whose positions other grids interpolate; () is that of training clips.
                 position_grid=(),
                 classes=len(values["class_names"]),  # 0 takes the number from the class list
             ),
             clip=dict(
-                frames=16,
-                stride=4,
+                frames=16,  # of a clip, a multiple of those of a patch
+                stride=4,  # from one frame of a clip to the next
                 rate=25.0,  # of frames a second, by which the stride counts
                 height=224,  # of the crop of training; evaluation takes the whole image
-                width=224,
+                width=224,  # of the crop of training
                 short_side=0,  # to which images are resized before the crop; 0 is 8/7 of height
             ),
             roi=dict(
@@ -103,9 +104,9 @@ def get_config(arguments: str = "b,ava") -> ConfigDict:
             ),
             augment=dict(
                 flip=True,  # left-right; not for classes that differ by direction
-                hue=10,  # largest changes in OpenCV's units, of 180 ...
-                saturation=26,  # ... and of 255
-                value=26,
+                hue=10,  # largest change, of 180 as in OpenCV
+                saturation=26,  # largest change, of 255
+                value=26,  # largest change, of 255
             ),
             drop_path=0.2,  # of the last block; falls linearly to 0 at the first
             # Factor on the learning rate, per block towards the input; 1 is off, 0 freezes the
@@ -114,8 +115,8 @@ def get_config(arguments: str = "b,ava") -> ConfigDict:
             ema_decay=0.0,  # of averaged weights, which are evaluated too; 0 is off
             data=dict(
                 train="",  # annotations, or packed records of them
-                eval="",  # likewise; "" holds out the fraction `holdout` of the videos of train
-                holdout=values["holdout"],
+                eval="",  # as train; "" holds out the fraction `holdout` of the videos of train
+                holdout=values["holdout"],  # fraction of the videos of train
                 videos="",  # folder of the videos that annotations name by id
                 # Second of the annotations at which the video files begin; auto finds it.
                 start="auto",
@@ -136,10 +137,10 @@ def get_config(arguments: str = "b,ava") -> ConfigDict:
                 min_lr=1e-6,
             ),
             optimizer=dict(
-                b1=0.9,
-                b2=0.999,
-                eps=1e-8,
-                weight_decay=0.05,
+                b1=0.9,  # decay of the mean of gradients, of AdamW
+                b2=0.999,  # decay of the mean of their squares
+                eps=1e-8,  # added to the root of that mean
+                weight_decay=0.05,  # of matrices
                 clip_norm=0.0,  # of the global gradient norm; 0 is off
             ),
             **machine_keys(),

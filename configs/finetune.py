@@ -82,9 +82,10 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
 
     return ConfigDict(
         dict(
+            # Shown at the start of a run and in reports.
             name=f"VideoMAE fine-tuning, ViT-{size}, {data}",
-            task="classify",
-            seed=0,
+            task="classify",  # what is learned; a name of tasks/__init__.py
+            seed=0,  # of the weights, the data order, the masks and the augmentation
             # Checkpoint to load the encoder and its geometry from; "" is random weights.
             init_from="",
             # Checkpoint of a trained model to learn from instead of the labels; "" is none.
@@ -92,50 +93,50 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             teacher_model=dict(),  # its model, which `videomae train` reads from the checkpoint
             model=dict(
                 encoder=dataclasses.asdict(model.encoder),
-                patch=(2, model.patch, model.patch),
-                mean=(0.485, 0.456, 0.406),  # ImageNet; one number per channel
-                std=(0.229, 0.224, 0.225),
+                patch=(2, model.patch, model.patch),  # frames, height and width of a patch
+                mean=(0.485, 0.456, 0.406),  # of pixels / 255, ImageNet's; one number per channel
+                std=(0.229, 0.224, 0.225),  # of pixels / 255, ImageNet's; one number per channel
                 position_grid=(),  # grid to interpolate positions from; () recomputes them
                 classes=0,  # 0 takes the number from the training data
                 # Sigmoid loss and mAP; a training list with several labels a video sets it.
                 multi_label=False,
             ),
             clip=dict(
-                frames=16,
+                frames=16,  # of a clip, a multiple of those of a patch
                 sampling=values["sampling"],  # dense: a window; sparse: the whole video
                 stride=values["stride"],  # of dense sampling
-                height=224,
-                width=224,
+                height=224,  # of the network's input, in pixels; a multiple of that of a patch
+                width=224,  # of the network's input, in pixels; a multiple of that of a patch
                 # Maximum size of training clips before the crop on the device; 0 chooses it for
                 # the clip and the videos, 256 x 340 for 224 x 224.
                 source_height=0,
-                source_width=0,
+                source_width=0,  # the same for the width
             ),
             augment=dict(
                 operations=4,  # of RandAugment, each applied with probability 0.5; 0 is off
-                magnitude=7.0,  # of 10
+                magnitude=7.0,  # of the operations, of 10
                 deviation=0.5,  # of the magnitude
                 min_area=0.08,  # of random crops, as a fraction of the image
                 flip=values["flip"],  # left-right; not for classes that differ by direction
                 erase=0.25,  # probability of random erasing
                 mixup=0.8,  # of the Beta distribution of the mixing fraction; 0 is off
-                cutmix=1.0,
+                cutmix=1.0,  # of the Beta distribution of the area that is pasted; 0 is off
                 switch=0.5,  # probability of cutmix, else mixup
                 # Clips that are mixed with each other, with the same fraction. More than `repeats`,
                 # which are clips of one video. The released code mixes the batch of a device.
                 group=4,
             ),
-            label_smoothing=0.1,
+            label_smoothing=0.1,  # share of a label that is spread over all classes
             drop_path=values["drop_path"],  # of the last block; falls linearly to 0 at the first
-            head_dropout=values["head_dropout"],
+            head_dropout=values["head_dropout"],  # of the features, before the head
             # Factor on the learning rate, per block towards the input; 1 is off, 0 freezes the
             # patch embedding and the blocks.
             layer_decay=values["layer_decay"],
             ema_decay=0.0,  # of averaged weights, which are evaluated too; 0 is off
             data=dict(
                 train="",  # manifest, folder, packed records, tfds:NAME[@SPLIT] or synthetic
-                eval="",  # likewise; "" holds out the fraction `holdout` of train
-                holdout=values["holdout"],
+                eval="",  # as train; "" holds out the fraction `holdout` of train
+                holdout=values["holdout"],  # fraction of the videos of train
                 **feed_keys(),
                 class_names=(),  # of labels 0, 1, ...; () takes them from train
             ),
@@ -150,10 +151,10 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 min_lr=values["min_lr"],
             ),
             optimizer=dict(
-                b1=0.9,
-                b2=0.999,
-                eps=1e-8,
-                weight_decay=0.05,
+                b1=0.9,  # decay of the mean of gradients, of AdamW
+                b2=0.999,  # decay of the mean of their squares
+                eps=1e-8,  # added to the root of that mean
+                weight_decay=0.05,  # of matrices
                 clip_norm=0.0,  # of the global gradient norm; 0 is off
             ),
             **machine_keys(),

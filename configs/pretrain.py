@@ -95,55 +95,56 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
 
     return ConfigDict(
         dict(
+            # Shown at the start of a run and in reports.
             name=name,
-            task="amd" if recipe == "amd" else "pretrain",
-            seed=0,
+            task="amd"
+            if recipe == "amd"
+            else "pretrain",  # what is learned; a name of tasks/__init__.py
+            seed=0,  # of the weights, the data order, the masks and the augmentation
             init_from="",  # checkpoint to load the encoder from; "" is random weights
             teacher="",  # checkpoint of a trained model to learn features from, in the recipe amd
             teacher_model=dict(),  # its model, which `videomae train` reads from the checkpoint
             model=dict(
                 encoder=dataclasses.asdict(model.encoder),
                 decoder=dict(
-                    width=values["decoder_width"],
-                    depth=values["decoder_depth"],
-                    heads=values["decoder_heads"],
-                    mlp_width=4 * values["decoder_width"],
+                    width=values["decoder_width"],  # of a token
+                    depth=values["decoder_depth"],  # blocks
+                    heads=values["decoder_heads"],  # of the attention; divides the width
+                    mlp_width=4 * values["decoder_width"],  # of the hidden layer of a block's MLP
                 ),
-                # self, or cross: predicted tokens attend only to the visible ones.
+                # self, or cross: hidden tokens attend only to the visible ones.
                 decoder_attention=values["decoder_attention"],
-                patch=(2, model.patch, model.patch),
-                mean=(0.485, 0.456, 0.406),  # ImageNet; one number per channel
-                std=(0.229, 0.224, 0.225),
+                patch=(2, model.patch, model.patch),  # frames, height and width of a patch
+                mean=(0.485, 0.456, 0.406),  # of pixels / 255, ImageNet's; one number per channel
+                std=(0.229, 0.224, 0.225),  # of pixels / 255, ImageNet's; one number per channel
                 position_grid=(),  # grid to interpolate positions from; () recomputes them
             ),
             clip=dict(
-                frames=16,
-                stride=values["stride"],
-                height=224,
-                width=224,
-                # Maximum size of training clips before an accelerator resizes them.
-                source_height=256,
-                source_width=256,
+                frames=16,  # of a clip, a multiple of those of a patch
+                stride=values["stride"],  # frames of the video from one frame of a clip to the next
+                height=224,  # of the network's input, in pixels; a multiple of that of a patch
+                width=224,  # of the network's input, in pixels; a multiple of that of a patch
+                source_height=256,  # most of a training clip before an accelerator resizes it
+                source_width=256,  # the same for the width
             ),
             mask=dict(
-                kind="tube",  # or random, frame, running_cell
-                ratio=values["mask_ratio"],
+                kind="tube",  # tube, random, frame or running_cell
+                ratio=values["mask_ratio"],  # fraction of the patches that is hidden
                 decoder_ratio=values["decoder_ratio"],  # fraction the decoder skips; 0 skips none
                 # Fraction hidden from the teacher, who sees all that the student sees, and more.
                 **({"teacher_ratio": 0.75} if recipe == "amd" else {}),
             ),
-            normalized_targets=True,
-            # kNN accuracy on the held-out videos at each evaluation; needs labels.
+            normalized_targets=True,  # predict patches less their mean, over their deviation
             knn=dict(
-                k=0,  # neighbours; 0 is off
+                k=0,  # neighbours of the kNN accuracy at each evaluation; needs labels; 0 is off
                 videos=2000,  # at most this many training videos as neighbours
             ),
             layer_decay=1.0,  # factor on the learning rate, per block towards the input; 1 is off
             ema_decay=0.0,  # of averaged weights, which are evaluated too; 0 is off
             data=dict(
                 train="",  # manifest, folder, packed records, tfds:NAME[@SPLIT] or synthetic
-                eval="",  # likewise; "" holds out the fraction `holdout` of train
-                holdout=values["holdout"],
+                eval="",  # as train; "" holds out the fraction `holdout` of train
+                holdout=values["holdout"],  # fraction of the videos of train
                 **feed_keys(),
             ),
             batch_size=values["batch_size"],  # videos per optimizer step, over all devices
@@ -158,10 +159,10 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 min_lr=1e-5,
             ),
             optimizer=dict(
-                b1=0.9,
-                b2=0.95,
-                eps=1e-8,
-                weight_decay=0.05,
+                b1=0.9,  # decay of the mean of gradients, of AdamW
+                b2=0.95,  # decay of the mean of their squares
+                eps=1e-8,  # added to the root of that mean
+                weight_decay=0.05,  # of matrices
                 clip_norm=values["clip_norm"],  # of the global gradient norm; 0 is off
             ),
             **machine_keys(),

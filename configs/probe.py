@@ -36,7 +36,7 @@ def get_config(arguments: str = "linear,b,k400") -> ConfigDict:
         del config.teacher, config.teacher_model
         min_area, flip = config.augment.min_area, config.augment.flip
         config.augment = ConfigDict(dict(min_area=min_area, flip=flip))
-        config.model.head = head
+        config.model.head = head  # linear or attentive
         # Multiples of the learning rate, with one head for each. Mean tokens differ little between
         # clips and are not normalized, so the best rates are high.
         config.rates = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)

@@ -137,6 +137,8 @@ def write_report(results: list[dict[str, Any]]) -> None:
 def report_lines(results: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines of the report."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax"))
+    yield "# The detection study"
+    yield ""
     yield f"`python experiments/detection.py`: {platform.machine()}, {os.cpu_count()} cores,"
     yield f"Python {platform.python_version()}, {versions}, {time.strftime('%Y-%m-%d')}."
     yield "Frame mAP on the 150 validation key frames of `data/mocap_scenes`, in %: mean ±"

@@ -13,9 +13,8 @@ from videomae_jax.models.flops import finetune_flops
 from videomae_jax.models.vit import SIZES
 from videomae_jax.tasks import pretrain
 
-PAGES = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")],
-)
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")})
+PAGES = [page for page in PAGES if "_build" not in page.parts]
 WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
 TOP = "configs|data|docs|examples|experiments|launch|tests|videomae_jax"
 PATH = re.compile(rf"`((?:(?:{TOP})/[\w./-]+)|[a-z_]+/[a-z_]+\.py)`")

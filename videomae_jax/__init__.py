@@ -1,6 +1,6 @@
 """VideoMAE in JAX: masked video pre-training that runs on a laptop, a GPU or a TPU pod.
 
-The letters of every shape in this package:
+The letters of every shape in this package::
 
     B  clips in a batch            F  frames of a clip
     H  W  C  pixels and channels   T  time steps of tubes, F / pt
@@ -11,7 +11,7 @@ The letters of every shape in this package:
 pt, ph and pw are the frames, height and width of a patch, 2 x 16 x 16 unless said otherwise.
 A video is `uint8 [B, F, H, W, C]` until the patch embedding. In a mask, True is masked.
 
-The names below are the public interface:
+The names below are the public interface::
 
     import videomae_jax as vm
 

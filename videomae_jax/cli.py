@@ -35,15 +35,8 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}: see {self.prog} --help")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run a sub-command. After a UserError, print only its message and exit with its code."""
-    # Before TensorFlow is imported, which would print messages about devices and kernels that
-    # reading files does not use.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    # The name of a file may have bytes that no terminal can show; stderr escapes them by default.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; the reference of the docs is made from it."""
     parser = _Parser(
         prog="videomae",
         description="VideoMAE in JAX: masked video pre-training.",
@@ -56,8 +49,20 @@ def main(argv: list[str] | None = None) -> None:
         help="print the version and exit",
     )
     add_commands(parser, COMMANDS, package="videomae_jax.commands")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a sub-command. After a UserError, print only its message and exit with its code."""
+    # Before TensorFlow is imported, which would print messages about devices and kernels that
+    # reading files does not use.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    # The name of a file may have bytes that no terminal can show; stderr escapes them by default.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        args, rest = parser.parse_known_args(argv)
+        args, rest = make_parser().parse_known_args(argv)
         if hasattr(args, "overrides"):
             args.overrides = rest  # --config.KEY=VALUE
         elif rest:

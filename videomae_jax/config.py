@@ -216,21 +216,26 @@ def machine_keys() -> dict[str, Any]:
     """Return the top-level keys that depend on the machine and not on the recipe."""
     return dict(
         max_skipped_steps=10,  # end the run after this many non-finite steps in a row
-        # Devices along each axis; -1 takes the rest. slices: groups of devices connected by a
-        # slower network, which only the data axis crosses; -1 asks the devices.
-        mesh=dict(slices=-1, data=-1, fsdp=1, tensor=1),
+        mesh=dict(
+            # Groups of devices connected by a slower network, which only the data axis crosses;
+            # -1 asks the devices.
+            slices=-1,
+            data=-1,  # parts of the batch; -1 takes the devices that the other axes leave
+            fsdp=1,  # parts of the batch, and of the parameters and the optimizer state
+            tensor=1,  # parts of the heads and of the hidden units of each block
+        ),
         watchdog_seconds=600,  # end a process that completes no step for this long
         heartbeat_seconds=100,  # a process that is silent for this long counts as dead
         run=dict(
             dtype="auto",  # of the computation: bfloat16 on accelerators, else float32
-            attention="auto",  # xla, chunked, splash, cudnn
+            attention="auto",  # implementation: xla, chunked, splash (TPU), cudnn (GPU)
             scan=False,  # loop over blocks to compile faster; deep CPU and TPU models do
-            remat="none",  # or dots, full: recompute activations to save memory
+            remat="none",  # none, dots or full: recompute more activations, to save memory
         ),
-        log_every=20,
-        eval_every=1000,
-        save_every=500,
-        keep_checkpoints=3,
+        log_every=20,  # steps from one line of the log to the next
+        eval_every=1000,  # steps from one evaluation of the held-out videos to the next
+        save_every=500,  # steps from one checkpoint to the next
+        keep_checkpoints=3,  # the newest ones; older ones are removed
     )
 
 
@@ -239,12 +244,12 @@ def schedule_keys(
 ) -> dict[str, Any]:
     """Return the top-level keys of the length of a run and of its learning rate."""
     return dict(
-        epochs=epochs,
-        warmup_epochs=warmup_epochs,
-        steps=0,  # if not 0, replaces epochs
+        epochs=epochs,  # passes over the videos
+        warmup_epochs=warmup_epochs,  # in which the learning rate rises from 0
+        steps=0,  # length of the run in steps; if not 0, replaces epochs
         warmup_steps=0,  # with steps, replaces warmup_epochs
-        base_lr=base_lr,  # the learning rate is base_lr * batch_size / 256 ...
-        lr=0.0,  # ... or lr itself; exactly one of the two is not 0
+        base_lr=base_lr,  # the learning rate is base_lr * batch_size / 256; 0 if lr is given
+        lr=0.0,  # the learning rate itself; 0 if base_lr is given
         min_lr=min_lr,  # end of the cosine schedule; scaled like the learning rate
     )
 
@@ -253,7 +258,7 @@ def feed_keys() -> dict[str, Any]:
     """Return the keys under `data` that depend on the machine and not on the data set."""
     return dict(
         max_bad_share=0.05,  # end the run if more than this fraction of videos is unreadable
-        decoder="pyav",  # or torchcodec, decord, if installed; all return the same frames
+        decoder="pyav",  # pyav, or torchcodec, decord, if installed: they return the same frames
         threads=0,  # decoder threads; 0 is one per core
         ahead=2,  # batches to prefetch on the host, and as many on the devices
         memory_gb=0.0,  # cache of decoded videos in main memory; 0 decodes every clip

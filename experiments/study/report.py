@@ -220,7 +220,7 @@ def main() -> None:
     to = args.to or args.folder
     rows = read_results(args.folder / "results.csv")
     facts = json.loads((args.folder / "facts.json").read_text())
-    text = "\n".join(report_lines(rows, facts)) + "\n"
+    text = "\n".join(["# The study", "", *report_lines(rows, facts)]) + "\n"
     (to / "study.md").write_text(text)
     draw(rows, to / "study.png")
     if args.to:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         type=Path,
         help="a folder of videos; if it has train.csv and val.csv, they are its lists, otherwise "
-        f"{HOLDOUT:.0%} of the videos are held out",
+        f"{HOLDOUT:.0%}% of the videos are held out",
     )
     parser.add_argument(
         "--workdir",

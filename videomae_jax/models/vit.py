@@ -25,10 +25,10 @@ xavier = nn.initializers.xavier_uniform()
 class Size:
     """The shape of one transformer."""
 
-    width: int
-    depth: int
-    heads: int
-    mlp_width: int
+    width: int  # of a token
+    depth: int  # blocks
+    heads: int  # of the attention; divides the width
+    mlp_width: int  # of the hidden layer of a block's MLP
 
 
 @dataclasses.dataclass(frozen=True)
