@@ -31,7 +31,7 @@ def draw_clips(folder: Path, count: int, *, seed: int) -> list[Path]:
     for index in range(count):
         action = ACTIONS[index % len(ACTIONS)]
         path = _new_folder(folder / action) / f"{index // len(ACTIONS):03d}.mp4"
-        figure = _Figure(rng, action, x=rng.uniform(0.4, 0.6), scale=rng.uniform(0.7, 0.8))
+        figure = _Figure(rng, action, x=rng.uniform(0.45, 0.55), scale=rng.uniform(0.7, 0.78))
         _write(path, [figure], _background(rng, HEIGHT), seconds=2)
         paths.append(path)
     return paths
@@ -103,7 +103,7 @@ class _Figure:
         self.action, self.x, self.scale = action, x, scale
         self.side = rng.choice((-1, 1))  # the direction it faces
         self.speed, self.phase = rng.uniform(0.8, 1.2), rng.uniform(0, 1)  # cycles a second
-        self.ground = rng.uniform(0.86, 0.94)
+        self.ground = rng.uniform(0.9, 0.94)
         self.colours = [tuple(rng.integers(0, 130, 3).tolist()) for _ in range(2)]
         self.skin = tuple((np.array((236, 188, 150)) * rng.uniform(0.3, 0.8)).astype(int).tolist())
 
