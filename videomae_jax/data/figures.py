@@ -15,7 +15,8 @@ ACTIONS = ("bow", "jump", "kick", "squat", "walk", "wave")
 HEIGHT = 96  # of a film in pixels
 RATE = 16  # frames a second
 # Lengths of a figure, whose height is 1. It stands on y = 0.
-HIP, LEG, BODY, ARM, HEAD = 0.5, 0.25, 0.3, 0.17, 0.07
+HIP, LEG, BODY, ARM, HEAD = 0.5, 0.25, 0.3, 0.17, 0.08
+LIMB = 0.04  # half the thickness of arms and legs
 SCALE = 2  # films are drawn larger and shrunk, which smooths lines
 
 Point = tuple[float, float]
@@ -31,7 +32,7 @@ def draw_clips(folder: Path, count: int, *, seed: int) -> list[Path]:
     for index in range(count):
         action = ACTIONS[index % len(ACTIONS)]
         path = _new_folder(folder / action) / f"{index // len(ACTIONS):03d}.mp4"
-        figure = _Figure(rng, action, x=rng.uniform(0.45, 0.55), scale=rng.uniform(0.7, 0.78))
+        figure = _Figure(rng, action, x=rng.uniform(0.45, 0.55), scale=rng.uniform(0.75, 0.85))
         _write(path, [figure], _background(rng, HEIGHT), seconds=2)
         paths.append(path)
     return paths
@@ -135,7 +136,7 @@ class _Figure:
         """Draw the figure at a time."""
         unit = HEIGHT * SCALE
         for line, colour in self.limbs(seconds):
-            radius = unit * self.scale * (HEAD if len(line) == 1 else 0.03)
+            radius = unit * self.scale * (HEAD if len(line) == 1 else LIMB)
             points = [(x * unit, y * unit) for x, y in line]
             draw.line(points, fill=colour, width=round(2 * radius))
             for x, y in points:
