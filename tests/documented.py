@@ -5,6 +5,7 @@ Nothing runs. A command in a block is whole; one in a sentence may lack argument
 
 import argparse
 import configparser
+import json
 import re
 import runpy
 import shlex
@@ -28,17 +29,30 @@ LAUNCHER = re.compile(r"launch/[\w.]+")
 BEFORE = re.compile(r"[A-Z_]+=.*|\$|for|do|then|if|exec|sudo")
 
 
+def read(page: Path) -> str:
+    """Return the text of a page; the code of a notebook is in fenced blocks, `!` removed."""
+    if page.suffix != ".ipynb":
+        return page.read_text()
+    texts = []
+    for cell in json.loads(page.read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            source = "```\n" + re.sub(r"^!", "", source, flags=re.MULTILINE) + "\n```"
+        texts.append(source)
+    return "\n\n".join(texts)
+
+
 def blocks(page: Path) -> list[str]:
     """Return the blocks of a page that may hold commands, or the steps of a workflow."""
     if page.suffix == ".yml":
         jobs = yaml.safe_load(page.read_text())["jobs"].values()
         return [step["run"] for job in jobs for step in job["steps"] if "run" in step]
-    return [block for language, block in FENCE.findall(page.read_text()) if language in SHELL]
+    return [block for language, block in FENCE.findall(read(page)) if language in SHELL]
 
 
 def spans(page: Path) -> list[str]:
     """Return what stands between backticks in the text of a page."""
-    return [" ".join(span.split()) for span in SPAN.findall(FENCE.sub("", page.read_text()))]
+    return [" ".join(span.split()) for span in SPAN.findall(FENCE.sub("", read(page)))]
 
 
 def commands(text: str) -> list[list[str]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from documented import FENCE, ROOT, Reader, all_options, blocks, commands, spans
+from documented import FENCE, ROOT, Reader, all_options, blocks, commands, read, spans
 
 from videomae_jax.config import flatten, load_config
 from videomae_jax.errors import UserError
@@ -15,6 +15,7 @@ from videomae_jax.tasks import pretrain
 
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")})
 PAGES = [page for page in PAGES if "_build" not in page.parts]
+PAGES += sorted(ROOT.glob("docs/tutorials/*.ipynb"))
 WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
 TOP = "configs|data|docs|examples|experiments|launch|tests|videomae_jax"
 PATH = re.compile(rf"`((?:(?:{TOP})/[\w./-]+)|[a-z_]+/[a-z_]+\.py)`")
@@ -38,13 +39,13 @@ def name(page: Path) -> str:
 
 def anchors(page: Path) -> set[str]:
     """Return the anchors of a page's headings, as GitHub names them."""
-    titles = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", FENCE.sub("", read(page)), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text())):
+    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", read(page))):
         if link.startswith(("http://", "https://")):
             continue
         path, _, anchor = link.partition("#")
@@ -57,7 +58,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_paths_that_are_named_exist(page):
     """From the root of the repository, or modules from that of the package."""
-    for path in PATH.findall(page.read_text()):
+    for path in PATH.findall(read(page)):
         if "NAME" not in path:
             assert (ROOT / path).exists() or (ROOT / "videomae_jax" / path).exists(), path
 

@@ -12,6 +12,9 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+from runs import fails
+
+from videomae_jax import cli
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 SCRIPTS = sorted(p.name for p in LAUNCH.iterdir() if p.suffix in (".sh", ".sbatch"))
@@ -241,3 +244,12 @@ def test_the_readme_names_every_file():
     named = set(re.findall(r"launch/([\w.]+)", (LAUNCH / "README.md").read_text()))
     files = {path.name for path in LAUNCH.iterdir()} - {"README.md"}
     assert files <= named
+
+
+def test_the_command_writes_every_file(tmp_path, capsys):
+    cli.main(["launch", str(tmp_path / "launch")])
+    assert {path.name: path.read_bytes() for path in (tmp_path / "launch").iterdir()} == {
+        path.name: path.read_bytes() for path in LAUNCH.iterdir()
+    }
+    assert os.access(tmp_path / "launch/local.sh", os.X_OK)
+    assert "give a new folder" in fails(capsys, "launch", tmp_path / "launch")

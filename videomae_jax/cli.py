@@ -22,6 +22,7 @@ COMMANDS = (
     "models",
     "data",
     "plan",
+    "launch",
     "paper",
     "benchmark",
     "doctor",

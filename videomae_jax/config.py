@@ -17,9 +17,17 @@ from ml_collections import ConfigDict, config_flags
 from videomae_jax.errors import UserError
 
 _PACKAGE = Path(__file__).parent
-# setup.cfg maps the top-level configs/ into the installed package. In a checkout, configs/ is
-# beside the package.
-RECIPES = next(p / "configs" for p in (_PACKAGE, _PACKAGE.parent) if (p / "configs").is_dir())
+
+
+def in_package(name: str) -> Path:
+    """Return the folder configs/ or launch/.
+
+    setup.cfg maps them into the installed package. In a checkout they are beside the package.
+    """
+    return next(p / name for p in (_PACKAGE, _PACKAGE.parent) if (p / name).is_dir())
+
+
+RECIPES = in_package("configs")
 
 
 class Limit(NamedTuple):

@@ -45,12 +45,13 @@ cli.main(["train", "--plan", "--workdir=run", *sys.argv[2:]])
 
 
 def sources():
-    """Every module of the package, under the names that an installed one has."""
+    """Every module and launch script, under the names that an installed package has."""
     package = {p.relative_to(ROOT).as_posix() for p in (ROOT / "videomae_jax").rglob("*.py")}
-    return package | {f"videomae_jax/configs/{p.name}" for p in (ROOT / "configs").glob("*.py")}
+    package |= {f"videomae_jax/configs/{p.name}" for p in (ROOT / "configs").glob("*.py")}
+    return package | {f"videomae_jax/launch/{p.name}" for p in (ROOT / "launch").iterdir()}
 
 
-def test_the_wheel_holds_the_package_with_its_recipes_and_nothing_else(distributions):
+def test_the_wheel_holds_the_package_with_its_recipes_and_launchers_and_nothing_else(distributions):
     with zipfile.ZipFile(distributions.wheel) as file:
         names = {name for name in file.namelist() if ".dist-info/" not in name}
     assert names == sources() | {"videomae_jax/py.typed"}
@@ -61,7 +62,7 @@ def test_the_sdist_holds_what_the_wheel_is_built_from(distributions):
         names = {
             name.partition("/")[2] for name in file.getnames() if file.getmember(name).isfile()
         }
-    package = {re.sub(r"^videomae_jax/configs/", "configs/", name) for name in sources()}
+    package = {re.sub(r"^videomae_jax/(configs|launch)/", r"\1/", name) for name in sources()}
     package |= {"videomae_jax/py.typed"}
     about = {"LICENSE", "README.md", "MANIFEST.in", "PKG-INFO", "pyproject.toml", "setup.cfg"}
     about |= {"CHANGELOG.md"}

@@ -138,7 +138,7 @@ def refuse_detector_options(args: argparse.Namespace, names: Iterable[str]) -> N
             )
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
     return int(text)
@@ -149,7 +149,7 @@ def add_merge_tokens(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument(
         "--merge-tokens",
-        type=_positive,
+        type=positive,
         default=0,
         metavar="R",
         help="of a classifier: merge the R most similar tokens in each block, which is faster, and "
@@ -174,7 +174,7 @@ def add_threads(parser: argparse.ArgumentParser, *, of: str) -> None:
     """Add --threads, None by default. of: what runs in a thread, such as "decoders"."""
 
     parser.add_argument(
-        "--threads", type=_positive, metavar="N", help=f"number of {of} (default: one per core)"
+        "--threads", type=positive, metavar="N", help=f"number of {of} (default: one per core)"
     )
 
 

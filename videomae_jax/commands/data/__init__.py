@@ -1,6 +1,7 @@
-"""List, check and pack videos for training, and measure how fast they are read.
+"""List, check, pack and draw videos for training, and measure how fast they are read.
 
 examples:
+  videomae data draw clips/
   videomae data list clips/ --out train.csv --val val.csv
   videomae data check train.csv
   videomae data pack train.csv packed/train
@@ -11,7 +12,7 @@ import argparse
 
 from videomae_jax.commands import add_commands
 
-COMMANDS = ("list", "check", "pack", "benchmark")
+COMMANDS = ("draw", "list", "check", "pack", "benchmark")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
