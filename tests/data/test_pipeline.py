@@ -20,7 +20,8 @@ from videomae_jax.data import decode
 from videomae_jax.data.decode import UnreadableVideo, read_clip
 from videomae_jax.data.frame_cache import FrameMemory
 from videomae_jax.data.pipeline import SUBSTITUTES, clip_batches, eval_batches
-from videomae_jax.data.samplers import PretrainSampler, resize_crop
+from videomae_jax.data.resize import resize_crop
+from videomae_jax.data.samplers import PretrainSampler
 from videomae_jax.data.sources import read_videos
 from videomae_jax.data.synthetic import synthetic_batches
 from videomae_jax.data.unreadable import BadVideos
