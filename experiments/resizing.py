@@ -24,7 +24,7 @@ from videomae_jax.data.resize import resize_crop, resize_part
 SIDE, FRAMES, MARGIN = 224, 16, 100
 # Height and width of the crop: those of pre-training from a short side of 256, then whole short
 # sides of 240, 360 and 720.
-CROPS = ((256, 256), (224, 256), (168, 192), (240, 240), (360, 360), (720, 720))
+CROPS = ((256, 256), (256, 224), (224, 256), (168, 192), (240, 240), (360, 360), (720, 720))
 
 
 def compare(height: int, width: int, *, pairs: int) -> dict:

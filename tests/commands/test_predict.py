@@ -137,12 +137,12 @@ def test_boxes_and_models_that_do_not_fit(classifier, detector, tmp_path, capsys
     assert not (tmp_path / "new").exists()
 
 
-def test_tensorflow_and_matplotlib_are_not_imported(classifier, tmp_path):
-    """They take seconds, and windows are read with PyAV alone; `extract` is read the same way."""
+def test_what_takes_seconds_to_import_is_not_imported(classifier, tmp_path):
+    """TensorFlow above all: windows are read with PyAV alone, those of `extract` too."""
     film = write_video(tmp_path / "a.mp4", count=20)
     code = f"""
 import sys
-for name in ("tensorflow", "matplotlib", "clu"):
+for name in ("tensorflow", "matplotlib", "clu", "dm_pix"):
     sys.modules[name] = None  # importing it raises ImportError
 from videomae_jax import cli
 cli.main(["predict", {film!r}, "--checkpoint", {str(classifier[0])!r}])

@@ -118,7 +118,9 @@ def test_repeats_are_clips_of_one_video_side_by_side(good):
 def test_repeats_share_one_decode(good, monkeypatch, batch_size, processes, decodes):
     opened = []
     open_video = decode._opened
-    monkeypatch.setattr(decode, "_opened", lambda path: opened.append(path) or open_video(path))
+    monkeypatch.setattr(
+        decode, "_opened", lambda path, **how: opened.append(path) or open_video(path, **how)
+    )
     how = dict(batch_size=batch_size, repeats=4, steps=1)
     parts = [
         train(good, process_index=index, process_count=processes, **how)[0]
