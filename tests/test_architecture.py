@@ -48,7 +48,7 @@ ONLY_IN = {
     "clu": {"training/monitor.py"},
     "orbax": {"training/checkpoint.py"},
     "flax": {"models"},
-    "av": {"data/decode.py", "data/encode.py"},
+    "av": {"data/decode.py", "data/encode.py", "data/resize.py"},
     "decord": {"data/decoders.py"},
     "torchcodec": {"data/decoders.py"},
     "etils": {"paths.py"},

@@ -146,7 +146,7 @@ def read_clip(
     """
     from videomae_jax.data.decode import UnreadableVideo
     from videomae_jax.data.decode import read_clip as read_frames
-    from videomae_jax.data.samplers import resize_crop
+    from videomae_jax.data.resize import resize_crop
     from videomae_jax.data.sampling import center_crop_box, middle_indices, pretrain_indices
 
     height, width = (size, size) if isinstance(size, int) else size

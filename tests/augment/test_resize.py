@@ -1,4 +1,4 @@
-"""Resizing on the device is what Pillow does on the host."""
+"""Resizing on the device is what Pillow does."""
 
 import functools
 import re
@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from videomae_jax.augment.resize import filter_weights, resize_clip
-from videomae_jax.data.samplers import resize_crop
+from videomae_jax.data.resize import resize_part
 
 CANVAS = (72, 96)  # height and width
 SIZES = [(1, 1), (1, 96), (72, 1), (2, 3), (7, 5), (17, 31), (32, 48), (33, 47), (72, 96), (71, 95)]
@@ -47,7 +47,7 @@ def both(clip, target, **settings):
         on_canvas(clip, **settings), jnp.asarray(size, jnp.int32), height=height, width=width
     )
     assert device.dtype == np.uint8 and device.shape == (len(clip), *target, clip.shape[-1])
-    host = resize_crop(clip, box=(0, 0, size[1], size[0]), width=width, height=height)
+    host = resize_part(clip, width=width, height=height)
     return np.asarray(device).astype(int), host.astype(int)
 
 

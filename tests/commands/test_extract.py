@@ -53,7 +53,7 @@ def extract(videos, checkpoint, out, *more):
 
 def crop(path, frames):
     """Frames of a 96 x 64 video as the checkpoint's clips: the centre, 32 x 32."""
-    from videomae_jax.data.samplers import resize_crop
+    from videomae_jax.data.resize import resize_crop
 
     clip = read_clip(str(path), lambda count: frames)
     return resize_crop(clip, box=(16, 0, 64, 64), width=32, height=32)

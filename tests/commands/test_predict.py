@@ -1,12 +1,14 @@
 """`videomae predict`: the classes of videos of any length."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 from golden import DATA
-from runs import CLIPS, KINDS, fails
+from runs import CLIPS, KINDS, ROOT, fails
 from videos import write_video
 
 import videomae_jax as vm
@@ -133,3 +135,19 @@ def test_boxes_and_models_that_do_not_fit(classifier, detector, tmp_path, capsys
     said = fails(capsys, "predict", other, *command[2:], *boxes)
     assert "none is named 'b'; the nearest name is 'a'" in said
     assert not (tmp_path / "new").exists()
+
+
+def test_what_takes_seconds_to_import_is_not_imported(classifier, tmp_path):
+    """TensorFlow above all: windows are read with PyAV alone, those of `extract` too."""
+    film = write_video(tmp_path / "a.mp4", count=20)
+    code = f"""
+import sys
+for name in ("tensorflow", "matplotlib", "clu", "dm_pix"):
+    sys.modules[name] = None  # importing it raises ImportError
+from videomae_jax import cli
+cli.main(["predict", {film!r}, "--checkpoint", {str(classifier[0])!r}])
+out = {str(tmp_path / "a.npz")!r}
+cli.main(["extract", {film!r}, "--checkpoint", {str(classifier[0])!r}, "--out", out])
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=300)
+    assert (tmp_path / "a.npz").exists()

@@ -10,7 +10,8 @@ from videos import number, write_video
 from videomae_jax.data.frame_cache import FrameMemory
 from videomae_jax.data.key_frames import KeyFrames
 from videomae_jax.data.pipeline import clip_batches, eval_batches
-from videomae_jax.data.samplers import KeyFrameSampler, resize_frames
+from videomae_jax.data.resize import resize_part
+from videomae_jax.data.samplers import KeyFrameSampler
 from videomae_jax.data.sampling import (
     key_frame_offsets,
     nearest_frames,
@@ -201,7 +202,7 @@ def test_a_crop_is_that_of_the_resized_picture():
     width, height = sampler.scaled(133, 77)
     assert (width, height) == (86, 50)
     whole = np.asarray(Image.fromarray(noise[0]).resize((86, 50), Image.Resampling.BILINEAR))
-    assert (resize_frames(noise, width=86, height=50)[0] == whole).all()
+    assert (resize_part(noise, width=86, height=50)[0] == whole).all()
     for x, y in [(0, 0), (13, 7), (46, 10)]:
         clip = sampler.cut(noise, [(x, y, 40, 40)])[0]
         # But for the rounding of a place in the picture.

@@ -20,7 +20,8 @@ from videomae_jax.data import decode
 from videomae_jax.data.decode import UnreadableVideo, read_clip
 from videomae_jax.data.frame_cache import FrameMemory
 from videomae_jax.data.pipeline import SUBSTITUTES, clip_batches, eval_batches
-from videomae_jax.data.samplers import PretrainSampler, resize_crop
+from videomae_jax.data.resize import resize_crop
+from videomae_jax.data.samplers import PretrainSampler
 from videomae_jax.data.sources import read_videos
 from videomae_jax.data.synthetic import synthetic_batches
 from videomae_jax.data.unreadable import BadVideos
@@ -114,7 +115,9 @@ def test_repeats_are_clips_of_one_video_side_by_side(good):
 def test_repeats_share_one_decode(good, monkeypatch, batch_size, processes, decodes):
     opened = []
     open_video = decode._opened
-    monkeypatch.setattr(decode, "_opened", lambda path: opened.append(path) or open_video(path))
+    monkeypatch.setattr(
+        decode, "_opened", lambda path, **how: opened.append(path) or open_video(path, **how)
+    )
     how = dict(batch_size=batch_size, repeats=4, steps=1)
     parts = [
         train(good, process_index=index, process_count=processes, **how)[0]

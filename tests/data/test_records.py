@@ -18,7 +18,8 @@ from videomae_jax.data.decode import UnreadableVideo, read_clip
 from videomae_jax.data.frame_cache import FrameMemory
 from videomae_jax.data.pack import Settings, pack, part_edges
 from videomae_jax.data.pipeline import clip_batches, eval_batches
-from videomae_jax.data.samplers import PretrainSampler, ViewSampler, resize_crop
+from videomae_jax.data.resize import resize_crop
+from videomae_jax.data.samplers import PretrainSampler, ViewSampler
 from videomae_jax.data.sources import read_videos
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos, split_videos

@@ -20,7 +20,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import dm_pix as pix
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -255,7 +254,10 @@ def luma(x: jax.Array) -> jax.Array:
     """Return the brightness [..., 1] of float32 [..., C]: luma of RGB if C is 3, else the mean."""
     if x.shape[-1] != 3:
         return x.mean(-1, keepdims=True)
-    return pix.rgb_to_grayscale(x)
+    # It brings chex; commands that do not train import this module too.
+    import dm_pix
+
+    return dm_pix.rgb_to_grayscale(x)
 
 
 def detail(x: jax.Array, size: jax.Array) -> jax.Array:

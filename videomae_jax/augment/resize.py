@@ -9,7 +9,7 @@ def resize_clip(video: jax.Array, size: jax.Array, *, height: int, width: int) -
 
     video: uint8 [F, H, W, C], filled from the top left corner. size: int32 [2], the height and
     the width of the filled part.
-    The result is the same on all devices, and within one level of `samplers.resize_crop`. They
+    The result is the same on all devices, and within one level of `data.resize.resize_part`. They
     differ where a mean is exactly between two levels, and where Pillow resizes columns first.
     """
     horizontal, row_sums = filter_weights(size[1], length=video.shape[2], target=width)

@@ -5,7 +5,6 @@ that is the same in all frames and comes from the key of the clip. The first vie
 and never solarized.
 """
 
-import dm_pix as pix
 import jax
 import jax.numpy as jnp
 
@@ -85,9 +84,11 @@ def jitter_colours(
         lambda x: mix(x, luma(x).mean(), contrast),
     ]
     if video.shape[-1] == 3:
+        import dm_pix  # see `luma`
+
         changes += [
             lambda x: mix(x, luma(x), saturation),
-            lambda x: pix.adjust_hue(x, hue),
+            lambda x: dm_pix.adjust_hue(x, hue),
         ]
 
     def apply(x, number):

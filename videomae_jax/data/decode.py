@@ -62,7 +62,7 @@ def read_clip(
     source = fetch_video(source)
     if isinstance(source, str) and is_remote(source):
         decode = None  # the other decoders open files
-    with _opened(source) as (container, stream):
+    with _opened(source, probe=not indexed) as (container, stream):
         timeline = _read_index(stream) if indexed else _scan(source, container, stream)
         indices = make_choice(
             choose, timeline.count, lambda: check_times(_seconds(stream, timeline))
@@ -222,8 +222,12 @@ class Timeline:
 
 
 @contextmanager
-def _opened(source: str | bytes) -> Iterator[tuple]:
-    """Open (container, video stream); errors of FFmpeg become UnreadableVideo."""
+def _opened(source: str | bytes, *, probe: bool = True) -> Iterator[tuple]:
+    """Open (container, video stream); errors of FFmpeg become UnreadableVideo.
+
+    probe: decode a picture to find out its format, which takes half of the time of opening.
+    Without it `pix_fmt` of the stream is None; frames have their format.
+    """
     file: Any = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         if isinstance(source, str) and is_remote(source):
@@ -231,7 +235,10 @@ def _opened(source: str | bytes) -> Iterator[tuple]:
         # A playlist with the name of a video must not open network connections, and a title in
         # an old encoding is not an error.
         local = {"protocol_whitelist": "file"}
-        with av.open(file, options=local, metadata_errors="replace") as container:
+        streams = [] if probe else [{"skip_frame": "all"}]  # options for probing only
+        with av.open(
+            file, options=local, stream_options=streams, metadata_errors="replace"
+        ) as container:
             stream = next(iter(_video_streams(container)), None)
             if stream is None:
                 raise UnreadableVideo("no video stream")

@@ -1,7 +1,6 @@
 """Samplers: which frames, which crop and which size make a clip of a video.
 
-Pillow and PyAV are imported when they are used: tasks import this module, and benchmarks of them
-run without.
+PyAV is imported when it is used: tasks import this module, and benchmarks of them run without.
 """
 
 from abc import ABC, abstractmethod
@@ -14,6 +13,7 @@ import numpy as np
 from videomae_jax.data import sampling
 from videomae_jax.data.key_frames import KeyFrames
 from videomae_jax.data.probing import read_sizes
+from videomae_jax.data.resize import Box, resize_crop, resize_part
 from videomae_jax.data.sampling import ByTime, Choose
 from videomae_jax.data.videos import Videos, group_by_path
 from videomae_jax.errors import UserError
@@ -21,7 +21,6 @@ from videomae_jax.errors import UserError
 # Boxes of persons in an evaluation clip, at most: all are computed.
 MOST_PERSONS = 128
 
-Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 Rngs = Sequence[np.random.Generator]
 Clips = dict[str, np.ndarray]  # R clips and what belongs to them: arrays [R, ...] by name
 Spec = dict[str, tuple[tuple[int, ...], type]]  # shape and dtype of each, of one clip
@@ -477,7 +476,7 @@ class KeyFrameSampler(BaseSampler):
         scaled_width, scaled_height = self.scaled(frames.shape[2], frames.shape[1])
         across, down = frames.shape[2] / scaled_width, frames.shape[1] / scaled_height
         source = x * across, y * down, (x + width) * across, (y + height) * down
-        part = resize_frames(frames, width=width, height=height, source=source)
+        part = resize_part(frames, width=width, height=height, source=source)
         if self.train:
             return part
         clip = np.zeros(self.shape, np.uint8)
@@ -531,39 +530,3 @@ def distinct_views(sampler: ViewSampler, videos: Videos, *, most: int = 16) -> t
         segments = max(segments, len(np.unique(sampler.indices(counts[0]), axis=0)))
         crops = max(crops, len(set(sampler.boxes(clip.shape[2], clip.shape[1]))))
     return segments, crops
-
-
-def resize_crop(clip: np.ndarray, *, box: Box, width: int, height: int) -> np.ndarray:
-    """Cut a box out of all frames and resize it: uint8 [F, height, width, C].
-
-    Uses Pillow's bilinear filter, which averages when it shrinks, as the reference does. A box
-    that already has this size is returned as a view.
-    """
-    x, y, box_width, box_height = box
-    part = clip[:, y : y + box_height, x : x + box_width]
-    if (box_width, box_height) == (width, height):
-        return part
-    return resize_frames(part, width=width, height=height)
-
-
-def resize_frames(
-    frames: np.ndarray,
-    *,
-    width: int,
-    height: int,
-    source: tuple[float, float, float, float] | None = None,
-) -> np.ndarray:
-    """Resize a part of all frames with Pillow's bilinear filter: uint8 [F, height, width, C].
-
-    source: left, top, right and bottom of the part in pixels, None is all. The filter also reads
-    the pixels around it, so the result is that of a box of the resized frames, within one level.
-    """
-    from PIL import Image
-
-    out = np.empty((len(frames), height, width, frames.shape[3]), np.uint8)
-    grey = frames.shape[3] == 1
-    for index, frame in enumerate(frames):
-        image = Image.fromarray(frame[..., 0] if grey else frame)
-        resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, source))
-        out[index] = resized[..., None] if grey else resized
-    return out

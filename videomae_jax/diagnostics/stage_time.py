@@ -115,7 +115,7 @@ def time_resize(clips: np.ndarray, *, height: int, width: int, repeats: int) -> 
     largest difference.
     """
     # Imports Pillow and PyAV, which nothing else here needs.
-    from videomae_jax.data.samplers import resize_crop
+    from videomae_jax.data.resize import resize_crop
 
     size = clips.shape[2:4]
     sizes, here = jnp.asarray([size] * len(clips)), jnp.asarray(clips)

@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from videomae_jax.data.pipeline import eval_batches
 from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos
@@ -140,6 +139,9 @@ def run_batches(
     which are not replaced. start_batch: the first batch to compute; later batches do not depend
     on it. Raises UserError if a batch does not split evenly over the devices.
     """
+    # It takes TensorFlow seconds to be imported, and windows are read without it.
+    from videomae_jax.data.pipeline import eval_batches
+
     check_batch(batch_size, mesh)
     index, count = batch_share(mesh)
     batches = eval_batches(

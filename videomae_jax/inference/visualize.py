@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from videomae_jax.data.decode import UnreadableVideo, read_clip
-from videomae_jax.data.samplers import resize_crop
+from videomae_jax.data.resize import resize_crop
 from videomae_jax.data.sampling import center_crop_box
 from videomae_jax.errors import UserError
 from videomae_jax.inference.network import Network

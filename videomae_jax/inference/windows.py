@@ -11,8 +11,8 @@ import numpy as np
 
 from videomae_jax.data import sampling
 from videomae_jax.data.decode import open_frames
+from videomae_jax.data.resize import resize_crop
 from videomae_jax.data.retry import read_with_retries
-from videomae_jax.data.samplers import resize_crop
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError

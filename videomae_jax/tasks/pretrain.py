@@ -246,7 +246,7 @@ def train_sampler(config: ConfigDict) -> "ClipSampler":
     On accelerators clips keep their size in the video, up to source_height x source_width.
     """
     clip = config.clip
-    # On CPUs the host is the device, and Pillow resizes in a quarter of its time (docs/data.md).
+    # On CPUs the host is the device, and resizes in a small part of its time (docs/data.md).
     if platform_in_use() == "cpu":
         return _sampler(config, train=True)
     canvas = max(clip.source_height, clip.height), max(clip.source_width, clip.width)
