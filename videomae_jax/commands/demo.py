@@ -57,16 +57,16 @@ def main(args: argparse.Namespace) -> None:
         listing = ("data", "list", str(args.folder), f"--out={lists[0]}", f"--val={lists[1]}")
         run_part(Part("List the videos", (*listing, f"--holdout={HOLDOUT}")))
     held_out = read_videos(lists[1])
-    labelled = held_out.labels is not None
+    labels = [] if held_out.labels is None else held_out.labels.tolist()
     parts = learn_parts(lists, held_out.paths[0], args.workdir)
-    if labelled:
+    if labels:
         parts += classify_parts(lists, held_out.paths[0], args.workdir)
     for number, part in enumerate(parts, 1):
         run_part(part._replace(title=f"{number}/{len(parts)}  {part.title}"))
     print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes.")
     print(f"The reconstruction: {args.workdir}/reconstruction.png and .gif")
-    if labelled:
-        print_accuracies(args.workdir, classes=len(held_out.class_names))
+    if labels:
+        print_accuracies(args.workdir, classes=len(set(labels)))
 
 
 def learn_parts(lists: list[Path], video: str, workdir: Path) -> list[Part]:

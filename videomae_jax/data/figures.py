@@ -88,8 +88,8 @@ def _background(rng: np.random.Generator, width: int) -> Image.Image:
     image = Image.new("RGB", size, tuple(wall.tolist()))
     draw = ImageDraw.Draw(image)
     for _ in range(3):
-        x, y = rng.integers(0, size[0]), rng.integers(0, size[1] // 2)
-        side = rng.integers(10, 70, 2)
+        x, y = int(rng.integers(0, size[0])), int(rng.integers(0, size[1] // 2))
+        side = rng.integers(10, 70, 2).tolist()
         colour = tuple((wall + rng.integers(-25, 15)).tolist())
         draw.rectangle((x, y, x + side[0], y + side[1]), fill=colour)
     floor = tuple((wall - rng.integers(30, 60)).tolist())
