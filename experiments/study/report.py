@@ -18,7 +18,7 @@ from typing import Any
 from experiments.study import claims
 from experiments.study.claims import CLAIMS, UNKNOWN, Interval, Rows, mean_interval, scores, select
 from experiments.study.forms import LONG, MOCO, SCRATCH, STUDENT, TAUGHT, UNTRAINED, VIDEOMAE
-from experiments.study.lists import CONTROLS, SETS
+from experiments.study.lists import CONTROLS, SETS, LabelSet
 
 ARMS = (VIDEOMAE, MOCO, LONG, SCRATCH)
 TEXTS = ("labels", "arm", "measure", "mask")
@@ -51,6 +51,11 @@ def cell(rows: Rows, column: str = "top1") -> str:
     return percent(mean_interval(values)) if values else "-"
 
 
+def sets_of(rows: Rows) -> list[LabelSet]:
+    """Return the label sets that were run."""
+    return [labels for name, labels in SETS.items() if any(row["labels"] == name for row in rows)]
+
+
 def report_lines(rows: Rows, facts: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of the page."""
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
@@ -61,7 +66,7 @@ def report_lines(rows: Rows, facts: dict[str, Any]) -> Iterator[str]:
     yield f"mean of up to {seeds} seeds [95 % interval, t]. Times are seconds of one core, or of"
     yield f"the GPU. Pre-training {settings['curve'][-1]:g} s, fine-tuning"
     yield f"{settings['finetune']:g} s; {LONG}: both."
-    for labels in SETS.values():
+    for labels in sets_of(rows):
         yield ""
         yield f"## {labels.name.capitalize()}, chance {100 / labels.classes:.1f} %"
         yield ""
@@ -69,7 +74,7 @@ def report_lines(rows: Rows, facts: dict[str, Any]) -> Iterator[str]:
         yield from curve_table(rows, labels.name)
         yield from share_table(rows, labels.name)
         yield from mask_table(rows, labels.name)
-        yield from cost_table(rows, labels.name)
+        yield from cost_table(rows, labels.name, facts["step_seconds"])
     yield ""
     yield "## Claims"
     yield ""
@@ -133,22 +138,23 @@ def mask_table(rows: Rows, labels: str) -> Iterator[str]:
         yield f"| fine-tuned | {' | '.join(cells)} |"
 
 
-def cost_table(rows: Rows, labels: str) -> Iterator[str]:
-    """Yield the table of what the runs of each kind took."""
+def cost_table(rows: Rows, labels: str, step_seconds: dict[str, float]) -> Iterator[str]:
+    """Yield the table of what the runs of each kind took. step_seconds: of `run.measure`."""
     yield ""
-    yield "| run | rate | steps | CPU ms a step | CPU minutes with start-up | memory, GB |"
+    yield "| run | rate | steps | ms a step | CPU minutes, with start-up | memory, GB |"
     yield "|---|---|---|---|---|---|"
-    kinds = [("pre-training", arm) for arm in (VIDEOMAE, MOCO)]
-    kinds += [("fine-tuned", arm) for arm in (*ARMS, STUDENT, TAUGHT)]
-    for measure, arm in kinds:
+    kinds = {("pre-training", VIDEOMAE): "pretrain", ("pre-training", MOCO): "contrast"}
+    kinds |= {("fine-tuned", arm): "classify" for arm in ARMS}
+    kinds |= {("fine-tuned", STUDENT): "student", ("fine-tuned", TAUGHT): "taught"}
+    for (measure, arm), kind in kinds.items():
         found = select(rows, labels, arm, measure)
         if found:
-            seconds = sum(row["cpu_seconds"] for row in found) / len(found)
-            memory = max(row["gigabytes"] for row in found)
-            row = found[0]
+            row, memory = found[0], max(row["gigabytes"] for row in found)
+            minutes = sum(row["cpu_seconds"] for row in found) / len(found) / 60
+            step = next(value for key, value in step_seconds.items() if key.startswith(f"{kind} "))
             yield (
-                f"| {measure}, {arm} | {row['rate']:g} | {row['steps']:.0f} | "
-                f"{1000 * seconds / row['steps']:.0f} | {seconds / 60:.1f} | {memory:.2f} |"
+                f"| {measure}, {arm} | {row['rate']:g} | {row['steps']:.0f} | {1000 * step:.0f} | "
+                f"{minutes:.1f} | {memory:.2f} |"
             )
 
 
@@ -183,8 +189,10 @@ def draw(rows: Rows, file: Path) -> None:
     """Draw the arms of each label set with their seeds, and the curve of pre-training."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    for (left, right), labels in zip(figure.subplots(2, 2), SETS.values(), strict=True):
+    sets = sets_of(rows)
+    figure = Figure(figsize=(11, 3.5 * len(sets)), layout="constrained")
+    panels = figure.subplots(len(sets), 2, squeeze=False)
+    for (left, right), labels in zip(panels, sets, strict=True):
         groups = {arm: select(rows, labels.name, arm) for arm in ARMS}
         groups = {arm: group for arm, group in groups.items() if group}
         for offset, column in enumerate(("top1", *CONTROLS)):

@@ -61,6 +61,7 @@ def test_the_report_of_results(tmp_path):
     facts = {
         "form": "micro",
         "settings": {"curve": form.curve, "finetune": form.finetune},
+        "step_seconds": {step_key(kind, form.grid): 0.01 for kind in RECIPES},
         "estimated_minutes": 1.0,
         "machine": "m",
         "versions": {"jax": "1"},
