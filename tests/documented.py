@@ -93,6 +93,13 @@ def all_options() -> set[str]:
     return found
 
 
+def extras() -> list[str]:
+    """Return the extras that the package has."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    return [*setup["options.extras_require"]]
+
+
 class Understood(Exception):
     """The parser of a script knows its words; the script must not go on."""
 
@@ -190,11 +197,9 @@ class Reader:
             runpy.run_path(str(script), run_name="__main__")
 
     def _pip(self, words: list[str]) -> None:
-        setup = configparser.ConfigParser()
-        setup.read(ROOT / "setup.cfg")
         for word in words:
             if match := re.fullmatch(r"(?:\.|videomae_jax)\[([\w,-]+)\]", word):
-                missing = {*match[1].split(",")} - {*setup["options.extras_require"]}
+                missing = {*match[1].split(",")} - {*extras()}
                 assert not missing, f"{word}: no such extra"
 
     def _launcher(self, words: list[str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from documented import FENCE, ROOT, Reader, all_options, blocks, commands, read, spans
+from documented import FENCE, ROOT, Reader, all_options, blocks, commands, extras, read, spans
 
 from videomae_jax.config import flatten, load_config
 from videomae_jax.errors import UserError
@@ -134,6 +134,12 @@ def test_commands_are_found_in_pages():
         ["pip", "install", "."],
         [".venv/bin/videomae", "doctor", "RUN"],
     ]
+
+
+def test_every_extra_is_explained():
+    text = "".join(map(read, PAGES))
+    found = [extra for extra in extras() if re.search(rf"\[{extra}\]|`{extra}`", text)]
+    assert len(found) > 5 and found == extras()
 
 
 def test_every_picture_of_the_pages_is_made_by_a_script_that_is_named():
