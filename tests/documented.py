@@ -46,7 +46,7 @@ def blocks(page: Path) -> list[str]:
     """Return the blocks of a page that may hold commands, or the steps of a workflow."""
     if page.suffix == ".yml":
         jobs = yaml.safe_load(page.read_text())["jobs"].values()
-        return [step["run"] for job in jobs for step in job["steps"] if "run" in step]
+        return [step["run"] for job in jobs for step in job.get("steps", ()) if "run" in step]
     return [block for language, block in FENCE.findall(read(page)) if language in SHELL]
 
 
@@ -156,6 +156,8 @@ class Reader:
                 action.nargs = {None: "?", "+": "*"}.get(action.nargs, action.nargs)
 
     def _videomae(self, words: list[str]) -> None:
+        if words[1] == "COMMAND":
+            return
         self._seen.clear()
         cli.main(words[1:])
         (args,) = self._seen
@@ -199,7 +201,7 @@ class Reader:
     def _pip(self, words: list[str]) -> None:
         for word in words:
             if match := re.fullmatch(r"(?:\.|videomae_jax)\[([\w,-]+)\]", word):
-                missing = {*match[1].split(",")} - {*extras()}
+                missing = {*match[1].split(",")} - {*extras(), "NAME"}
                 assert not missing, f"{word}: no such extra"
 
     def _launcher(self, words: list[str]) -> None:

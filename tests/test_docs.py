@@ -29,8 +29,10 @@ RECIPES = (
     "probe:linear,s,custom",
     "detect:b,ava",
 )
-# What pages name without the program: options of sbatch and pytest, and the name of a file.
+# What pages name without the program: options of sbatch, of pytest and of other implementations
+# of VideoMAE, and the name of a file.
 FOREIGN = {"--time", "--signal", "--ff", "--lf", "--1"}
+FOREIGN |= {"--data_set", "--nb_classes", "--update_freq", "--accum_iter"}
 
 
 def name(page: Path) -> str:
