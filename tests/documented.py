@@ -46,7 +46,7 @@ def blocks(page: Path) -> list[str]:
     """Return the blocks of a page that may hold commands, or the steps of a workflow."""
     if page.suffix == ".yml":
         jobs = yaml.safe_load(page.read_text())["jobs"].values()
-        return [step["run"] for job in jobs for step in job["steps"] if "run" in step]
+        return [step["run"] for job in jobs for step in job.get("steps", ()) if "run" in step]
     return [block for language, block in FENCE.findall(read(page)) if language in SHELL]
 
 
@@ -91,6 +91,13 @@ def all_options() -> set[str]:
     cli.add_commands(parser, cli.COMMANDS, package="videomae_jax.commands")
     look(parser)
     return found
+
+
+def extras() -> list[str]:
+    """Return the extras that the package has."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    return [*setup["options.extras_require"]]
 
 
 class Understood(Exception):
@@ -149,6 +156,8 @@ class Reader:
                 action.nargs = {None: "?", "+": "*"}.get(action.nargs, action.nargs)
 
     def _videomae(self, words: list[str]) -> None:
+        if words[1] == "COMMAND":
+            return
         self._seen.clear()
         cli.main(words[1:])
         (args,) = self._seen
@@ -190,11 +199,9 @@ class Reader:
             runpy.run_path(str(script), run_name="__main__")
 
     def _pip(self, words: list[str]) -> None:
-        setup = configparser.ConfigParser()
-        setup.read(ROOT / "setup.cfg")
         for word in words:
             if match := re.fullmatch(r"(?:\.|videomae_jax)\[([\w,-]+)\]", word):
-                missing = {*match[1].split(",")} - {*setup["options.extras_require"]}
+                missing = {*match[1].split(",")} - {*extras(), "NAME"}
                 assert not missing, f"{word}: no such extra"
 
     def _launcher(self, words: list[str]) -> None:

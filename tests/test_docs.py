@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from documented import FENCE, ROOT, Reader, all_options, blocks, commands, read, spans
+from documented import FENCE, ROOT, Reader, all_options, blocks, commands, extras, read, spans
 
 from videomae_jax.config import flatten, load_config
 from videomae_jax.errors import UserError
@@ -29,8 +29,10 @@ RECIPES = (
     "probe:linear,s,custom",
     "detect:b,ava",
 )
-# What pages name without the program: options of sbatch and pytest, and the name of a file.
+# What pages name without the program: options of sbatch, of pytest and of other implementations
+# of VideoMAE, and the name of a file.
 FOREIGN = {"--time", "--signal", "--ff", "--lf", "--1"}
+FOREIGN |= {"--data_set", "--nb_classes", "--update_freq", "--accum_iter"}
 
 
 def name(page: Path) -> str:
@@ -134,6 +136,12 @@ def test_commands_are_found_in_pages():
         ["pip", "install", "."],
         [".venv/bin/videomae", "doctor", "RUN"],
     ]
+
+
+def test_every_extra_is_explained():
+    text = "".join(map(read, PAGES))
+    found = [extra for extra in extras() if re.search(rf"\[{extra}\]|`{extra}`", text)]
+    assert len(found) > 5 and found == extras()
 
 
 def test_every_picture_of_the_pages_is_made_by_a_script_that_is_named():
