@@ -35,6 +35,8 @@ nb_execution_in_temp = True
 nb_execution_timeout = 900
 nb_execution_excludepatterns = [] if importlib.util.find_spec("libtpu") else ["06_tpu_pod.ipynb"]
 
+# The lexer of notebooks does not know that a `!` line may go on after a backslash.
+suppress_warnings = ["misc.highlighting_failure"]
 highlight_language = "text"  # of blocks without a language
 default_role = "code"  # docstrings have `names` in single backticks
 smartquotes_action = "D"  # dashes alone
