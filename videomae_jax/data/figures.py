@@ -160,7 +160,7 @@ def _pose(action: str, turn: float) -> dict[str, Any]:
     if action == "bow":
         pose |= dict(lean=1.4 * up)
     elif action == "jump":
-        pose |= dict(lift=0.25 * up, arms=[(-0.3 - 1.8 * up, 0), (0.3 + 1.8 * up, 0)])
+        pose |= dict(lift=0.15 * up, arms=[(-0.3 - 1.8 * up, 0), (0.3 + 1.8 * up, 0)])
     elif action == "kick":
         pose["feet"] = [(-0.06, 0.0), (0.06 + 0.38 * up, 0.4 * up)]
     elif action == "squat":
