@@ -2,8 +2,8 @@
 
     .venv/bin/python -m experiments.study.report DIR [--to docs/study]
 
-DIR: the folder of `experiments.study.run`. Writes results.csv, study.md and study.png into --to,
-by default DIR.
+DIR: the folder of `experiments.study.run`. Writes FORM.md and FORM.png, and a copy of results.csv,
+FORM.csv, into --to, by default DIR.
 """
 
 import argparse
@@ -229,10 +229,10 @@ def main() -> None:
     rows = read_results(args.folder / "results.csv")
     facts = json.loads((args.folder / "facts.json").read_text())
     text = "\n".join(["# The study", "", *report_lines(rows, facts)]) + "\n"
-    (to / "study.md").write_text(text)
-    draw(rows, to / "study.png")
+    (to / f"{facts['form']}.md").write_text(text)
+    draw(rows, to / f"{facts['form']}.png")
     if args.to:
-        shutil.copy(args.folder / "results.csv", to / "results.csv")
+        shutil.copy(args.folder / "results.csv", to / f"{facts['form']}.csv")
     print(text)
 
 
