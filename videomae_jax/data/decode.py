@@ -235,7 +235,7 @@ def _opened(source: str | bytes, *, probe: bool = True) -> Iterator[tuple]:
         # A playlist with the name of a video must not open network connections, and a title in
         # an old encoding is not an error.
         local = {"protocol_whitelist": "file"}
-        streams = [] if probe else [{"skip_frame": "all"}]  # options for probing only
+        streams: Any = [] if probe else [{"skip_frame": "all"}]  # options for probing only
         with av.open(
             file, options=local, stream_options=streams, metadata_errors="replace"
         ) as container:

@@ -87,7 +87,8 @@ def _scale(frames: np.ndarray, *, width: int, height: int) -> np.ndarray:
                 interpolation=flags,
                 threads=1,
             ).planes[0]
-            lines = np.frombuffer(scaled, np.uint8).reshape(height, scaled.line_size)
+            pixels = np.frombuffer(scaled, np.uint8)  # type: ignore[call-overload]  # wrong stub
+            lines = pixels.reshape(height, scaled.line_size)
             target[:] = lines[:, : target.shape[1]]
     return out
 
