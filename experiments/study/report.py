@@ -186,37 +186,43 @@ def bar_lines(rows: Rows) -> Iterator[str]:
 
 
 def draw(rows: Rows, file: Path) -> None:
-    """Draw the arms of each label set with their seeds, and the curve of pre-training."""
+    """Draw the arms of each label set with their seeds, and the curve of pre-training if any."""
     from matplotlib.figure import Figure
 
     sets = sets_of(rows)
-    figure = Figure(figsize=(11, 3.5 * len(sets)), layout="constrained")
-    panels = figure.subplots(len(sets), 2, squeeze=False)
-    for (left, right), labels in zip(panels, sets, strict=True):
-        groups = {arm: select(rows, labels.name, arm) for arm in ARMS}
-        groups = {arm: group for arm, group in groups.items() if group}
-        for offset, column in enumerate(("top1", *CONTROLS)):
-            for place, group in enumerate(groups.values()):
-                values = [100 * value for value in scores(group, column)]
-                if not values:
-                    continue
-                x = place + 0.26 * (offset - 1)
-                label = column if place == 0 else None
-                left.bar(x, sum(values) / len(values), 0.24, color=f"C{offset}", label=label)
-                left.plot([x] * len(values), values, ".", color="black", markersize=4)
-        left.set_xticks(range(len(groups)), [arm.replace(", ", ",\n") for arm in groups])
+    curves = [claims.curve(rows, labels.name) for labels in sets]
+    columns = 2 if max(map(len, curves)) > 1 else 1
+    figure = Figure(figsize=(5.5 * columns, 3.5 * len(sets)), layout="constrained")
+    panels = figure.subplots(len(sets), columns, squeeze=False)
+    for (left, *right), labels, curve in zip(panels, sets, curves, strict=True):
+        draw_arms(left, {arm: select(rows, labels.name, arm) for arm in ARMS})
         left.set(ylabel="top-1, %", title=f"{labels.name}; dots: seeds, dotted: chance")
-        left.legend()
-        lengths = claims.curve(rows, labels.name)
-        means = [100 * sum(values) / len(values) for values in lengths.values()]
-        right.plot(list(lengths), means, "o-", label=f"fine-tuned {VIDEOMAE}")
-        for length, values in lengths.items():
-            right.plot([length] * len(values), [100 * value for value in values], "k.")
-        right.set(xlabel="pre-training, s", ylabel="top-1, %", xscale="log")
-        right.legend()
-        for axes in (left, right):
+        for axes in right:
+            means = [100 * sum(values) / len(values) for values in curve.values()]
+            axes.plot(list(curve), means, "o-", label=f"fine-tuned {VIDEOMAE}")
+            for length, values in curve.items():
+                axes.plot([length] * len(values), [100 * value for value in values], "k.")
+            axes.set(xlabel="pre-training, s", ylabel="top-1, %", xscale="log")
+            axes.legend()
+        for axes in (left, *right):
             axes.axhline(100 / labels.classes, color="grey", linestyle=":")
     figure.savefig(file, dpi=110)
+
+
+def draw_arms(axes: Any, groups: dict[str, Rows]) -> None:
+    """Draw a bar for each arm and control, with its seeds."""
+    groups = {arm: group for arm, group in groups.items() if group}
+    for offset, column in enumerate(("top1", *CONTROLS)):
+        for place, group in enumerate(groups.values()):
+            values = [100 * value for value in scores(group, column)]
+            if not values:
+                continue
+            x = place + 0.26 * (offset - 1)
+            label = column if place == 0 else None
+            axes.bar(x, sum(values) / len(values), 0.24, color=f"C{offset}", label=label)
+            axes.plot([x] * len(values), values, ".", color="black", markersize=4)
+    axes.set_xticks(range(len(groups)), [arm.replace(", ", ",\n") for arm in groups])
+    axes.legend()
 
 
 def main() -> None:
