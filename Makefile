@@ -45,13 +45,18 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# uv chooses the versions in seconds, pip in minutes; where uv finds no index, pip may.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+
 $(BIN)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	$(PIP) uv
+	$(UV) --editable ".[test]" || $(PIP) --editable ".[test]"
 	touch $@
 
 $(BIN)/.documents: $(BIN)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	$(UV) --editable ".[docs]" || $(PIP) --editable ".[docs]"
 	touch $@
 
 clean:
