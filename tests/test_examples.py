@@ -29,6 +29,7 @@ def test_features_finds_a_copy(pretrained, tmp_path, capsys):
     assert lines[1][:2] == ["b.mp4", "a.mp4 1.00"]
 
 
+@pytest.mark.slow
 def test_own_loop_learns():
     losses = example("finetune_in_your_loop").main(20)
     assert np.isfinite(losses).all()

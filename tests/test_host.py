@@ -91,6 +91,7 @@ def test_a_work_directory_is_locked_without_proc(mac, tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_packing_and_reading_in_threads(mac, videos, tmp_path):
     cli.main(["data", "pack", str(videos), str(tmp_path / "packed"), "--short-side=32"])
     small = ["--config.data.holdout=0", "--config.batch_size=8", "--seconds=0.1"]

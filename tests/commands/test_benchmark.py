@@ -20,6 +20,7 @@ def measure(tmp_path, *flags):
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [pytest.param("pretrain", marks=pytest.mark.slow), "encode"])
 def test_the_figures_agree_with_each_other(tmp_path, task):
     got = measure(tmp_path, f"--task={task}", "--batch=8")

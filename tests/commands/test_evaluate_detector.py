@@ -107,6 +107,7 @@ def detected(run, folder):
     return measure(folder, folder / "detected", "--boxes", folder / "found.csv")
 
 
+@pytest.mark.slow
 def test_annotated_boxes_give_the_numbers_of_the_training(run, folder, annotated, capsys):
     """With clips of two shapes, a partial batch of each, and also for averaged weights."""
     _, training = run
@@ -125,6 +126,7 @@ def test_annotated_boxes_give_the_numbers_of_the_training(run, folder, annotated
     assert vm.evaluate_detector(folder / "run", folder / "val.csv").map == annotated["map"]
 
 
+@pytest.mark.slow
 def test_each_kind_of_model_has_its_function(run, folder, classifier):
     with pytest.raises(UserError, match="run is a detector, .*: use vm.evaluate_detector"):
         vm.evaluate(folder / "run", folder / "val.csv")
@@ -137,6 +139,7 @@ def read_csv(path):
         return list(csv.reader(file))
 
 
+@pytest.mark.slow
 def test_the_files_hold_what_was_scored(folder, detected):
     """An evaluator that reads the files, as that of AVA does, finds the same mAP."""
     found, truth = read_csv(folder / "detected/detections.csv"), read_csv(folder / "val.csv")
@@ -170,6 +173,7 @@ def test_the_files_hold_what_was_scored(folder, detected):
     assert (folder / "detected/classes.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_detected_boxes_are_ranked_by_both_scores(folder, detected, capsys):
     assert not detected["upper_bound"] and detected["loss"] is None
     assert detected["key_frames"] == 11
@@ -188,6 +192,7 @@ def test_detected_boxes_are_ranked_by_both_scores(folder, detected, capsys):
     assert other["map"] != detected["map"]
 
 
+@pytest.mark.slow
 def test_a_stopped_evaluation_resumes_to_the_same_numbers(run, folder, tmp_path, annotated):
     for batches in (1, 2):  # of three, the last of another shape
         calls = iter(range(9))
@@ -217,6 +222,7 @@ def test_a_signal_saves_and_the_same_command_resumes(run, folder, tmp_path, anno
     assert measure(folder, out, "--batch-size=8") == annotated
 
 
+@pytest.mark.slow
 def test_one_device_computes_what_eight_do(run, folder, annotated, monkeypatch):
     monkeypatch.setattr(box_probabilities, "data_mesh", lambda: data_mesh(jax.devices()[:1]))
     found = vm.evaluate_detector(folder / "run", folder / "val.csv", batch_size=3)
@@ -224,6 +230,7 @@ def test_one_device_computes_what_eight_do(run, folder, annotated, monkeypatch):
     assert found.scores.shape == (len(found.key_frames.boxes), 13)
 
 
+@pytest.mark.slow
 def test_classes_and_key_frames_may_be_left_out(run, folder, tmp_path, annotated):
     model, truth = folder / "run", folder / "val.csv"
     (tmp_path / "some.txt").write_text("kick\nlow\n")
@@ -240,6 +247,7 @@ def test_classes_and_key_frames_may_be_left_out(run, folder, tmp_path, annotated
     assert rest.map == alone.map and "9 key frames" in rest.protocol
 
 
+@pytest.mark.slow
 def test_an_unreadable_video_does_not_count_and_is_said(run, folder, tmp_path, capsys):
     shutil.copytree(folder / "films", tmp_path / "films")
     (tmp_path / "films/wide.mp4").write_text("not a video")
@@ -252,6 +260,7 @@ def test_an_unreadable_video_does_not_count_and_is_said(run, folder, tmp_path, c
     assert "wide.mp4" in (out / "unreadable.csv").read_text() and len(broken["unreadable"]) == 1
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line(run, folder, classifier, tmp_path, capsys):
     def says(*more):
         return fails(capsys, *command(folder, *more))

@@ -13,6 +13,7 @@ def lists(labelled):
     return [text.partition("=")[2] for text in labelled]
 
 
+@pytest.mark.slow
 def test_the_command_reports_every_k_and_what_could_not_be_read(
     pretrained,
     lists,

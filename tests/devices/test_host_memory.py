@@ -38,6 +38,7 @@ def faults(*, settle):
     return int(subprocess.run(command, env=env, check=True, capture_output=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
 def test_temporaries_are_found_again():
     with_pages, without = faults(settle=False), faults(settle=True)

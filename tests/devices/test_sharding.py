@@ -50,10 +50,12 @@ def collectives(text):
     return {match.group(1) for match in re.finditer(rf" ({kinds})(-start)?\(", text)}
 
 
+@pytest.mark.slow
 def test_data_parallel_reduces_gradients_and_moves_nothing_else():
     assert collectives(compiled_text(dict(data=8, fsdp=1, tensor=1))) == {"all-reduce"}
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_meet_once_a_step():
     def sent(*more):
         text = compiled_text(dict(data=8, fsdp=1, tensor=1), *more)

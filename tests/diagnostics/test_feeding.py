@@ -46,6 +46,7 @@ def check(got, *, stages):
 ALL = ["read", "decode", "augment", "transfer", "together"]
 
 
+@pytest.mark.slow
 def test_files_and_their_memory(tmp_path, videos, capsys):
     got = measure(tmp_path, videos, "--config.data.memory_gb=1", "--config.data.max_bad_share=0.5")
     check(got, stages=ALL)

@@ -39,6 +39,7 @@ def plan_here(*overrides):
     return plan.plan_step(config, pretrain, devices=devices, hosts=hosts, examples=len(videos))
 
 
+@pytest.mark.slow
 def test_a_data_parallel_step_sends_each_gradient_once():
     step = plan_here("--config.batch_size=16")
     (row,) = step.collectives

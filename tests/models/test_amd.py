@@ -104,6 +104,7 @@ def test_features_are_split_by_what_the_student_sees():
         assert set(np.asarray(found.unseen)[clip, :, 0].tolist()) <= hidden
 
 
+@pytest.mark.slow
 def test_a_teacher_has_the_features_of_its_blocks():
     patches, mask, wider = inputs()
     half, full = compute(*parameters(), patches)[3]

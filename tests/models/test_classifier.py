@@ -94,6 +94,7 @@ def test_loss_and_every_gradient(golden, run):
     assert max(jax.tree.leaves(errors)) < TOLERANCE, errors
 
 
+@pytest.mark.slow
 def test_three_adamw_steps_with_layer_decay(golden):
     *_, loss_and_grad = setup()
     c = golden.config

@@ -125,6 +125,7 @@ def test_predicted_tokens_do_not_see_each_other(recipe, alone):
         assert (error < 1e-5) == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dual", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_every_parameter_learns(dual):
     task = pretrain.build_task(small("cross", f"--config.mask.decoder_ratio={dual}"))

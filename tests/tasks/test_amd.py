@@ -142,6 +142,7 @@ def test_a_fine_tuned_teacher_serves_with_its_encoder(tuned_teacher):
     assert np.isfinite([row["loss"] for row in found]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "words"),
     [

@@ -46,6 +46,7 @@ def finetuned(tmp_path_factory, pretrained, labelled):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_classifier_that_knows_its_classes(finetuned, pretrained):
     params, config = load_params(str(finetuned))
     assert config.data.class_names == KINDS and config.model.classes == 3
@@ -140,6 +141,7 @@ def test_the_positions_of_another_size_are_named():
     )
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_end_the_run_in_one_line(pretrained, finetuned, tmp_path, capsys):
     start = f"--config.init_from={pretrained}"
     data = f"--config.data.train={tmp_path}/train.csv"

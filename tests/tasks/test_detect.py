@@ -84,6 +84,7 @@ def assert_same(ours, theirs, atol=2e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=1e-5), ours, theirs)
 
 
+@pytest.mark.slow
 def test_an_untrained_model_starts_at_the_logarithm_of_two():
     task, *_ = make(STILL)
     params = task.init(jax.random.key(0))
@@ -186,6 +187,7 @@ def one_device():
     return steps(load(), mesh=dict(data=1, fsdp=1, tensor=1), devices=jax.devices()[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("axes", "parts"),
     [

@@ -392,6 +392,7 @@ def test_what_does_not_fit_the_teacher_is_refused(classifier, train, held, overr
     assert str(error.value).count("\n") == 0
 
 
+@pytest.mark.slow
 def test_a_teacher_of_another_kind_is_refused(classifier, detector, pretrained, tmp_path):
     probe = load_recipe("probe", "linear,tiny,custom", ["--config.model.classes=3"])
     save_params(str(tmp_path / "probe"), {"heads": {"query": np.zeros(3, np.float32)}}, probe)

@@ -150,6 +150,7 @@ def test_mixed_clips_have_the_labels_of_both_by_their_fractions():
     assert 0 < fraction < 1
 
 
+@pytest.mark.slow
 def test_the_score_rises_above_chance_and_the_kind_stays_with_the_run(trained, lists, capsys):
     params, config = load_params(str(trained))
     assert config.model.multi_label is True and config.model.classes == 2
@@ -175,6 +176,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(trained, lists, tmp_path, capsys):
     assert held_out(tmp_path) == held_out(trained)[-1:]
 
 
+@pytest.mark.slow
 def test_evaluation_gives_the_score_of_training_and_takes_lists_of_one_label(
     trained, lists, tmp_path, capsys
 ):
@@ -208,6 +210,7 @@ def test_evaluation_gives_the_score_of_training_and_takes_lists_of_one_label(
     assert "mean of 1 of 2 classes" in found.protocol
 
 
+@pytest.mark.slow
 def test_each_class_is_predicted_by_itself(trained, lists, tmp_path, capsys):
     folder = lists[1].rpartition("/")[0]
     clips = [f"{folder}/{index}.mp4" for index in range(4)]
@@ -245,6 +248,7 @@ def test_other_formats_say_the_kind(trained, lists, tmp_path, form):
     assert again.config.model.multi_label and again.labels == NAMES
 
 
+@pytest.mark.slow
 def test_a_format_without_the_kind_says_so(trained, tmp_path, capsys):
     cli.main(["convert", str(trained), str(tmp_path / "model.pth")])
     assert "does not say that the model knows several labels" in capsys.readouterr().out

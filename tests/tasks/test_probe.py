@@ -122,6 +122,7 @@ def test_a_query_attends_as_keys_and_values_of_every_token_would():
     np.testing.assert_allclose(logits, pooled @ params["linear"]["kernel"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_probe_goes_on_bit_for_bit(
     probed,
     pretrained,
@@ -160,6 +161,7 @@ def test_mistakes_are_one_line(probed, pretrained, labelled, tmp_path, capsys):
     assert "has no labels" in says(f"--config.data.train={none}")
 
 
+@pytest.mark.slow
 def test_heads_of_several_labels_are_compared_by_map(pretrained, tmp_path):
     lines = rows("train", KINDS, range(4)).splitlines()
     lines[0] += "|walk"

@@ -97,6 +97,7 @@ def test_a_signal_to_a_process_ends_it_with_42(tmp_path, number, manifests):
     assert f"{number.name}: saved step" in output
 
 
+@pytest.mark.slow
 def test_a_signal_saves_exits_42_and_loses_no_step(
     straight, tmp_path, manifests, capsys, monkeypatch
 ):
@@ -220,6 +221,7 @@ def test_too_many_unreadable_videos_end_the_run_with_their_share(tmp_path, capsy
     assert "bad0.mp4" in (tmp_path / "run/bad_videos.csv").read_text()
 
 
+@pytest.mark.slow
 def test_one_unreadable_video_does_not_end_the_run(tmp_path, capsys):
     rows = [f"{CLIPS}/train/walk/walk_{number:03d}.mp4" for number in range(4)]
     bad = tmp_path / "bad.mp4"
@@ -235,6 +237,7 @@ def test_one_unreadable_video_does_not_end_the_run(tmp_path, capsys):
     assert len(listed) == 2 and listed[1].startswith(str(bad))
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_end_the_run_with_their_examples(tmp_path, capsys, manifests):
     more = [*manifests, "--config.max_skipped_steps=3", "--config.save_every=1"]
     with pytest.raises(SystemExit) as stopped:

@@ -66,16 +66,19 @@ def straight(folder, videos):
     return folder / "straight"
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does(stopped, one):
     done = values(stopped)
     np.testing.assert_allclose(done, one[: len(done)], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_saves_a_common_step_and_ends_all_with_42(stopped):
     done = max(losses(stopped))
     assert done < 12 and saved_steps(stopped)[-1] == done
 
 
+@pytest.mark.slow
 def test_only_the_first_of_several_writes_the_log(stopped):
     assert "step 1/12" in log(stopped, 0).read_text()
     assert "step 1/12" not in log(stopped, 1).read_text()

@@ -44,6 +44,7 @@ def test_a_file_that_cannot_grow_ends_the_run_and_leaves_the_last_checkpoint(str
     assert load_params(str(strike.workdir))  # whole: its digests are compared
 
 
+@pytest.mark.slow
 def test_a_work_directory_that_is_removed(strike):
     said = strike(shutil.rmtree)
     assert "the directory is gone; it has no checkpoint" in said
