@@ -43,8 +43,8 @@ def pretrain(config: ConfigDict) -> ConfigDict:
     config.normalized_targets = False
     # Many small steps: learning where the neighbours of a token are takes most of the time.
     config.batch_size = 8
-    config.steps, config.warmup_steps = 4000, 200
-    config.log_every, config.eval_every, config.save_every = 200, 1000, 1000
+    config.steps, config.warmup_steps = 2000, 100
+    config.log_every, config.eval_every, config.save_every = 100, 500, 500
     return config
 
 
@@ -53,6 +53,6 @@ def classify(config: ConfigDict) -> ConfigDict:
     config.clip.sampling = "sparse"
     config.augment.update(operations=0, erase=0.0, mixup=0.0, cutmix=0.0, min_area=0.5)
     config.repeats, config.batch_size = 1, 16
-    config.steps, config.warmup_steps = 250, 25
-    config.log_every, config.eval_every, config.save_every = 25, 250, 250
+    config.steps, config.warmup_steps = 150, 15
+    config.log_every, config.eval_every, config.save_every = 25, 150, 150
     return config

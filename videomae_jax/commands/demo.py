@@ -56,17 +56,17 @@ def main(args: argparse.Namespace) -> None:
         lists = [args.workdir / name for name in ("train.csv", "val.csv")]
         listing = ("data", "list", str(args.folder), f"--out={lists[0]}", f"--val={lists[1]}")
         run_part(Part("List the videos", (*listing, f"--holdout={HOLDOUT}")))
-    held_out = read_videos(lists[1])
-    labels = [] if held_out.labels is None else held_out.labels.tolist()
-    parts = learn_parts(lists, held_out.paths[0], args.workdir)
-    if labels:
-        parts += classify_parts(lists, held_out.paths[0], args.workdir)
+    labels = read_videos(lists[0]).labels
+    video = read_videos(lists[1]).paths[0]
+    parts = learn_parts(lists, video, args.workdir)
+    if labels is not None:
+        parts += classify_parts(lists, video, args.workdir)
     for number, part in enumerate(parts, 1):
         run_part(part._replace(title=f"{number}/{len(parts)}  {part.title}"))
     print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes.")
     print(f"The reconstruction: {args.workdir}/reconstruction.png and .gif")
-    if labels:
-        print_accuracies(args.workdir, classes=len(set(labels)))
+    if labels is not None:
+        print_accuracies(args.workdir, classes=len(set(labels.tolist())))
 
 
 def learn_parts(lists: list[Path], video: str, workdir: Path) -> list[Part]:
