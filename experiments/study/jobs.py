@@ -87,11 +87,10 @@ def final_jobs(study: Study, rates: dict[str, tuple[float, float]], seed: int) -
         return rows
 
     def students(teacher: Path) -> list[dict[str, Any]]:
-        common: dict[str, Any] = dict(seconds=form.student)
-        rate = rates[SCRATCH][1]
+        rate, seconds = rates[SCRATCH][1], form.student
         return [
-            study.classify(STUDENT, rate, seed, **common),
-            study.classify(TAUGHT, rate, seed, **common, teacher=teacher),
+            study.classify(STUDENT, rate, seed, seconds=seconds),
+            study.classify(TAUGHT, rate, seed, seconds=seconds, teacher=teacher),
         ]
 
     def scratch(arm: str, seconds: float, shares: tuple[float, ...]) -> list[dict[str, Any]]:
