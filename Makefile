@@ -9,6 +9,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# uv compiles no Python. Where this is set, every process would compile 3,000 modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # make demo DATA=FOLDER runs it on your own videos.
 DATA ?= data/mocap_studio
 WORKDIR ?= runs/demo$(if $(filter-out data/mocap_studio,$(DATA)),-$(notdir $(DATA:/=)))

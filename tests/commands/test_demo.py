@@ -40,7 +40,7 @@ def test_a_folder_of_classes_becomes_a_classifier(short, tmp_path, capsys):
     copy_clips(tmp_path / "mine", range(4), into_classes=True)
     workdir = tmp_path / "run"
     cli.main(["demo", str(tmp_path / "mine"), f"--workdir={workdir}"])
-    assert short == ["data", "train", "visualize", "visualize", "train", "train", "predict"]
+    assert short == ["data", "train", "visualize", "train", "train", "predict"]
     for ending in ("png", "gif"):
         assert (workdir / f"reconstruction.{ending}").stat().st_size > 1000
     printed = capsys.readouterr().out
@@ -51,7 +51,7 @@ def test_a_folder_of_classes_becomes_a_classifier(short, tmp_path, capsys):
 def test_without_classes_it_ends_with_the_reconstruction(short, tmp_path, capsys):
     copy_clips(tmp_path / "mine", range(4), into_classes=False)
     cli.main(["demo", str(tmp_path / "mine"), f"--workdir={tmp_path / 'run'}"])
-    assert short == ["data", "train", "visualize", "visualize"]
+    assert short == ["data", "train", "visualize"]
     assert "classified" not in capsys.readouterr().out
 
 

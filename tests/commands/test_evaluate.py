@@ -42,9 +42,8 @@ def test_the_command_prints_accuracies_intervals_and_the_protocol(
     assert len(result["unreadable"]) == 2
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stopped_evaluation_resumes_to_the_same_numbers(
     classifier, tmp_path, number, capsys, monkeypatch
 ):

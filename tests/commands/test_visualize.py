@@ -61,12 +61,17 @@ def run(workdir, video, out, *flags):
 
 def test_a_video_of_any_length_becomes_a_gif_of_all_its_frames(workdir, video, tmp_path, capsys):
     out = tmp_path / "new" / "walk.gif"
-    run(workdir, video, out)
+    run(workdir, video, out, "--out", str(tmp_path / "walk.png"))
     with Image.open(out) as picture:
         assert picture.n_frames == 13
         assert picture.info["duration"] == 120  # 1/8 s in hundredths
+    assert Image.open(tmp_path / "walk.png").format == "PNG"
     printed = capsys.readouterr().out
-    assert str(out) in printed and "13 frames at stride 2 of the 25" in printed
+    assert (
+        str(out) in printed
+        and "walk.png: 13 frames" in printed
+        and "13 frames at stride 2 of the 25" in printed
+    )
     assert "tube mask, 75.0% hidden: loss" in printed and "predicting zero 0.99" in printed
     assert "patch statistics from visible patches only" in printed
 

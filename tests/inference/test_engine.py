@@ -62,7 +62,8 @@ def test_every_example_counts_once_on_any_number_of_devices(
     assert len({tuple(row.round(5)) for row in found.values}) == len(READABLE)
 
 
-@pytest.mark.parametrize("task", ["pretrain", pytest.param("classify", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["pretrain", "classify"])
 def test_rows_do_not_depend_on_the_batch_or_the_devices(window_list, task):
     recipe = {"pretrain": "pretrain", "classify": "finetune"}[task]
     config = load_config(f"{recipe}:tiny,custom", TINY).unlock()

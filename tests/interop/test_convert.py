@@ -650,13 +650,16 @@ def test_a_pretraining_model_made_for_pooling_reconstructs_without_the_final_nor
     grid, patches = (4, 4, 4), patchify(jnp.asarray(video), PATCH)
     mask = mask_from_bool(jnp.asarray(hidden), masked=12)
     encoder = network.build_encoder(final_norm=False)
-    tokens = encoder.apply({"params": params["encoder"]}, patches, grid, mask=mask)
-    visible = tokens @ params["encoder_to_decoder"]["kernel"]
+    encode = jax.jit(
+        lambda patches: encoder.apply({"params": params["encoder"]}, patches, grid, mask=mask)
+    )
+    visible = encode(patches) @ params["encoder_to_decoder"]["kernel"]
     table = np.broadcast_to(positions(grid, 32, source=None), [1, 64, 32])
     visible = visible + gather_tubes(jnp.asarray(table), mask.visible, mask)
     masked = params["mask_token"] + gather_tubes(jnp.asarray(table), mask.masked, mask)
     decoder = Decoder(Size(**config.model.decoder), network.run, 1536, "self")
-    theirs = decoder.apply({"params": params["decoder"]}, visible, masked)
+    decode = jax.jit(lambda *tokens: decoder.apply({"params": params["decoder"]}, *tokens))
+    theirs = decode(visible, masked)
     np.testing.assert_allclose(ours.reshape(theirs.shape), theirs, rtol=1e-4, atol=1e-5)
 
     save_checkpoint(str(tmp_path / "again"), checkpoint, to="hf")

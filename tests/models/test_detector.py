@@ -29,7 +29,7 @@ def setup(**fields):
         **fields,
     )
     grid = patch_grid(SHAPE[1:4], PATCH)
-    params = init_detector(model, jax.random.key(0), (2, 8, 8))
+    params = jax.jit(lambda key: init_detector(model, key, (2, 8, 8)))(jax.random.key(0))
     video = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
     return model, params, patchify(jnp.asarray(video), PATCH), grid
 
@@ -40,14 +40,19 @@ BOXES = jnp.asarray([[[0, 0, 96, 64], [8, 16, 40, 64.0]], [[50, 3, 61, 9], [0, 0
 def test_the_features_of_a_box_are_those_of_its_part_of_the_map():
     model, params, patches, grid = setup()
     variables = {"params": params}
-    features = model.apply(variables, patches, grid, BOXES, method="features")
     encoder = model.build_encoder(cubic_positions=True)
-    tokens = encoder.apply({"params": params["encoder"]}, patches, grid)
+
+    @jax.jit
+    def compute(variables, patches):
+        features = model.apply(variables, patches, grid, BOXES, method="features")
+        tokens = encoder.apply({"params": variables["params"]["encoder"]}, patches, grid)
+        return features, tokens, model.apply(variables, patches, grid, BOXES)
+
+    features, tokens, logits = compute(variables, patches)
     steps = tokens.reshape(2, *grid, 32).mean(axis=1)
     assert features.shape == (2, 2, 32) and features.dtype == jnp.float32
     aligned = roi_align(steps, BOXES / 8, size=7, ratio=0, aligned=False)
     np.testing.assert_allclose(features, aligned.max(axis=(2, 3)), atol=1e-6)
-    logits = model.apply(variables, patches, grid, BOXES)
     assert logits.shape == (2, 2, 5) and logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, features @ params["head"]["kernel"], atol=1e-6)
 

@@ -25,7 +25,9 @@ def network(**fields):
 @pytest.fixture(scope="module")
 def params():
     """Large weights, so that the tokens of a clip differ."""
-    leaves, tree = jax.tree.flatten(init_classifier(network(), jax.random.key(0), GRID))
+    leaves, tree = jax.tree.flatten(
+        jax.jit(lambda key: init_classifier(network(), key, GRID))(jax.random.key(0))
+    )
     rng = np.random.default_rng(0)
     moved = [leaf + 0.3 * rng.standard_normal(leaf.shape).astype("f") for leaf in leaves]
     return jax.tree.unflatten(tree, moved)

@@ -94,6 +94,7 @@ def test_an_untrained_model_starts_at_the_logarithm_of_two():
     assert float(metrics["loss"]) == pytest.approx(math.log(2), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_padding_changes_neither_the_loss_nor_any_gradient():
     """With every augmentation on."""
     _, params, loss_and_grad = make()

@@ -47,7 +47,8 @@ def probed(tmp_path_factory, pretrained, labelled):
     return workdir
 
 
-@pytest.mark.parametrize("head", ["linear", pytest.param("attentive", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["linear", "attentive"])
 def test_heads_trained_together_are_heads_trained_alone(
     head,
     probed,

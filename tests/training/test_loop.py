@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def start(workdir, *more):
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, manifests):
     workdir = tmp_path_factory.mktemp("straight")
-    cli.main(arguments(workdir, *manifests))
+    cli.main(arguments(workdir, "--config.save_every=4", *manifests))
     return workdir
 
 
@@ -69,6 +70,16 @@ def test_a_run_leaves_checkpoint_curve_metrics_and_tensorboard(straight):
     assert evaluation["step"] == 6 and 0 < evaluation["eval/vs_zero"]
 
 
+def test_a_run_that_lost_its_last_steps_goes_on_bit_for_bit(straight, tmp_path, manifests):
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    shutil.rmtree(workdir / "checkpoints/6")
+    cli.main(arguments(workdir, "--config.save_every=4", *manifests))
+    assert losses(workdir) == losses(straight)
+    assert held_out(workdir) == held_out(straight)
+
+
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(straight, tmp_path, manifests):
     process = start(tmp_path, "--config.save_every=2", *manifests)
     deadline = time.monotonic() + 240

@@ -50,7 +50,7 @@ def one_device():
     "mesh",
     [
         pytest.param(dict(data=8, fsdp=1, tensor=1), marks=pytest.mark.slow),
-        dict(data=4, fsdp=2, tensor=1),
+        pytest.param(dict(data=4, fsdp=2, tensor=1), marks=pytest.mark.slow),
         dict(data=2, fsdp=2, tensor=2),
         pytest.param(dict(slices=2, data=4, fsdp=2, tensor=1), marks=pytest.mark.slow),
     ],

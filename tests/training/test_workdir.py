@@ -50,6 +50,7 @@ def test_a_work_directory_that_is_removed(strike):
     assert "the directory is gone; it has no checkpoint" in said
 
 
+@pytest.mark.slow
 def test_a_work_directory_that_turns_read_only(strike):
     mounted = []
 

@@ -73,16 +73,11 @@ def learn_parts(lists: list[Path], video: str, workdir: Path) -> list[Part]:
     """Return the parts that use no labels."""
     pretrained = workdir / "pretrained"
     train = ("train", "--config=demo", f"--workdir={pretrained}", *list_options(lists))
-    visualize = ("visualize", video, f"--checkpoint={pretrained}")
+    pictures = [f"--out={workdir}/reconstruction.{ending}" for ending in ("png", "gif")]
+    visualize = ("visualize", video, f"--checkpoint={pretrained}", *pictures)
     return [
         Part("Pre-train: predict the hidden parts of the videos, without labels", train),
-        *(
-            Part(
-                "Reconstruct a video that it has not seen",
-                (*visualize, f"--out={workdir}/reconstruction.{ending}"),
-            )
-            for ending in ("png", "gif")
-        ),
+        Part("Reconstruct a video that it has not seen", visualize),
     ]
 
 
@@ -95,7 +90,11 @@ def classify_parts(lists: list[Path], video: str, workdir: Path) -> list[Part]:
             "Fine-tune: learn the classes from the pre-trained model",
             (*train, f"--workdir={tuned}", f"--config.init_from={workdir / 'pretrained'}"),
         ),
-        Part("The same from scratch, to compare", (*train, f"--workdir={scratch}")),
+        Part(
+            "The same from scratch, to compare",
+            # Random lower layers have to learn as much as the upper ones.
+            (*train, f"--workdir={scratch}", "--config.layer_decay=1.0"),
+        ),
         Part("Predict the class of a video", ("predict", video, f"--checkpoint={tuned}")),
     ]
 

@@ -32,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, what=f"a model with a decoder: {options.CHECKPOINT}", decoder=True
     )
     parser.add_argument(
-        "--out", metavar="FILE", required=True, help="the file to write: .gif, .mp4 or .png"
+        "--out",
+        metavar="FILE",
+        action="append",
+        required=True,
+        help="the file to write: .gif, .mp4 or .png; again for more files",
     )
     ratios = parser.add_mutually_exclusive_group()
     ratios.add_argument(
@@ -103,7 +107,8 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.interop.checkpoint_files import load_checkpoint
     from videomae_jax.paths import as_path, make_folder
 
-    pictures.check_ending(args.out)
+    for file in args.out:
+        pictures.check_ending(file)
     if not 1 <= args.fps <= MAX_FPS:
         raise UserError(f"--fps {args.fps}: use 1 to {MAX_FPS}")
     params, config, *_ = load_checkpoint(
@@ -130,20 +135,21 @@ def main(args: argparse.Namespace) -> None:
     )
     for title in shown.reconstructions:
         print(title)
-    make_folder(as_path(args.out).parent)
-    pictures.write(
-        args.out,
-        shown.frames,
-        shown.reconstructions,
-        times=shown.times,
-        captions=[shown.label],
-        fps=args.fps,
-    )
     print(shown.label)
-    print(
-        f"{args.out}: {len(shown.frames)} frames at stride {shown.times.step} of the "
-        f"{shown.total} in {args.video}"
-    )
+    for file in args.out:
+        make_folder(as_path(file).parent)
+        pictures.write(
+            file,
+            shown.frames,
+            shown.reconstructions,
+            times=shown.times,
+            captions=[shown.label],
+            fps=args.fps,
+        )
+        print(
+            f"{file}: {len(shown.frames)} frames at stride {shown.times.step} of the "
+            f"{shown.total} in {args.video}"
+        )
 
 
 def _held_out(config: "ConfigDict") -> str:

@@ -90,6 +90,7 @@ def build_task(config: ConfigDict) -> Task:
         keys = row_keys(key, ids, stream=MASK)  # those of `draw`: the masks are nested
         return *draw(key, ids), draw_mask(keys, mask.kind, grid=grid, ratio=mask.teacher_ratio)
 
+    @jax.jit
     def init(key):
         own, _, wider = draw_masks(jax.random.key(0), jnp.zeros([1], jnp.int32))
         tokens = [jnp.zeros([1, visible, model.encoder.width])] * len(DEPTHS)

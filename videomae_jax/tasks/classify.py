@@ -146,6 +146,7 @@ def build_task(config: ConfigDict) -> Task:
     probabilities = functools.partial(class_probabilities, multi_label=multi_label)
     taught = build_class_teacher(config) if has_teacher(config) else None
 
+    @jax.jit
     def init(key):
         return init_classifier(model, key, grid)
 

@@ -143,7 +143,7 @@ def build_task(config: ConfigDict) -> Task:
         return {**found, "candidates": jnp.full_like(weights, weights.sum())}
 
     return Task(
-        init=lambda key: init_moco(model, key, geometry.grid),
+        init=jax.jit(lambda key: init_moco(model, key, geometry.grid)),
         train_sums=train_sums,
         eval_sums=eval_sums,
         summarize=summarize,

@@ -176,6 +176,7 @@ def build_task(config: ConfigDict) -> Task:
         jitter=(0.0,) * 4 if boxes.whole else tuple(boxes.jitter),
     )
 
+    @jax.jit
     def init(key):
         return init_detector(model, key, grid)
 

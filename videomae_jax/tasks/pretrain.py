@@ -112,6 +112,7 @@ def build_task(config: ConfigDict) -> Task:
         cross=model.decoder_attention == "cross",
     )
 
+    @jax.jit
     def init(key):
         patches = jnp.zeros([1, geometry.tokens, geometry.values], jnp.uint8)
         mask, decoded = draw(jax.random.key(0), jnp.zeros([1], jnp.int32))

@@ -71,6 +71,7 @@ def build_task(config: ConfigDict) -> Task:
         config, operations=0, magnitude=0.0, deviation=0.0, erase=0.0
     )
 
+    @jax.jit
     def init(key):
         return model.init(key, jnp.zeros([1, geometry.tokens, geometry.values], jnp.uint8), grid)[
             "params"

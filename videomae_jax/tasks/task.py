@@ -40,7 +40,7 @@ class Task(NamedTuple):
     a batch, devices and the partial last batch add up exactly.
     """
 
-    init: Callable[[jax.Array], Params]  # key -> float32 parameters
+    init: Callable[[jax.Array], Params]  # key -> float32 parameters; jitted
     # (params, batch, key of the step) -> scalars; with `average_decay` also average=, the moving
     # average of the parameters. With `teacher` these, `eval_sums` and `outputs` also get teacher=,
     # its parameters, which have no gradient.
