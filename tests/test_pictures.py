@@ -74,6 +74,7 @@ def test_a_video_has_a_row_for_each_reconstruction_and_four_aligned_panels(chann
         assert not error[80:].any()
 
 
+@pytest.mark.slow
 def test_a_sheet_shows_the_original_once_and_time_to_the_right():
     original, result = clip(11), reconstruction(11)
     rows = {"one": result, "two": result}

@@ -76,6 +76,7 @@ def test_a_video_of_any_length_becomes_a_gif_of_all_its_frames(workdir, video, t
     assert "patch statistics from visible patches only" in printed
 
 
+@pytest.mark.slow
 def test_ratios_are_compared_in_rows_of_one_picture(workdir, video, tmp_path, capsys):
     run(workdir, video, tmp_path / "one.png", "--mask", "frame", "--ratio", "0.5")
     assert "frame mask, 50.0% hidden" in capsys.readouterr().out

@@ -73,7 +73,7 @@ def test_accumulated_gradients_meet_once_a_step():
     [
         (),
         pytest.param(("--config.run.scan=True",), marks=pytest.mark.slow),
-        ("--config.model.decoder_attention=cross",),
+        pytest.param(("--config.model.decoder_attention=cross",), marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -68,6 +68,7 @@ def test_packed_records_and_repeats(tmp_path, videos, format):
     assert got["packed"] == format and got["step_clips"] == 16
 
 
+@pytest.mark.slow
 def test_synthetic_clips_are_neither_read_nor_cut(tmp_path):
     check(measure(tmp_path, "synthetic"), stages=["transfer", "together"])
 

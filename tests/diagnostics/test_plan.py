@@ -70,6 +70,7 @@ def test_a_plan_for_accelerators_resizes(monkeypatch):
     assert there.flops == here.flops
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_what_would(tmp_path, capsys, monkeypatch):
     def pretend(config, kind, **_):
         if config.run.remat != "none":

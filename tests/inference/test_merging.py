@@ -29,6 +29,7 @@ def test_an_evaluation_prints_how_it_agrees_with_the_unmerged_model(
     assert "holds results of merge-tokens 3, this command has None" in fails(capsys, *command)
 
 
+@pytest.mark.slow
 def test_the_agreement_is_that_of_the_python_interface(classifier, monkeypatch):
     monkeypatch.setattr(merging, "VIDEOS", 3)
     folder, _, config = classifier

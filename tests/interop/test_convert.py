@@ -634,6 +634,7 @@ def without_final_norm(folder, *, pooling):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_a_pretraining_model_made_for_pooling_reconstructs_without_the_final_norm(tmp_path):
     folder = saved_hf(tmp_path, "pretrain")
     folder = without_final_norm(folder, pooling=True)

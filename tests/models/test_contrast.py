@@ -116,6 +116,7 @@ def test_random_heads_start_a_little_above_the_loss_of_knowing_nothing():
     assert 0 < loss(queries, keys) - 0.8 * math.log(64) < 0.2
 
 
+@pytest.mark.slow
 def test_float64_one_device_is_eight_and_local_statistics_are_another_method():
     with jax.enable_x64(True):
         projector, predictor = Head((16, 16, 8)), Head((16, 8))

@@ -86,6 +86,7 @@ def test_the_decay_rises_to_1_as_a_half_cosine():
     np.testing.assert_allclose(found, [0.99, 0.9914645, 0.995, 0.9985355, 1], atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_average_is_updated_before_the_keys_from_the_weights_before_the_step(one_device):
     """As MoCo v3 does: k <- m k + (1 - m) q, then the keys by k, then a step of q."""
     _, states = one_device
@@ -100,6 +101,7 @@ def test_the_average_is_updated_before_the_keys_from_the_weights_before_the_step
     assert moved["projector"]["fc1"]["kernel"]
 
 
+@pytest.mark.slow
 def test_gradients_reach_all_but_the_frozen_patches(one_device):
     _, states = one_device
     first, last = states[0], states[-1]
@@ -193,6 +195,7 @@ def test_fine_tuning_and_probes_start_from_it(contrasted, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read.params["encoder"], encoder)
 
 
+@pytest.mark.slow
 def test_scores_of_held_out_clips(one_device):
     task = contrast.build_task(load())
     (batch,) = synthetic_batches(shape=(4, 16, 16, 3), batch_size=4, seed=0, num_steps=1)

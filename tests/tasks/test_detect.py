@@ -105,6 +105,7 @@ def test_padding_changes_neither_the_loss_nor_any_gradient():
     assert_same(padded, (sums, grads))
 
 
+@pytest.mark.slow
 def test_what_absent_boxes_hold_changes_nothing():
     _, params, loss_and_grad = make()
     batch = make_batch()
@@ -248,6 +249,7 @@ def test_a_detector_of_whole_images_ignores_the_boxes():
         assert (ours["error"] == theirs["error"]).all() == same
 
 
+@pytest.mark.slow
 def test_detected_boxes_are_extended_on_request():
     config = load()
     model = detect.build_model(config)

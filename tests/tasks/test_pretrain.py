@@ -24,6 +24,7 @@ def test_each_clip_of_a_video_has_a_mask_of_its_own():
     assert first["error"] != second["error"] and first["error"] == third["error"]
 
 
+@pytest.mark.slow
 def test_a_clip_is_resized_before_anything_else():
     task = pretrain.build_task(tiny())
     params = task.init(jax.random.key(0))

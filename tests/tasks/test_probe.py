@@ -73,6 +73,7 @@ def test_heads_trained_together_are_heads_trained_alone(
     )
 
 
+@pytest.mark.slow
 def test_the_encoder_stays_bit_for_bit_and_has_no_moments(probed, pretrained):
     before, after = (load_params(str(path))[0]["encoder"] for path in (pretrained, probed))
     assert "norm" in after
@@ -88,6 +89,7 @@ def test_the_encoder_stays_bit_for_bit_and_has_no_moments(probed, pretrained):
     assert len(jax.tree.leaves(shardings)) == len(jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 def test_every_rate_is_reported_and_the_best_is_named(probed):
     (row,) = held_out(probed)
     every = {rate: row[f"eval/top1_x{rate:g}"] for rate in (0.5, 2.0)}
@@ -140,6 +142,7 @@ def test_a_resumed_probe_goes_on_bit_for_bit(
     assert held_out(tmp_path) == held_out(probed)
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line(probed, pretrained, labelled, tmp_path, capsys):
     def says(*more, start=pretrained):
         return fails(capsys, *arguments(tmp_path / "run", start, *labelled, *more))

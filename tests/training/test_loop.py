@@ -149,7 +149,8 @@ def test_a_finished_run_has_nothing_to_do(straight, capsys, manifests):
     cli.main(arguments(straight, *manifests))
     said = capsys.readouterr().out
     assert "nothing to train" in said and "done, 6 steps" in said
-    cli.main(arguments(straight, *manifests, "--config.optimizer.weight_decay=0.1", steps=5))
+    changed = ["--config.save_every=4", "--config.optimizer.weight_decay=0.1"]
+    cli.main(arguments(straight, *manifests, *changed, steps=5))
     said = capsys.readouterr().out
     assert "is at step 6, the run ends at 5; without effect: optimizer.weight_decay, steps" in said
     assert f"checkpoint  {straight}/checkpoints/6" in said

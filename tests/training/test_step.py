@@ -105,6 +105,7 @@ def test_the_same_seed_gives_the_same_bits(one_device):
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_about_the_same_and_keeps_float32_state(one_device):
     losses, state = run(
         tiny("--config.run.dtype=bfloat16"),
