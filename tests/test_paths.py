@@ -58,6 +58,12 @@ def test_what_is_written_whole_appears_at_the_end_or_not_at_all(folder):
     assert paths.read_bytes(f"{folder}/sub/a") == b"1"
 
 
+@pytest.mark.parametrize("end", [b"", b"\r", b"\n", b"\r\n"])
+def test_a_file_keeps_its_last_byte(folder, end):
+    paths.write_whole(f"{folder}/file", b"1" + end)
+    assert paths.read_bytes(f"{folder}/file") == b"1" + end
+
+
 def test_one_of_two_creates_a_file(folder):
     assert paths.create(f"{folder}/lock", b"mine")
     assert not paths.create(f"{folder}/lock", b"theirs")
