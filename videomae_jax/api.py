@@ -85,7 +85,7 @@ def load(
         ema: load the moving average of the weights, if the run kept one.
         dtype: of the computation; "auto" is float32 on CPUs and bfloat16 elsewhere.
         merge_tokens: of a classifier: merge so many tokens in each block, which is faster and
-            changes the results, see docs/performance.md.
+            changes the results, see docs/evaluation.md.
 
     Returns:
         The model, with float32 weights on the default device.

@@ -153,7 +153,7 @@ def add_merge_tokens(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar="R",
         help="of a classifier: merge the R most similar tokens in each block, which is faster, and "
-        "print how often the most probable class is the same; docs/performance.md",
+        "print how often the most probable class is the same; docs/evaluation.md",
     )
 
 
