@@ -40,10 +40,7 @@ ROOMS["cli"] = {"errors", "commands"}
 ROOMS["__init__"] = {"api"}
 # Heavy or replaceable libraries, and the only files that know them.
 ONLY_IN = {
-    "tensorflow": {
-        *("data/pipeline.py", "data/regions.py", "data/records.py", "data/pack.py"),
-        "data/tfds.py",
-    },
+    "tensorflow": {"data/host_tensorflow.py"},
     "tensorflow_datasets": {"data/tfds.py", "data/pack.py"},
     "clu": {"training/monitor.py"},
     "orbax": {"training/checkpoint.py"},

@@ -35,7 +35,14 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def nearest_multiples(number: int, unit: int) -> str:
-    """Return the multiples of `unit` around a number, for a message: "24 or 32", or "8"."""
-    below = number // unit * unit
-    return f"{below} or {below + unit}" if below > 0 else f"{unit}"
+def divide_batch(batch_size: int, parts: int, *, by: str) -> int:
+    """Return the rows of each of `parts` equal parts of a batch.
+
+    by: the parts in words, such as "8 devices". Raises UserError if they are not whole, with the
+    nearest legal batch sizes.
+    """
+    if batch_size < 1 or batch_size % parts:
+        below = batch_size // parts * parts
+        near = f"{below} or {below + parts}" if below > 0 else f"{parts}"
+        raise UserError(f"batch {batch_size} is not divisible by {by}: use {near}")
+    return batch_size // parts

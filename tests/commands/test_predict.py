@@ -138,8 +138,9 @@ def test_boxes_and_models_that_do_not_fit(classifier, detector, tmp_path, capsys
 
 
 def test_what_takes_seconds_to_import_is_not_imported(classifier, tmp_path):
-    """TensorFlow above all: windows are read with PyAV alone, those of `extract` too."""
+    """TensorFlow above all: windows and views are read with PyAV alone."""
     film = write_video(tmp_path / "a.mp4", count=20)
+    (tmp_path / "list.csv").write_text(f"{film} {KINDS[0]}")
     code = f"""
 import sys
 for name in ("tensorflow", "matplotlib", "clu", "dm_pix"):
@@ -148,6 +149,8 @@ from videomae_jax import cli
 cli.main(["predict", {film!r}, "--checkpoint", {str(classifier[0])!r}])
 out = {str(tmp_path / "a.npz")!r}
 cli.main(["extract", {film!r}, "--checkpoint", {str(classifier[0])!r}, "--out", out])
+manifest = {str(tmp_path / "list.csv")!r}
+cli.main(["evaluate", "--checkpoint", {str(classifier[0])!r}, "--manifest", manifest])
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=300)
     assert (tmp_path / "a.npz").exists()

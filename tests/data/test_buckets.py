@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from videomae_jax import cli, paths
 from videomae_jax.data import storage, unreadable
 from videomae_jax.data.annotations import read_key_frames
 from videomae_jax.data.decode import UnreadableVideo, open_frames, read_clip, read_duration
+from videomae_jax.data.evaluation_batches import eval_batches
 from videomae_jax.data.pack import Settings, pack
-from videomae_jax.data.pipeline import clip_batches, eval_batches
+from videomae_jax.data.pipeline import clip_batches
 from videomae_jax.data.samplers import PretrainSampler
 from videomae_jax.data.sources import read_videos
 from videomae_jax.data.unreadable import BadVideos
@@ -66,10 +68,15 @@ def same(ones: list[dict], others: list[dict]) -> bool:
     )
 
 
+def evaluate(videos, **changes) -> list[dict]:
+    how = dict(sampler=SAMPLE, batch_size=4, seed=0, bad=BadVideos(videos, max_share=1)) | changes
+    return list(eval_batches(videos, **how))
+
+
 def faults_of(videos) -> dict[str, str]:
     """Read every video once, and return the reasons of those that cannot be read by name."""
     bad = BadVideos(videos, max_share=1)
-    list(eval_batches(videos, sampler=SAMPLE, batch_size=4, seed=0, bad=bad))
+    evaluate(videos, bad=bad)
     return {Path(path).name: reason for path, reason in bad.reasons.items()}
 
 
@@ -263,8 +270,13 @@ def test_many_reads_wait_at_once_and_few_threads_compute(local, gcs, monkeypatch
     monkeypatch.setattr(PretrainSampler, "crop", counted("compute", PretrainSampler.crop))
     batches = train(there, steps=8, threads=2)
     assert most["compute"] <= 2 and most["read"] >= 8
+    most.update(read=0, compute=0)
+    many = replace(there, paths=there.paths * 4, labels=None)
+    evaluated = evaluate(many, threads=2)
+    assert most["compute"] <= 2 and most["read"] >= 8
     monkeypatch.undo()
     assert same(batches, train(there, steps=8, threads=1))
+    assert same(evaluated, evaluate(many, threads=1))
 
 
 def test_unreadable_videos_are_listed_in_a_bucket(remote, bucket, monkeypatch):

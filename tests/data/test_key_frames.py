@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 from videos import number, write_video
 
+from videomae_jax.data.evaluation_batches import eval_batches
 from videomae_jax.data.frame_cache import FrameMemory
 from videomae_jax.data.key_frames import KeyFrames
-from videomae_jax.data.pipeline import clip_batches, eval_batches
+from videomae_jax.data.pipeline import clip_batches
 from videomae_jax.data.resize import resize_part
 from videomae_jax.data.samplers import KeyFrameSampler
 from videomae_jax.data.sampling import (

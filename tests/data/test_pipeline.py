@@ -18,8 +18,9 @@ from videos import number, turn, write_broken, write_classes, write_video
 from videomae_jax.augment.resize import resize_clip
 from videomae_jax.data import decode
 from videomae_jax.data.decode import UnreadableVideo, read_clip
+from videomae_jax.data.evaluation_batches import eval_batches
 from videomae_jax.data.frame_cache import FrameMemory
-from videomae_jax.data.pipeline import SUBSTITUTES, clip_batches, eval_batches
+from videomae_jax.data.pipeline import SUBSTITUTES, clip_batches
 from videomae_jax.data.resize import resize_crop
 from videomae_jax.data.samplers import PretrainSampler
 from videomae_jax.data.sources import read_videos
@@ -177,6 +178,8 @@ def test_a_batch_that_cannot_be_divided_is_refused_at_once(good):
         clip_batches(good, batch_size=30, process_count=4, **how)
     with pytest.raises(UserError, match="2 is not divisible by 4 processes: use 4"):
         clip_batches(good, batch_size=2, process_count=4, **how)
+    with pytest.raises(UserError, match="30 is not divisible by 4 processes: use 28 or 32"):
+        evaluate(good, batch_size=30, process_count=4)
 
 
 def test_how_far_ahead_is_read_changes_no_batch(good):
@@ -247,6 +250,10 @@ def test_input_output_errors_are_tried_again(good):
     ids = [batch["id"] for batch in train(good, steps=2, sampler=Flaky(), bad=bad)]
     assert len(bad) == 0 and set(Flaky.calls.values()) <= {3, 4}
     assert all(map(np.array_equal, ids, [batch["id"] for batch in train(good, steps=2)]))
+    Flaky.calls.clear()
+    batches = list(evaluate(good, sampler=Flaky(), bad=bad))
+    assert len(bad) == 0 and set(Flaky.calls.values()) == {3}
+    assert sum(batch["valid"].sum() for batch in batches) == GOOD
 
 
 @pytest.mark.parametrize("batch_size,processes", [(3, 1), (19, 1), (8, 2), (32, 4)])
@@ -273,7 +280,64 @@ def test_evaluation_reads_every_video_once_and_replaces_none(mixed, batch_size, 
         if processes == 1:
             assert bad.reasons.keys() == reasons.keys()
             assert str(bad).startswith("9 of 19 videos unreadable")
+        resumed = list(eval_batches(videos, sampler=sample, seed=0, bad=bad, start_step=1, **how))
+        assert len(resumed) == len(batches) - 1 and all(map(same, resumed, batches[1:]))
     assert sorted(seen) == list(range(len(videos))) and len(lengths) == 1
+
+
+def evaluate(videos: Videos, **changes):
+    how = dict(sampler=replace(SAMPLE, train=False), batch_size=4, seed=0, bad=forgiving(videos))
+    return eval_batches(videos, **(how | changes))
+
+
+def test_an_evaluation_of_random_clips_depends_on_seed_and_video_alone(good):
+    whole = list(evaluate(good, sampler=SAMPLE, seed=3, threads=1))
+    assert all(map(same, whole, evaluate(good, sampler=SAMPLE, seed=3, threads=5)))
+    clips = np.concatenate([batch["video"] for batch in whole])
+    for index in range(len(good)):
+        assert (clips[index] == SAMPLE(good, index, np.random.default_rng([3, index]))).all()
+
+
+class Counting:
+    """Makes clips of zeros, after `work`, and counts the videos."""
+
+    spec = SAMPLE.spec
+
+    def __init__(self, work):
+        self.work, self.count, self.lock = work, 0, threading.Lock()
+
+    def sample_many(self, videos, index, rngs):
+        with self.lock:
+            self.count += 1
+        self.work(index)
+        return {"video": np.zeros((len(rngs), *SAMPLE.shape), np.uint8)}
+
+
+def test_an_evaluation_reads_a_few_batches_ahead_and_no_more(good):
+    many = replace(good, paths=good.paths * 100, labels=None)
+    sampler = Counting(lambda index: None)
+    batches = evaluate(many, sampler=sampler, batch_size=4, threads=2)
+    assert sampler.count == 0  # nothing is read before it is asked for
+    next(batches)
+    time.sleep(0.5)
+    assert 3 * 4 <= sampler.count <= 3 * 4 + 2 + 1  # this batch, two more, one for each thread
+    batches.close()
+    count = sampler.count
+    time.sleep(0.2)
+    assert sampler.count == count
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
+
+
+def test_a_bug_in_an_evaluation_surfaces_as_itself_and_ends_the_threads(good):
+    def work(index):
+        if index == 5:
+            raise ZeroDivisionError("in the sample")
+
+    batches = evaluate(good, sampler=Counting(work))
+    assert next(batches)["id"].tolist() == [0, 1, 2, 3]
+    with pytest.raises(ZeroDivisionError, match="^in the sample$"):
+        next(batches)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
 
 
 def test_an_evaluation_clip_is_the_middle_of_the_video(good):
@@ -367,10 +431,10 @@ def test_synthetic_batches_are_pure_too():
         assert whole["video"].std() > 20 and (whole["video"][:, 0] != whole["video"][:, 1]).any()
 
 
-def test_only_the_pipeline_needs_tensorflow():
+def test_only_training_and_records_need_tensorflow():
     code = """
 import sys
-from videomae_jax.data import decode, samplers, sampling, sources, synthetic, unreadable
+from videomae_jax.data import decode, evaluation_batches, samplers, sources, synthetic, unreadable
 assert "tensorflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], env=environment(__file__), check=True, timeout=60)
@@ -417,7 +481,7 @@ def test_a_feed_raises_what_its_batches_raise():
 
 
 def test_leaving_early_leaves_no_thread(good):
-    batches = clip_batches(
+    trained = clip_batches(
         good,
         sampler=SAMPLE,
         batch_size=4,
@@ -426,9 +490,11 @@ def test_leaving_early_leaves_no_thread(good):
         num_steps=10**6,
         bad=forgiving(good),
     )
-    with DevicePrefetcher(batches, sharding=one_device()) as feed:
-        next(feed)
-    assert not [thread for thread in threading.enumerate() if thread.name == "feed"]
+    for batches in (trained, evaluate(good, batch_size=1)):
+        with DevicePrefetcher(batches, sharding=one_device()) as feed:
+            next(feed)
+        names = [thread.name for thread in threading.enumerate()]
+        assert not [name for name in names if name.startswith(("feed", "read"))]
     # A DevicePrefetcher that nobody refers to any more ends by itself.
     batches = synthetic_batches(shape=(2, 8, 8, 3), batch_size=1, seed=0, num_steps=10**6)
     forgotten = DevicePrefetcher(batches, sharding=one_device())
@@ -451,6 +517,9 @@ videos = read_videos(sys.argv[1])
 feed = DevicePrefetcher(clip_batches(videos, sampler=SAMPLE, batch_size=4, seed=0, start_step=0,
     num_steps=10**6, bad=forgiving(videos)), sharding=one_device())
 next(feed)
+other = DevicePrefetcher(evaluate(replace(videos, paths=videos.paths * 10**5, labels=None)),
+    sharding=one_device())
+next(other)
 print(time.time(), flush=True)
 {ending}
 """

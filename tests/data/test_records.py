@@ -15,9 +15,10 @@ from videos import number, numbered, write_broken, write_video
 
 from videomae_jax import cli
 from videomae_jax.data.decode import UnreadableVideo, read_clip
+from videomae_jax.data.evaluation_batches import eval_batches
 from videomae_jax.data.frame_cache import FrameMemory
 from videomae_jax.data.pack import Settings, pack, part_edges
-from videomae_jax.data.pipeline import clip_batches, eval_batches
+from videomae_jax.data.pipeline import clip_batches
 from videomae_jax.data.resize import resize_crop
 from videomae_jax.data.samplers import PretrainSampler, ViewSampler
 from videomae_jax.data.sources import read_videos

@@ -16,10 +16,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from videomae_jax.data.decode import check_times, open_frames, read_clip
 from videomae_jax.data.encode import Mp4Writer, encode_jpegs, shrink
+from videomae_jax.data.host_tensorflow import tf
 from videomae_jax.data.key_frames import KeyFrames
 from videomae_jax.data.record_index import (
     BOX_VERSION,

@@ -1,4 +1,4 @@
-"""Videos -> batches of clips, as a pure function of the seed and the step.
+"""Videos -> training batches of clips, as a pure function of the seed and the step.
 
 The clip at global position p = step * batch_size + row is drawn from (seed, p) alone. So the
 batches do not depend on the number of processes or on the first step, and there is no iterator
@@ -6,48 +6,35 @@ state to save. The only module that uses tf.data.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-# Its start-up messages are about devices that it is not to use.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-import tensorflow as tf  # noqa: E402
-
-from videomae_jax.data.records import Records  # noqa: E402
-from videomae_jax.data.regions import decode_regions, jpeg_reader, read_jpegs  # noqa: E402
-from videomae_jax.data.retry import read_with_retries  # noqa: E402
-from videomae_jax.data.samplers import Clips, ClipSampler, Rngs  # noqa: E402
-from videomae_jax.data.storage import READERS  # noqa: E402
-from videomae_jax.data.turns import Turns  # noqa: E402
-from videomae_jax.data.unreadable import BadVideos  # noqa: E402
-from videomae_jax.data.videos import Videos  # noqa: E402
-from videomae_jax.errors import UserError, nearest_multiples  # noqa: E402
-from videomae_jax.host import count_cores  # noqa: E402
-from videomae_jax.paths import is_remote  # noqa: E402
-
-# TensorFlow reads files here; it must not take the memory of JAX's devices.
-tf.config.set_visible_devices([], "GPU")
-tf.config.set_visible_devices([], "TPU")
+from videomae_jax.data.host_tensorflow import tf
+from videomae_jax.data.records import Records
+from videomae_jax.data.regions import decode_regions, jpeg_reader, read_jpegs
+from videomae_jax.data.retry import read_with_retries
+from videomae_jax.data.samplers import Clips, ClipSampler, Rngs
+from videomae_jax.data.storage import readers
+from videomae_jax.data.turns import Turns
+from videomae_jax.data.unreadable import BadVideos
+from videomae_jax.data.videos import Videos
+from videomae_jax.errors import UserError, divide_batch
+from videomae_jax.host import count_cores
 
 # How many other videos are tried instead of an unreadable one.
 SUBSTITUTES = 16
-# How many batches are kept ready by default.
-AHEAD = 2
 
 Batch = dict[str, np.ndarray]
 # Reads the clips of one video, without or with decoding: (index, rngs) -> arrays.
 Fetch = Callable[[int, Rngs], tuple]
 
 
-class Load(Protocol):
-    """Fetches the clips of one position in the data; decides what replaces unreadable videos."""
-
-    def __call__(self, fetch: Fetch, position: int, index: int) -> tuple[tuple | None, int]:
-        """Return the result of `fetch`, None if there is no clip, and the index of its video."""
+# Fetches the clips of one position in the data, or of a video that replaces an unreadable one:
+# (fetch, position, index) -> the result of `fetch` and the index of its video.
+Load = Callable[[Fetch, int, int], tuple[tuple, int]]
 
 
 def clip_batches(
@@ -63,7 +50,7 @@ def clip_batches(
     process_index: int = 0,
     process_count: int = 1,
     threads: int | None = None,
-    prefetch: int = AHEAD,
+    prefetch: int = 2,
 ) -> Iterator[Batch]:
     """Yield the training batches of steps start_step to start_step + num_steps - 1.
 
@@ -79,7 +66,7 @@ def clip_batches(
     Raises UserError for a batch that cannot be divided and, while iterating, for too many bad
     videos. Other exceptions of `sampler` are not caught.
     """
-    rows = _rows(batch_size, process_count)
+    rows = divide_batch(batch_size, process_count, by=f"{process_count} processes")
     if seed < 0:
         raise UserError(f"seed {seed} is negative: use {-seed}")
     if prefetch < 1:
@@ -98,7 +85,7 @@ def clip_batches(
         )
         return position, index
 
-    def load(fetch: Fetch, position: int, index: int) -> tuple[tuple | None, int]:
+    def load(fetch: Fetch, position: int, index: int) -> tuple[tuple, int]:
         path = videos.paths[index]
         for attempt in range(1 + SUBSTITUTES):
             if attempt:
@@ -116,62 +103,7 @@ def clip_batches(
     numbers = tf.data.Dataset.range(start_step * groups, (start_step + num_steps) * groups)
     loader = _Loader(load, videos=videos, sampler=sampler, group=group)
     batches = _load(numbers.map(locate), loader, rows=rows, threads=threads, prefetch=prefetch)
-    return (batch | {"row": row} for batch, _ in batches)
-
-
-def eval_batches(
-    videos: Videos,
-    *,
-    sampler: ClipSampler,
-    batch_size: int,
-    seed: int,
-    bad: BadVideos,
-    start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    threads: int | None = None,
-) -> Iterator[Batch]:
-    """Yield every video exactly once, in order, in batches of one shape.
-
-    The keys are those of `clip_batches` without row, and valid, bool [b]. An unreadable video is
-    not replaced: its clip is zeros, valid is False, and it is recorded in `bad`; any number of
-    them is accepted. The rows that fill up the last batch are zeros with id -1, label -1 (or no
-    labels) and valid False. All processes get the same number of batches; those before
-    `start_step` are left out.
-    """
-    rows = _rows(batch_size, process_count)
-    count = len(videos)
-    steps = -(-count // batch_size)
-
-    def locate(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        position = number // rows * batch_size + process_index * rows + number % rows
-        return position, tf.where(position < count, position, -1)
-
-    def load(fetch: Fetch, position: int, index: int) -> tuple[tuple | None, int]:
-        if index < 0:
-            return None, index
-        return _read(fetch, videos, index, [[seed, position]], bad), index
-
-    numbers = tf.data.Dataset.range(start_step * rows, steps * rows)
-    loader = _Loader(load, videos=videos, sampler=sampler, group=1)
-    batches = _load(numbers.map(locate), loader, rows=rows, threads=threads, prefetch=AHEAD)
-    return (batch | {"valid": valid} for batch, valid in batches)
-
-
-def readers(videos: Videos) -> int:
-    """Return how many threads wait for data beside those that compute: 0 for local files."""
-    files = videos.reader.shards if isinstance(videos.reader, Records) else videos.paths
-    return READERS if any(map(is_remote, files)) else 0
-
-
-def _rows(batch_size: int, process_count: int) -> int:
-    """Return how many rows of a batch one process reads."""
-    if batch_size % process_count or batch_size < 1:
-        near = nearest_multiples(batch_size, process_count)
-        raise UserError(
-            f"batch {batch_size} is not divisible by {process_count} processes: use {near}"
-        )
-    return batch_size // process_count
+    return (batch | {"row": row} for batch in batches)
 
 
 def _read(
@@ -202,25 +134,24 @@ class _Loader:
     turns: Turns = field(init=False)
 
     def __call__(self, position: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """Return the arrays of `spec`, index of the video and whether it was read, [group, ...]."""
+        """Return the arrays of `spec` and the index of the video, [group, ...]."""
         reader = jpeg_reader(self.videos)
         if reader is None:
-            *clips, index, valid = self._load_clips(position, index)
+            *clips, index = self._load_clips(position, index)
         else:
-            *clips, index, valid = self._load_regions(position, index, reader)
+            *clips, index = self._load_regions(position, index, reader)
         for leaf, (shape, _) in zip(clips, self.sampler.spec.values(), strict=True):
             leaf.set_shape((self.group, *shape))
         index.set_shape(())
-        valid.set_shape(())
-        return *clips, tf.repeat(index, self.group), tf.repeat(valid, self.group)
+        return *clips, tf.repeat(index, self.group)
 
-    def batch(self, *leaves: Any) -> tuple[Batch, np.ndarray]:
-        """Return the batch of arrays [b, ...], and valid bool [b]."""
-        *clips, index, valid = leaves
+    def batch(self, *leaves: Any) -> Batch:
+        """Return the batch of arrays [b, ...]."""
+        *clips, index = leaves
         batch = dict(zip(self.sampler.spec, clips, strict=True)) | {"id": index.astype(np.int32)}
         if self.videos.labels is not None:
             batch["label"] = self.videos.labels_at(index)
-        return batch, valid
+        return batch
 
     def _load_clips(self, position: tf.Tensor, index: tf.Tensor) -> list[tf.Tensor]:
         def fetch(index: int, rngs: Rngs) -> tuple:
@@ -240,29 +171,28 @@ class _Loader:
             )
             return np.array(jpegs, object), region, boxes
 
-        def crop(frames: np.ndarray, boxes: np.ndarray, valid: np.ndarray) -> tuple:
-            if not valid:
+        def crop(frames: np.ndarray, boxes: np.ndarray) -> tuple:
+            if not len(frames):  # after an exception
                 return self._no_clips()
             return self._in_order(self.sampler.crop(frames, boxes))
 
-        jpegs, region, boxes, index, valid = self._fetch(fetch, position, index, empty=empty)
+        jpegs, region, boxes, index = self._fetch(fetch, position, index, empty=empty)
         jpegs.set_shape([None])
         region.set_shape([4])
         frames = decode_regions(jpegs, region, channels=self.sampler.channels)
-        clips = self._call_python(crop, [frames, boxes, valid], default=self._no_clips())
-        return [*clips, index, valid]
+        clips = self._call_python(crop, [frames, boxes], default=self._no_clips())
+        return [*clips, index]
 
     def _fetch(
         self, fetch: Fetch, position: tf.Tensor, index: tf.Tensor, *, empty: tuple
     ) -> list[tf.Tensor]:
-        """Return what `load` fetches, or `empty`, the index and whether there was anything."""
+        """Return what `load` fetches and the index; after an exception `empty` and -1."""
 
         def load(position: np.ndarray, index: np.ndarray) -> tuple:
             found, read = self.load(fetch, int(position), int(index))
-            return *(found or empty), np.int64(read), np.bool_(found is not None)
+            return *found, np.int64(read)
 
-        default = *empty, np.int64(-1), np.False_
-        return self._call_python(load, [position, index], default=default)
+        return self._call_python(load, [position, index], default=(*empty, np.int64(-1)))
 
     def _call_python(
         self, function: Callable[..., tuple], inputs: list[tf.Tensor], *, default: tuple
@@ -291,13 +221,13 @@ class _Loader:
 
 def _load(
     positions: tf.data.Dataset, loader: _Loader, *, rows: int, threads: int | None, prefetch: int
-) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Yield (batch, valid) of `rows` clips, in the order of the (position, index) pairs."""
+) -> Iterator[Batch]:
+    """Yield batches of `rows` clips, in the order of the (position, index) pairs."""
     # One per core: more only compete for the lock of the interpreter (2 cores, 112x112 clips:
     # 190 clips/s with 2 threads, 150 with 4). Slow disks may want more.
     threads = threads or count_cores()
     loader.turns = Turns(threads)
-    threads += readers(loader.videos)
+    threads += readers(loader.videos.files)
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = False

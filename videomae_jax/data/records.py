@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from videomae_jax.data.decode import read_clip
+from videomae_jax.data.host_tensorflow import tf
 from videomae_jax.data.key_frames import KeyFrames
 from videomae_jax.data.record_index import (
     BOX_VERSION,
@@ -25,15 +27,9 @@ from videomae_jax.data.record_index import (
 )
 from videomae_jax.data.sampling import ByTime, Choose, make_choice
 from videomae_jax.data.storage import UnreadableVideo, read_bytes
-
-# Its start-up messages are about devices that it is not to use.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-import tensorflow as tf  # noqa: E402
-
-from videomae_jax.data.decode import read_clip  # noqa: E402
-from videomae_jax.data.videos import Videos  # noqa: E402
-from videomae_jax.errors import UserError  # noqa: E402
-from videomae_jax.paths import is_remote, join, names  # noqa: E402
+from videomae_jax.data.videos import Videos
+from videomae_jax.errors import UserError
+from videomae_jax.paths import is_remote, join, names
 
 HEADER, FOOTER = 12, 4  # bytes of TFRecord framing around each record
 

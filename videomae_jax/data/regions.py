@@ -4,17 +4,12 @@ TensorFlow decodes in its own threads, without the lock of the interpreter, and 
 transform the rest of an image to pixels, which costs most of the time of decoding.
 """
 
-import os
-
 import numpy as np
 
-# Its start-up messages are about devices that it is not to use.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-import tensorflow as tf  # noqa: E402
-
-from videomae_jax.data.records import Records  # noqa: E402
-from videomae_jax.data.samplers import ClipSampler, Rngs  # noqa: E402
-from videomae_jax.data.videos import Videos  # noqa: E402
+from videomae_jax.data.host_tensorflow import tf
+from videomae_jax.data.records import Records
+from videomae_jax.data.samplers import ClipSampler, Rngs
+from videomae_jax.data.videos import Videos
 
 
 def jpeg_reader(videos: Videos) -> Records | None:

@@ -1,7 +1,7 @@
 """Read videos and records, on a disk or in a bucket."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import BinaryIO
 
@@ -27,6 +27,11 @@ class UnreadableVideo(ValueError):
     def __init__(self, reason: str, *, transient: bool = False):
         super().__init__(reason)
         self.transient = transient
+
+
+def readers(files: Iterable[str]) -> int:
+    """Return how many threads wait for these files beside those that compute: 0 for local ones."""
+    return READERS if any(map(paths.is_remote, files)) else 0
 
 
 def read_bytes(path: str, offset: int = 0, size: int = -1) -> bytes:

@@ -7,15 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from videomae_jax.data.host_tensorflow import tf
 from videomae_jax.data.records import FOOTER, HEADER, Records
-
-# Its start-up messages are about devices that it is not to use.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-import tensorflow as tf  # noqa: E402
-
-from videomae_jax.data.videos import Videos  # noqa: E402
-from videomae_jax.errors import UserError  # noqa: E402
-from videomae_jax.paths import open_binary  # noqa: E402
+from videomae_jax.data.videos import Videos
+from videomae_jax.errors import UserError
+from videomae_jax.paths import open_binary
 
 
 def open_tfds(source: str) -> Videos:

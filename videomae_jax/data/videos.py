@@ -20,7 +20,13 @@ SUFFIXES = "mp4 mkv webm avi mov m4v mpg mpeg ts 3gp flv wmv ogv".split()
 
 
 class ClipReader(Protocol):
-    """Reads videos that are not files of their own, such as those in packed records."""
+    """Reads videos that are not files of their own, such as those in packed records.
+
+    shards: the files that hold them.
+    """
+
+    @property
+    def shards(self) -> tuple[str, ...]: ...
 
     def read_clip(self, path: str, choose: Choose, *, channels: int) -> np.ndarray:
         """Return the frames that `choose` picks, as `decode.read_clip` does."""
@@ -67,6 +73,11 @@ class Videos:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Return the files that are read: of packed videos those of the records."""
+        return self.reader.shards if self.reader else self.paths
 
     @property
     def unit(self) -> str:

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from videomae_jax.errors import UserError, nearest_multiples
+from videomae_jax.errors import UserError, divide_batch
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_SPEC = P(("data", "fsdp"))
@@ -167,12 +167,9 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Raise UserError unless each device gets the same number of clips in each accumulated part."""
     unit = batch_devices(mesh) * config.accumulation
     unit //= math.gcd(unit, config.repeats)  # in videos from here on
-    if config.batch_size % unit:
-        split = f"{batch_devices(mesh)} devices (data={mesh.shape['data']}, "
-        split += f"fsdp={mesh.shape['fsdp']})"
-        if config.accumulation > 1:
-            split += f" x {config.accumulation} accumulated parts"
-        if config.repeats > 1:
-            split += f" at {config.repeats} clips each"
-        near = nearest_multiples(config.batch_size, unit)
-        raise UserError(f"batch {config.batch_size} is not divisible by {split}: use {near}")
+    split = f"{batch_devices(mesh)} devices (data={mesh.shape['data']}, fsdp={mesh.shape['fsdp']})"
+    if config.accumulation > 1:
+        split += f" x {config.accumulation} accumulated parts"
+    if config.repeats > 1:
+        split += f" at {config.repeats} clips each"
+    divide_batch(config.batch_size, unit, by=split)

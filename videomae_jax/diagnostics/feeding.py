@@ -16,10 +16,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from videomae_jax.data.decode import UnreadableVideo
-from videomae_jax.data.pipeline import clip_batches, readers
+from videomae_jax.data.pipeline import clip_batches
 from videomae_jax.data.regions import decode_clips
 from videomae_jax.data.samplers import ClipSampler
-from videomae_jax.data.storage import read_bytes
+from videomae_jax.data.storage import read_bytes, readers
 from videomae_jax.data.synthetic import SyntheticSampler
 from videomae_jax.data.turns import Turns
 from videomae_jax.data.unreadable import BadVideos
@@ -207,7 +207,7 @@ def _host_rates(
 
     # As in the pipeline, threads that wait for a bucket do not count.
     turns = Turns(threads)
-    threads += readers(videos)
+    threads += readers(videos.files)
     with ThreadPoolExecutor(threads) as pool:
         rates = {"read": _timed(_answers(read, order, pool, prefetch=2 * threads), most=seconds)}
         # Do one-time work, such as tracing functions, before the clock starts.

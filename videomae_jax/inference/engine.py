@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from videomae_jax.data.evaluation_batches import eval_batches
 from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos
@@ -23,7 +24,7 @@ from videomae_jax.devices.sharding import (
     make_mesh,
     state_sharding,
 )
-from videomae_jax.errors import UserError, nearest_multiples
+from videomae_jax.errors import divide_batch
 from videomae_jax.inference.network import Network, outputs
 from videomae_jax.inference.windows import Window
 from videomae_jax.tasks.task import Batch, Params
@@ -50,9 +51,7 @@ def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 def check_batch(batch_size: int, mesh: Mesh) -> None:
     """Raise UserError unless a batch splits evenly over the devices of a mesh."""
     unit = batch_devices(mesh)
-    if batch_size < 1 or batch_size % unit:
-        near = nearest_multiples(batch_size, unit)
-        raise UserError(f"batch {batch_size} is not divisible by {unit} devices: use {near}")
+    divide_batch(batch_size, unit, by=f"{unit} devices")
 
 
 def place_params(params: Params, mesh: Mesh) -> Params:
@@ -139,9 +138,6 @@ def run_batches(
     which are not replaced. start_batch: the first batch to compute; later batches do not depend
     on it. Raises UserError if a batch does not split evenly over the devices.
     """
-    # It takes TensorFlow seconds to be imported, and windows are read without it.
-    from videomae_jax.data.pipeline import eval_batches
-
     check_batch(batch_size, mesh)
     index, count = batch_share(mesh)
     batches = eval_batches(

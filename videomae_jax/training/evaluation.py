@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from videomae_jax.data.pipeline import eval_batches
+from videomae_jax.data.evaluation_batches import eval_batches
 from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos, pick_videos
