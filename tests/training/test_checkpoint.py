@@ -139,6 +139,15 @@ def test_damaged_weights_are_refused_for_use(workdir, damage):
     assert load_params(str(workdir / "checkpoints/3"))[1].name == "test"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_digests_on_the_host_are_those_on_a_device(dtype):
+    # More values than are hashed at once, in an order that is not that of the memory.
+    values = np.arange(3 * 50_000).reshape(3, 50_000)[::-1].astype(dtype)
+    tree = {"a": values, "b": {"c": values[0, :7].reshape(7, 1), "d": np.ones([], dtype)}}
+    assert digests(tree) == digests(jax.tree.map(jnp.asarray, tree))
+    assert list(digests(tree)) == ["a", "b/c", "b/d"]
+
+
 def test_digests_are_those_of_any_mesh_and_see_every_change():
     values = np.random.default_rng(0).standard_normal((16, 24)).astype(np.float32)
     whole = digests({"kernel": values})
