@@ -74,12 +74,12 @@ async def serve(folder: Path) -> None:
 
 def rate(source: str, *, waiting: int) -> tuple[float, float]:
     """Return clips a second, and a second of CPU time. waiting: threads beside the decoders."""
-    from videomae_jax.data import pipeline
+    from videomae_jax.data import pipeline, storage
     from videomae_jax.data.samplers import PretrainSampler
     from videomae_jax.data.sources import read_videos
     from videomae_jax.data.unreadable import BadVideos
 
-    pipeline.READERS = waiting
+    storage.READERS = waiting
     videos = read_videos(source)
     shape = dict(frames=16, stride=2, height=112, width=112, channels=3)
     batches = pipeline.clip_batches(

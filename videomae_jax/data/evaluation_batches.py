@@ -64,7 +64,7 @@ def eval_batches(
         ahead = AHEAD * rows + threads
         with closing(_map(read, chain(*parts), threads=threads, ahead=ahead)) as clips:
             for part in parts:
-                batch = {
+                batch: dict[str, np.ndarray] = {
                     name: np.zeros((rows, *shape), dtype)
                     for name, (shape, dtype) in sampler.spec.items()
                 }

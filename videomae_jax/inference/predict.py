@@ -1,6 +1,7 @@
 """Name the actions in videos, window by window."""
 
-from collections.abc import Generator
+import functools
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import NamedTuple
 
@@ -12,12 +13,12 @@ from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
 from videomae_jax.host import count_cores
-from videomae_jax.inference.engine import data_mesh, predict_windows
-from videomae_jax.inference.network import Network, check_classifier, class_names
+from videomae_jax.inference.engine import data_mesh, run_windows
+from videomae_jax.inference.network import Network, check_classifier, class_names, outputs
 from videomae_jax.inference.windows import Window, WindowSampler, read_windows
 from videomae_jax.progress import Progress
 from videomae_jax.tasks.classify import class_probabilities
-from videomae_jax.tasks.task import Params
+from videomae_jax.tasks.task import Batch, Params
 
 WINDOWS = 4  # in a batch, on each device
 LIKELY = 0.5  # the classes of a model of several labels a video are those above it
@@ -102,11 +103,10 @@ def predict(
         bad=bad,
         threads=threads or count_cores(),
     )
-    batches = predict_windows(
-        network,
+    batches = run_windows(
+        _probabilities_step(network, multi_label),
         params,
         windows,
-        name="logits",
         batch_size=batch_size or WINDOWS * mesh.size,
         mesh=mesh,
     )
@@ -114,10 +114,9 @@ def predict(
     progress = Progress(len(videos))
     done = 0
     with closing(batches):
-        for rows, logits in batches:
-            probabilities = class_probabilities(logits, multi_label=multi_label)
+        for rows, probabilities in batches:
             for (number, window), row in zip(rows, probabilities, strict=True):
-                found.setdefault(number, []).append((window, np.asarray(row)))
+                found.setdefault(number, []).append((window, row))
                 done += 1
                 if window.number + 1 == window.total:
                     progress.close()
@@ -132,6 +131,19 @@ def predict(
     for path in videos.paths:
         if path in bad.reasons:
             yield VideoClasses(path, [], [], bad.reasons[path])
+
+
+@functools.lru_cache(maxsize=8)
+def _probabilities_step(
+    network: Network, multi_label: bool
+) -> Callable[[Params, Batch], jax.Array]:
+    """Return a step for `run_windows`, the same function again for the same arguments."""
+
+    def step(params: Params, batch: Batch) -> jax.Array:
+        logits = outputs(network, params, batch["video"])["logits"]
+        return class_probabilities(logits, multi_label=multi_label)
+
+    return step
 
 
 def _classify(
