@@ -1,9 +1,9 @@
 """Draw docs/method.png: a real clip on its way through VideoMAE.
 
-videomae train --config=demo --workdir=WORKDIR    # 2,400 steps are enough: --config.steps=2400
+videomae train --config=demo --workdir=WORKDIR --config.mask.ratio=0.5
 python experiments/method_figure.py WORKDIR
 
-The demo hides half of a 6 x 6 grid; the recipes hide 90 % of 14 x 14, which the figure says.
+This example hides half of a 6 x 6 grid; the recipes hide 90 % of 14 x 14, which the figure says.
 """
 
 import argparse
