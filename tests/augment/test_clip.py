@@ -407,7 +407,7 @@ def task():
 
 @pytest.fixture(scope="module")
 def params(task):
-    return jax.jit(task.init)(jax.random.key(0))
+    return task.init(jax.random.key(0))
 
 
 def batch_of(count, frames=2, height=24, width=32):

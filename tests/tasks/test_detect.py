@@ -194,8 +194,8 @@ def one_device():
     ("axes", "parts"),
     [
         (dict(data=8, fsdp=1, tensor=1), 1),
-        pytest.param(dict(data=2, fsdp=2, tensor=2), 1, marks=pytest.mark.slow),
-        pytest.param(dict(data=2, fsdp=1, tensor=1), 2, marks=pytest.mark.slow),
+        (dict(data=2, fsdp=2, tensor=2), 1),
+        (dict(data=2, fsdp=1, tensor=1), 2),
     ],
     ids=str,
 )

@@ -297,7 +297,7 @@ def test_the_teacher_may_have_another_size_patch_and_format(tmp_path):
     other += ["--config.model.patch=(2,6,6)", "--config.clip.frames=4"]
     other += ["--config.model.encoder.width=64"]
     config = load_config("finetune:tiny,custom", [*other, f"--config.data.class_names={KINDS}"])
-    params = jax.jit(classify.build_task(config).init)(jax.random.key(3))
+    params = classify.build_task(config).init(jax.random.key(3))
     save_checkpoint(str(tmp_path / "hf"), Checkpoint(params, config, KINDS, ""), to="hf")
     size = ["--config.clip.height=48", "--config.clip.width=48"]
     size += ["--config.clip.source_height=48", "--config.clip.source_width=48"]
