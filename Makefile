@@ -3,7 +3,7 @@
 # make test-all  the slow tests too
 # make bounds    every command with the oldest and newest dependencies, on each Python found
 # make docs      the site of the documentation, docs/_build/html/index.html
-# make study     do the claims of the paper hold here? FORM=short, evening, full (a night) or gpu
+# make study     do the claims of the paper hold here? FORM=short, main, evening, full (a night) or gpu
 # Each sets up .venv first.
 
 PYTHON ?= python3

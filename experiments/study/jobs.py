@@ -77,8 +77,9 @@ def final_jobs(study: Study, rates: dict[str, tuple[float, float]], seed: int) -
         rows = [start.row, tuned]
         if form.student and arm == VIDEOMAE:
             rows += students(teacher=tuned["workdir"])
-        rows += study.features(arm, start)
-        if seed == 0 and arm == VIDEOMAE:
+        if form.probe:
+            rows += study.features(arm, start)
+        if form.probe and seed == 0 and arm == VIDEOMAE:
             row = dict(labels=study.labels.name, arm=UNTRAINED, seed=seed, pretrain=0)
             rows.append(row | study.neighbours(start, "--untrained"))
         for share in form.shares:

@@ -36,10 +36,9 @@ def measure(form: Form, out: Path, commands: Commands) -> dict[str, float]:
     On a CPU these are CPU seconds, so that other programs hardly count.
     """
     clock = "seconds" if form.device == "gpu" else "cpu_seconds"
-    left_out = (() if form.contrast else ("contrast",)) + (
-        () if form.student else ("student", "taught")
-    )
-    kinds = {(kind, form.grid): n for kind, n in form.steps.items() if kind not in left_out}
+    runs = {"contrast": form.contrast, "linear": form.probe}
+    runs |= dict.fromkeys(("student", "taught"), form.student)
+    kinds = {(kind, form.grid): n for kind, n in form.steps.items() if runs.get(kind, True)}
     if form.mask_grid and form.mask_grid != form.grid:
         kinds |= {(kind, form.mask_grid): steps for kind, steps in form.mask_steps.items()}
     labels, found = SETS["actions"], {}
@@ -108,13 +107,14 @@ def write_results(file: Path, rows: list[dict[str, Any]]) -> None:
 def do_study(runner: Runner, studies: list[Study], *, keep: bool = True) -> None:
     """Choose the rates of each label set, then do all that is reported."""
     tuned = runner.do([job for study in studies for job in tuning_jobs(study)], keep=False)
-    jobs: list[Job] = []
+    jobs: list[tuple[int, Job]] = []
     for study in studies:
         rows = [row for row in tuned if row["labels"] == study.labels.name]
         rates = choose_rates(study.form, rows)
         for seed in range(study.form.seeds):
-            jobs += final_jobs(study, rates, seed)
-    runner.do(jobs, keep=keep)
+            jobs += [(seed, job) for job in final_jobs(study, rates, seed)]
+    # The first seed of both label sets first: a mistake in either is seen early.
+    runner.do([job for _, job in sorted(jobs, key=lambda seeded: seeded[0])], keep=keep)
 
 
 def main() -> None:
