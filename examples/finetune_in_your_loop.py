@@ -28,7 +28,8 @@ def read(manifest: Path, every: int) -> tuple[np.ndarray, np.ndarray]:
     """Return clips, uint8 [B, F, H, W, C], and labels, int32 [B], of every n-th video."""
     rows = list(csv.reader(manifest.open(), delimiter=" "))[::every]
     clips = [vm.read_clip(DATA / path, frames=FRAMES, stride=4, size=SIZE) for path, _ in rows]
-    return np.stack(clips), np.array([label for _, label in rows], np.int32)
+    labels = np.unique([name for _, name in rows], return_inverse=True)[1]
+    return np.stack(clips), labels.astype(np.int32)
 
 
 def main(steps: int = 200) -> list[float]:

@@ -112,13 +112,14 @@ def make_set(out: Path, bases: dict[str, int]) -> None:
                 make_states(read_frames(STUDIO / path), rng)
                 for path in pairs[2 * base : 2 * base + 2]
             )
-            for label, factors in enumerate(CLASSES):
-                path = f"{split}/{class_name(*factors)}/{base:03d}.mp4"
+            for factors in CLASSES:
+                name = class_name(*factors)
+                path = f"{split}/{name}/{base:03d}.mp4"
                 shown = choose_states(*factors, starts=start)
                 frames = [np.concatenate([left[a], right[b]], axis=1) for a, b in shown]
                 write_clip(out / path, np.stack(frames))
-                lines.append((label, f"{path} {label}\n"))
-        (out / f"{split}.csv").write_text("".join(line for _, line in sorted(lines)))
+                lines.append(f"{path} {name}\n")
+        (out / f"{split}.csv").write_text("".join(sorted(lines)))
 
 
 def main() -> None:

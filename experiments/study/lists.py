@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.motion_set import read_frames, write_clip
+from videomae_jax.data.sources import read_videos
 
 ROOT = Path(__file__).parents[2]
 FIT = 0.75  # of the training clips of a class; the others choose the rates
@@ -99,8 +100,9 @@ def write_lists(
 
 def read_list(file: Path) -> list[tuple[Path, int]]:
     """Return the absolute paths and the labels of a list."""
-    lines = [line.rsplit(" ", 1) for line in file.read_text().splitlines()]
-    return [(file.parent / path, int(label)) for path, label in lines]
+    videos = read_videos(file)
+    assert videos.labels is not None
+    return list(zip(map(Path, videos.paths), videos.labels.tolist(), strict=True))
 
 
 def write_changed(
