@@ -47,6 +47,12 @@ def test_numbers_at_the_edge_are_legal(override):
     assert load_config(RECIPES[0], [f"--config.{override}"]).is_locked
 
 
+def test_the_last_override_of_a_key_counts():
+    patches = [f"--config.model.patch=({frames},8,8)" for frames in (4, 2)]
+    config = load_config("pretrain:tiny,custom", [*patches, "--config.seed=1", "--config.seed=2"])
+    assert (config.model.patch, config.seed) == ((2, 8, 8), 2)
+
+
 def test_a_recipe_is_named_or_given_as_the_file_of_a_checkout():
     named = load_config("pretrain:s,custom")
     assert named.to_json() == load_config("configs/pretrain.py:s,custom").to_json()

@@ -160,7 +160,7 @@ def _read_config(path: Path, arguments: str, overrides: Sequence[str]) -> Config
     # The flag of ml_collections parses the values and converts their types. It uses private flag
     # values, because the global ones would keep the overrides of one call for the next.
     flag_values = flags.FlagValues()
-    command = ["videomae", *overrides]
+    command = ["videomae", *_drop_replaced(overrides)]
     holder = config_flags.DEFINE_config_dict(
         "config", config, flag_values=flag_values, sys_argv=command
     )
@@ -320,6 +320,16 @@ def _check_keys(overrides: Sequence[str], config: ConfigDict) -> None:
         if override.startswith("--config.") and key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.4) or [next(iter(known))]
             raise UserError(f"config has no key {key!r}: did you mean --config.{near[0]}?")
+
+
+def _drop_replaced(overrides: Sequence[str]) -> list[str]:
+    """Drop overrides of a key that a later one sets; the flag would join both values of a tuple."""
+    last = {_override_key(override): index for index, override in enumerate(overrides)}
+    return [
+        override
+        for index, override in enumerate(overrides)
+        if "=" not in override or last[_override_key(override)] == index
+    ]
 
 
 def _override_key(override: str) -> str:
