@@ -7,7 +7,10 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from queue import SimpleQueue
 
 
 def flags(recipe: str, *changes: dict[str, object]) -> list[str]:
@@ -27,20 +30,19 @@ def videomae(out: Path, name: str, *command: str, device: str = "cpu") -> dict[s
     key = hashlib.sha256(shlex.join(command).encode()).hexdigest()[:12]
     done = folder / f"{command[0]} {key}.json"
     if not done.exists():
-        # One thread a run: two side by side use two cores better than one run does. XLA makes as
-        # many threads as NPROC says; threads that wait would count as CPU time.
-        threads = {"NPROC": "1", "JAX_PLATFORMS": "cpu"}
+        settings = {"JAX_PLATFORMS": "cpu"}
         if device == "gpu":
-            threads = {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+            settings = {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         cache = {"JAX_COMPILATION_CACHE_DIR": str(out / "compiled")}
         began = time.time()
         with open(folder / "log.txt", "a") as log:
             log.write(f"videomae {shlex.join(command)}\n")
             log.flush()
             program = [str(Path(sys.executable).with_name("videomae")), *command]
-            environment = os.environ | threads | cache
+            environment = os.environ | settings | cache
             process = subprocess.Popen(program, stdout=log, stderr=log, env=environment)
-            _, status, usage = os.wait4(process.pid, 0)
+            with _own_core(process.pid) if device == "cpu" else nullcontext():
+                _, status, usage = os.wait4(process.pid, 0)
         if code := os.waitstatus_to_exitcode(status):
             raise SystemExit(f"exit code {code} of videomae {command[0]}: see {folder}/log.txt")
         taken = {
@@ -51,3 +53,23 @@ def videomae(out: Path, name: str, *command: str, device: str = "cpu") -> dict[s
         done.write_text(json.dumps(taken))
         print(f"{time.strftime('%H:%M:%S')}  {name}: {command[0]}", flush=True)
     return json.loads(done.read_text())
+
+
+_cores: SimpleQueue[int] = SimpleQueue()  # those that no command has
+for _core in os.sched_getaffinity(0):
+    _cores.put(_core)
+
+
+@contextmanager
+def _own_core(process: int) -> Iterator[None]:
+    """Keep a process that has just begun on one core, and other processes of this context off it.
+
+    Two commands side by side use two cores better than one command does. With more cores, threads
+    that wait for each other would count as CPU time.
+    """
+    core = _cores.get()
+    os.sched_setaffinity(process, {core})
+    try:
+        yield
+    finally:
+        _cores.put(core)
