@@ -87,8 +87,8 @@ MAIN = Form(
     seeds=3,
     grid=SMALL,
     ratio=0.75,
-    curve=(450.0,),
-    finetune=60.0,
+    curve=(700.0,),
+    finetune=150.0,
     probe=0.0,
     steps=STEPS,
     pretrain_rates={VIDEOMAE: ONE, MOCO: ONE},
@@ -127,6 +127,7 @@ FORMS = {
     "evening": replace(
         MAIN,
         curve=(300.0,),
+        finetune=60.0,
         probe=20.0,
         pretrain_rates={VIDEOMAE: ONE, MOCO: (5e-4,)},
         contrast=True,

@@ -107,14 +107,13 @@ def write_results(file: Path, rows: list[dict[str, Any]]) -> None:
 def do_study(runner: Runner, studies: list[Study], *, keep: bool = True) -> None:
     """Choose the rates of each label set, then do all that is reported."""
     tuned = runner.do([job for study in studies for job in tuning_jobs(study)], keep=False)
-    jobs: list[tuple[int, Job]] = []
+    jobs: list[Job] = []
     for study in studies:
         rows = [row for row in tuned if row["labels"] == study.labels.name]
         rates = choose_rates(study.form, rows)
         for seed in range(study.form.seeds):
-            jobs += [(seed, job) for job in final_jobs(study, rates, seed)]
-    # The first seed of both label sets first: a mistake in either is seen early.
-    runner.do([job for _, job in sorted(jobs, key=lambda seeded: seeded[0])], keep=keep)
+            jobs += final_jobs(study, rates, seed)
+    runner.do(jobs, keep=keep)
 
 
 def main() -> None:
