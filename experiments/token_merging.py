@@ -45,9 +45,9 @@ def main() -> None:
 
 def measure_speed(size: str, batch: int) -> None:
     """Print the time of classifying a batch with several numbers of merged tokens."""
-    config = load_config(f"finetune:{size},k400", [])
-    clip = config.clip
-    video = np.zeros([batch, clip.frames, clip.height, clip.width, clip.channels], np.uint8)
+    config = load_config(f"finetune:{size},k400", ["--config.model.classes=400"])
+    clip, channels = config.clip, len(config.model.mean)
+    video = np.zeros([batch, clip.frames, clip.height, clip.width, channels], np.uint8)
     params = untrained_params(config)
     tokens = math.prod(patch_grid(video.shape[1:4], config.model.patch))
     depth = config.model.encoder.depth
