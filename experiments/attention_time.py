@@ -4,8 +4,8 @@ python experiments/attention_time.py jax
 PYTHON experiments/attention_time.py torch    # PYTHON has torch
 """
 
+import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -61,8 +61,16 @@ def time_torch(q: np.ndarray) -> tuple[float, float]:
     )
 
 
-if __name__ == "__main__":
-    times = {"jax": time_jax, "torch": time_torch}[sys.argv[1]]
+def main() -> None:
+    """Print the times of all shapes."""
+    libraries = {"jax": time_jax, "torch": time_torch}
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("library", choices=libraries)
+    times = libraries[parser.parse_args().library]
     for shape in SHAPES:
         q = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         print(shape, "forward {:.1f} ms, with the gradient {:.1f} ms".format(*times(q)))
+
+
+if __name__ == "__main__":
+    main()
