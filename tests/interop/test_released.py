@@ -204,3 +204,13 @@ def test_unknown_names(capsys, tmp_path):
     assert "`videomae models` lists the names; did you mean 'videomae-b-k400'?" in said
     said = fails(capsys, "convert", "models:videomae-s-k400", tmp_path / "x")
     assert "download it from https://drive.google.com/file/d/1nU-H1u3eJ" in said
+
+
+@pytest.mark.parametrize(
+    ("classes", "sampling", "views"), [(174, "sparse", "2x3"), (400, "dense", "5x3")]
+)
+def test_classifiers_of_ssv2_take_frames_of_the_whole_video(tmp_path, classes, sampling, views):
+    write_torch(tmp_path / "x.pth", {"module": half(finetuned(classes))})
+    loaded = load_checkpoint(str(tmp_path / "x.pth"), num_heads=3)
+    assert (loaded.config.clip.sampling, loaded.config.views) == (sampling, views)
+    assert ("Something-Something" in loaded.report) == (classes == 174)

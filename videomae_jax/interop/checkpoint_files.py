@@ -29,6 +29,7 @@ from videomae_jax.interop.inflate import (
     is_image_model,
     video_from_image,
 )
+from videomae_jax.interop.released import CLASSES, SSV2
 from videomae_jax.interop.safetensors_file import (
     indexed_files,
     read_safetensors,
@@ -259,6 +260,11 @@ def _convert(
     folder = _complete(folder, facts)
     if facts.task == "detect":
         notes.append("boxes are aligned as in the reference: 7 x 7, roi.aligned False")
+    if _is_ssv2(facts):
+        notes.append(
+            "174 classes: clips and views as for Something-Something V2, frames of the whole video "
+            "and 2x3 views"
+        )
     notes.append(_statistics(folder))
     table = dataclasses.replace(facts.table, notes=(*facts.table.notes, *folder.notes, *notes))
     return Checkpoint(params, _config(facts, folder), folder.labels, str(table))
@@ -414,7 +420,8 @@ def _read_pth(file: Path) -> tuple[dict[str, MappedTensor], str, Any]:
 
 def _config(facts: ModelFacts, folder: FolderConfig) -> ConfigDict:
     """Return a training config for a converted model."""
-    recipes = {"classify": ("finetune", "b,custom"), "detect": ("detect", "b,ava")}
+    data = "ssv2" if _is_ssv2(facts) else "custom"
+    recipes = {"classify": ("finetune", f"b,{data}"), "detect": ("detect", "b,ava")}
     config = load_recipe(*recipes.get(facts.task, ("pretrain", "b,custom"))).unlock()
     config.name = f"{facts.task} model converted from {facts.dialect}"
     config.task = facts.task
@@ -436,6 +443,15 @@ def _config(facts: ModelFacts, folder: FolderConfig) -> ConfigDict:
     else:
         config.normalized_targets = folder.normalized_targets
     return config.lock()
+
+
+def _is_ssv2(facts: ModelFacts) -> bool:
+    """Return whether a foreign model is a classifier of Something-Something.
+
+    No file says which frames make a clip. Only the models of this data set are trained on frames
+    of the whole video, and it is recognized by the number of its classes.
+    """
+    return facts.task == "classify" and facts.classes == CLASSES[SSV2]
 
 
 def _write_native(path: str | Path, checkpoint: Checkpoint) -> None:
