@@ -85,8 +85,8 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
     values |= K400_SIZE.get(size, {}) if data == "k400" else {}
     values |= V2 | V2_SIZE.get(size, {}) if recipe == "v2" else {}
     values |= AMD if recipe == "amd" else {}
-    if recipe == "amd" and data == "custom":
-        values["batch_size"] = 64  # as that of the other recipes
+    if data == "custom":
+        values["batch_size"] = DATA[data]["batch_size"]
 
     method = {"v2": "VideoMAE V2", "amd": "AMD"}.get(recipe, "VideoMAE V1")
     name = f"{method} pre-training, ViT-{size}, {data}"
