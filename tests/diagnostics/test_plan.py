@@ -13,6 +13,7 @@ import pytest
 from runs import count_norms_taken_in
 
 from videomae_jax import cli
+from videomae_jax.commands.plan import memory_line
 from videomae_jax.config import load_config
 from videomae_jax.devices.sharding import split_slices
 from videomae_jax.diagnostics import plan
@@ -29,6 +30,18 @@ TINY = [
     "--config.model.encoder.depth=2",
     "--config.model.decoder.depth=1",
 ]
+
+
+def test_the_memory_of_an_unknown_gpu_is_what_jax_may_use():
+    def gpu(stats):
+        return SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+
+    assert plan._capacity(gpu({"bytes_limit": 18 * 10**9}), None) == 18 * 10**9
+    assert plan._capacity(gpu(None), None) is None
+    step = SimpleNamespace(needed=10**9, capacity=None, fits=True, arguments=None)
+    assert "fits" not in memory_line(step) and "unknown" in memory_line(step)
+    step.capacity = 18 * 10**9
+    assert "1 GB of 18 GB per device: fits" in memory_line(step)
 
 
 @functools.cache  # a compile takes seconds

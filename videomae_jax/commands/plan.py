@@ -143,10 +143,13 @@ def memory_line(step: "StepPlan") -> str:
     """Return the memory that a device needs and has, in words."""
     from videomae_jax.devices.host_memory import size_text
 
-    needed = size_text(step.needed)
+    verdict = "fits" if step.fits else "does not fit"
     if step.capacity:
-        needed += f" of {size_text(step.capacity)}"
-    line = f"{needed} per device: {'fits' if step.fits else 'does not fit'}"
+        line = f"{size_text(step.needed)} of {size_text(step.capacity)} per device: {verdict}"
+    elif step.fits:
+        line = f"{size_text(step.needed)} per device: compare it with the device's memory, unknown"
+    else:
+        line = f"{size_text(step.needed)} per device: {verdict}"
     if step.arguments is None or step.temporaries is None:
         return line
     return (

@@ -40,9 +40,9 @@ RECOMPUTED = {"none": 1, "dots": 1, "full": 4 / 3}
 class StepPlan(NamedTuple):
     """One optimizer step on a mesh: bytes and FLOPs per device, times in seconds.
 
-    needed: bytes in total. capacity: bytes of the device, None if unknown. kernels: custom calls of
-    the program, with the number of call sites. The floors, lower bounds of the time, are None for
-    devices that `chips.py` does not know.
+    needed: bytes in total. capacity: bytes of the device, None if unknown; then `fits` is true if
+    it compiled. kernels: custom calls of the program, with the number of call sites. The floors,
+    lower bounds of the time, are None for devices that `chips.py` does not know.
     """
 
     clips: int  # per step, over all devices
@@ -131,7 +131,7 @@ def plan_step(
     program = compiled.as_text() or ""
     host_of = dict(zip(devices, hosts, strict=True))
     collectives = read_collectives(program, hosts=[host_of[d] for d in mesh.devices.flat])
-    usable = GPU_FRACTION if device.platform == "gpu" else 1
+    usable = GPU_FRACTION if chip and device.platform == "gpu" else 1
     step = step._replace(
         arguments=stats.argument_size_in_bytes,
         temporaries=stats.temp_size_in_bytes,
@@ -241,11 +241,14 @@ def _platform(device: jax.Device) -> str:
 
 
 def _capacity(device: jax.Device, chip: Chip | None) -> int | None:
-    """Return the bytes of a device by its data sheet; of a CPU, its part of main memory."""
+    """Return the bytes of a device by its data sheet; of a CPU, its part of main memory.
+
+    Of an accelerator that `chips.py` does not know, the bytes that JAX may use, or None.
+    """
     if chip:
         return int(chip.memory)
     if device.platform != "cpu":
-        return None
+        return (device.memory_stats() or {}).get("bytes_limit")
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return whole // jax.local_device_count()
 
