@@ -46,6 +46,9 @@ for ((try = 0; try <= tries; try++)); do
   done
   if [ -n "$stopped" ] || { [ "$code" -ne 42 ] && [ "$code" -lt 127 ]; }; then exit "$code"; fi
   echo "launch: exit code $code, starting again from $WORKDIR" >&2
-  sleep "${PAUSE:-10}"
+  sleep "${PAUSE:-10}" &
+  pids=($!) # a signal ends it as it ends a process
+  wait "${pids[0]}"
+  if [ -n "$stopped" ]; then exit "$code"; fi
 done
 exit "$code"

@@ -1,5 +1,6 @@
 """Every attention against float64, forward and backward, and which one is chosen where."""
 
+import functools
 import importlib.util
 import os
 import subprocess
@@ -16,15 +17,9 @@ from jax.sharding import PartitionSpec as P
 from videomae_jax.devices.sharding import AXES, BATCH_SPEC
 from videomae_jax.errors import UserError
 from videomae_jax.models import attention
-from videomae_jax.models.attention import CHUNK, attend, choose_implementation
+from videomae_jax.models.attention import BATCHED, CHUNK, attend, choose_implementation
 
 SLOW = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def _blocks_for_few_clips(monkeypatch):
-    """Divide above `BATCHED` queries, however few clips a test has."""
-    monkeypatch.setattr(attention, "BATCHED_BYTES", 0)
 
 
 def reference(q, k, v, grad):
@@ -110,13 +105,13 @@ def test_large_scores_do_not_overflow():
     check(lambda *qkv: attend(*qkv, implementation="chunked"), *arrays, bound=1e-4)
 
 
-def test_few_scores_are_one_batch(monkeypatch):
-    q = jnp.zeros([2, 300, 4, 8])
-    assert not attention._fits_batch(q, q)
-    assert attention._fits_batch(q[:, : attention.BATCHED], q)
-    monkeypatch.setattr(attention, "BATCHED_BYTES", 4 * 2 * 4 * 300**2)
-    assert attention._fits_batch(q, q)
-    assert not attention._fits_batch(q, q.repeat(2, axis=1))
+@pytest.mark.parametrize("count", [BATCHED, BATCHED + 1])
+def test_a_clip_has_the_same_bits_in_any_batch(count):
+    """As `inference.engine.predict_windows` says."""
+    q, k, v = draw(16, count, 4, 8)[:3]
+    compute = jax.jit(functools.partial(attend, implementation="chunked"))
+    several, few = compute(q, k, v), compute(q[:2], k[:2], v[:2])
+    np.testing.assert_array_equal(several[:2], few)
 
 
 def test_chunked_never_holds_all_scores():

@@ -87,7 +87,7 @@ def slow_logits(params, patches, merge):
 def test_logits_are_those_of_the_slow_reference(
     params, patches, merge, implementation, monkeypatch
 ):
-    for limit in ("BATCHED", "BATCHED_BYTES", "CHUNK"):
+    for limit in ("BATCHED", "CHUNK"):
         monkeypatch.setattr(attention, limit, 8)
     model = network(merge_tokens=merge, run=Execution(attention=implementation))
     found = jax.jit(lambda params: model.apply({"params": params}, patches, GRID))(params)
@@ -105,7 +105,7 @@ def test_each_block_merges_as_many_or_half(params, patches):
 
 @pytest.mark.parametrize("implementation", ["xla", "chunked"])
 def test_equal_tokens_merge_without_changing_the_output(params, implementation, monkeypatch):
-    for limit in ("BATCHED", "BATCHED_BYTES", "CHUNK"):
+    for limit in ("BATCHED", "CHUNK"):
         monkeypatch.setattr(attention, limit, 8)
     run = Execution(attention=implementation)
     tokens = jax.random.normal(jax.random.key(2), (2, 16, 24))

@@ -28,9 +28,10 @@ CLIP_AXES, HEAD_AXES = ("data", "fsdp"), ("tensor",)
 # against 1,568 tokens are 2.5 MB, about the cache of a core.
 CHUNK = 392
 
-# "chunked" multiplies all heads in one batch up to this many queries or bytes of scores. The scores
-# of a larger batch leave the cache: 16 clips of 288 tokens and 4 heads took 2.5 times as long.
-BATCHED, BATCHED_BYTES = 256, 16 << 20
+# "chunked" multiplies all heads in one batch up to this many queries: the scores of more leave the
+# cache, and 16 clips of 288 tokens and 4 heads took 2.5 times as long. The number of clips does not
+# decide: the output of a clip would then depend on the others, in its last bits.
+BATCHED = 256
 
 # Block size of the TPU kernel, in rows and columns of scores. It pads 1,568 tokens to 1,792;
 # a block of 1,024 would pad them to 2,048.
@@ -97,7 +98,7 @@ def attend(
     bias = None if sizes is None else jnp.log(sizes)
     if implementation == "cudnn" and bias is None:
         return _on_each_device(_attend_cudnn, q, k, v)
-    if implementation == "chunked" and not _fits_batch(q, k):
+    if implementation == "chunked" and q.shape[1] > BATCHED:
         if bias is None:
             return _on_each_device(_attend_chunked, q, k, v)
         # For each head, so that it is split as q, k and v are.
@@ -116,12 +117,6 @@ def attend(
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     out = jnp.einsum(f"bhnm,{keys}->{queries}", weights, v)
     return out.swapaxes(1, 2) if implementation == "chunked" else out
-
-
-def _fits_batch(q: jax.Array, k: jax.Array) -> bool:
-    """Return whether one batch of products is the fastest on a CPU; from the shapes only."""
-    scores = 4 * q.shape[0] * q.shape[1] * k.shape[1] * q.shape[2]
-    return q.shape[1] <= BATCHED or scores <= BATCHED_BYTES
 
 
 def _on_each_device(function, q: jax.Array, *others: jax.Array) -> jax.Array:
