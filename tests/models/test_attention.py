@@ -114,6 +114,11 @@ def test_a_clip_has_the_same_bits_in_any_batch(count):
     np.testing.assert_array_equal(several[:2], few)
 
 
+def test_chunked_computes_bfloat16_in_float32():
+    arrays = [jnp.asarray(x, jnp.bfloat16) for x in draw(1, CHUNK + 1, 1, 64)]
+    check(lambda *qkv: attend(*qkv, implementation="chunked"), *arrays, bound=4e-3)
+
+
 def test_chunked_never_holds_all_scores():
     count = 2 * CHUNK
     arrays = draw(1, count, 1, 64)

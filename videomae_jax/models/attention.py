@@ -168,18 +168,20 @@ def _attend_chunked(
 ) -> jax.Array:
     """Attend head by head; bias: float32 [B, N, heads, 1], added to the scores of the keys."""
     batch, _, heads, width = q.shape
+    # A softmax and sums over blocks in bfloat16 would lose a digit of the gradients.
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
 
     # One matrix product at a time, over contiguous [N, d] matrices and on all cores. Batched
     # products, or products of strided heads, are slower.
     def rows(x):
-        return x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, x.shape[-1])
+        return x.astype(dtype).transpose(0, 2, 1, 3).reshape(batch * heads, -1, x.shape[-1])
 
     each = (rows(q * width**-0.5), rows(k), rows(v))
     if bias is None:
         out = jax.lax.map(lambda head: _attend_head(*head), each)
     else:  # only in inference, which needs no gradient of its own
         out = jax.lax.map(lambda head: _attend_head_forward(*head)[0], (*each, rows(bias)))
-    return out.reshape(batch, heads, -1, width).transpose(0, 2, 1, 3)
+    return out.reshape(batch, heads, -1, width).transpose(0, 2, 1, 3).astype(q.dtype)
 
 
 def _attend_cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
