@@ -45,10 +45,11 @@ for ((try = 0; try <= tries; try++)); do
     if [ "$one" -eq 1 ] || { [ "$one" -ne 0 ] && [ "$code" -ne 1 ]; }; then code=$one; fi
   done
   if [ -n "$stopped" ] || { [ "$code" -ne 42 ] && [ "$code" -lt 127 ]; }; then exit "$code"; fi
-  echo "launch: exit code $code, starting again from $WORKDIR" >&2
+  # A signal ends the pause as it ends a process.
   sleep "${PAUSE:-10}" &
-  pids=($!) # a signal ends it as it ends a process
-  wait "${pids[0]}"
+  pids=($!)
+  echo "launch: exit code $code, starting again from $WORKDIR" >&2
+  if [ -z "$stopped" ]; then wait "${pids[0]}"; fi
   if [ -n "$stopped" ]; then exit "$code"; fi
 done
 exit "$code"

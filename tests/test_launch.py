@@ -194,6 +194,16 @@ def test_a_local_run_restarts_by_the_contract(fake, tmp_path, codes, starts, end
     assert all(call == command for call in calls)
 
 
+def test_a_local_run_does_not_restart_after_a_signal(fake, tmp_path):
+    fake("videomae", codes=(42,))
+    words = [LAUNCH / "local.sh", "1", tmp_path / "run", "--config=demo"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, env=os.environ | {"PAUSE": "60"}) as run:
+        assert b"exit code 42, starting again" in run.stderr.readline()
+        run.terminate()
+        assert run.wait(30) == 42
+    assert len(fake.calls()) == 1
+
+
 def test_local_processes_are_told_their_places(fake, tmp_path):
     fake("videomae")
     done = launch("local.sh", 2, tmp_path / "run", "--config=demo", PAUSE="0", PORT="2000")
@@ -203,11 +213,12 @@ def test_local_processes_are_told_their_places(fake, tmp_path):
     assert [place + f" {i}" in line for i, line in enumerate(told)] == [True, True]
 
 
+@pytest.mark.parametrize("workdir", ["{}/new", "gs://bucket/run"])
 @pytest.mark.parametrize(
     ("codes", "end", "requeued"),
     [((42, 42), 42, True), ((0, 134), 134, True), ((0, 0), 0, False), ((1, 134), 1, False)],
 )
-def test_slurm_requeues_by_the_contract(fake, tmp_path, codes, end, requeued):
+def test_slurm_requeues_by_the_contract(fake, tmp_path, workdir, codes, end, requeued):
     """Two tasks with these exit codes; a 1 counts, whatever it did to the other."""
     fake("videomae", codes=codes)
     fake("scontrol")
@@ -216,13 +227,14 @@ def test_slurm_requeues_by_the_contract(fake, tmp_path, codes, end, requeued):
     with (tmp_path / "bin/srun").open("a") as file:
         file.write("exit $((a > b ? a : b))\n")
     (tmp_path / "bin/srun").chmod(stat.S_IRWXU)
-    slurm = {"SLURM_SUBMIT_DIR": str(LAUNCH.parent), "SLURM_JOB_ID": "7"}
-    slurm |= {"WORKDIR": str(tmp_path), "VENV": ""}
+    slurm = {"SLURM_SUBMIT_DIR": str(tmp_path), "LAUNCH": str(LAUNCH), "SLURM_JOB_ID": "7"}
+    workdir = workdir.format(tmp_path)
+    slurm |= {"WORKDIR": workdir, "VENV": ""}
     copy = shutil.copy(LAUNCH / "slurm.sbatch", tmp_path / "slurm_script")
     done = subprocess.run(["bash", copy, "--config=demo"], env=os.environ | slurm, timeout=60)
     assert done.returncode == end
     *tasks, last = fake.calls() if requeued else [*fake.calls(), None]
-    assert tasks == 2 * [["videomae", "train", f"--workdir={tmp_path}", "--config=demo"]]
+    assert tasks == 2 * [["videomae", "train", f"--workdir={workdir}", "--config=demo"]]
     assert last == (["scontrol", "requeue", "7"] if requeued else None)
 
 
