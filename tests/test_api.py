@@ -20,6 +20,8 @@ from videomae_jax.data.decode import read_clip as read_frames
 from videomae_jax.data.samplers import PretrainSampler
 from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
+from videomae_jax.interop.checkpoint_files import Checkpoint
+from videomae_jax.tasks import classify
 
 TOLERANCE = 1e-5
 FILES = {"pretrain": "pretrain_tiny.pth", "classify": "finetune_tiny_deepspeed.pth"}
@@ -257,6 +259,19 @@ def test_a_model_reads_clips_of_its_own_geometry(classifier):
     video = model.read_clip(f"{CLIPS}/val/walk/walk_000.mp4")
     assert video.shape == (1, 4, 16, 16, 3)
     assert model.logits(video).shape == (1, 3)
+
+
+def test_a_model_that_samples_sparsely_reads_the_whole_video(classifier, tmp_path):
+    _, params, config = classifier
+    config = config.copy_and_resolve_references()
+    config.clip.sampling = "sparse"
+    model = api.Model(Checkpoint(params, config, KINDS, ""), source="sparse model")
+    path = write_video(tmp_path / "a.mp4", count=60)
+    videos = Videos((path,), None, None, "one")
+    expected = classify.eval_sampler(config)(videos, 0, None)
+    np.testing.assert_array_equal(model.read_clip(path)[0], expected)
+    with pytest.raises(UserError, match="start 3: clips of sparse model span whole videos"):
+        model.read_clip(path, start=3)
 
 
 def test_the_public_names_are_listed():

@@ -144,10 +144,7 @@ def read_clip(
         >>> clip.shape
         (16, 224, 224, 3)
     """
-    from videomae_jax.data.decode import UnreadableVideo
-    from videomae_jax.data.decode import read_clip as read_frames
-    from videomae_jax.data.resize import resize_crop
-    from videomae_jax.data.sampling import center_crop_box, middle_indices, pretrain_indices
+    from videomae_jax.data.sampling import middle_indices, pretrain_indices
 
     height, width = (size, size) if isinstance(size, int) else size
     given = dict(frames=frames, stride=stride, height=height, width=width)
@@ -161,6 +158,18 @@ def read_clip(
         if not 0 <= start < count:
             raise UserError(f"start {start}: {path} has frames 0 to {count - 1}")
         return pretrain_indices(count, start=start, frames=frames, stride=stride)
+
+    return _read_crop(path, choose, height=height, width=width, channels=channels)
+
+
+def _read_crop(
+    path: File, choose: Callable[[int], np.ndarray], *, height: int, width: int, channels: int
+) -> np.ndarray:
+    """Return chosen frames, cropped and resized as evaluation does: uint8 [F, H, W, C]."""
+    from videomae_jax.data.decode import UnreadableVideo
+    from videomae_jax.data.decode import read_clip as read_frames
+    from videomae_jax.data.resize import resize_crop
+    from videomae_jax.data.sampling import center_crop_box
 
     try:
         video = read_frames(os.fspath(path), choose, channels=channels)
@@ -216,18 +225,26 @@ class Model:
     def read_clip(self, path: File, *, start: int | None = None) -> np.ndarray:
         """Read one clip as the model was trained on, uint8 [1, F, H, W, C].
 
-        path, start: see the function `read_clip`.
+        path, start: see the function `read_clip`. The clip of a model with sparse sampling
+        (`config.clip.sampling`) spans the whole video, and has no start.
         """
-        clip = self.config.clip
-        video = read_clip(
-            path,
-            frames=clip.frames,
-            stride=clip.stride,
-            size=(clip.height, clip.width),
-            start=start,
-            channels=len(self._network.mean),
-        )
-        return video[None]
+        from videomae_jax.data.sampling import sparse_views
+
+        clip, channels = self.config.clip, len(self._network.mean)
+        if clip.get("sampling") != "sparse":
+            size = clip.height, clip.width
+            options = dict(stride=clip.stride, size=size, start=start, channels=channels)
+            return read_clip(path, frames=clip.frames, **options)[None]
+        if start is not None:
+            raise UserError(
+                f"start {start}: clips of {self._source} span whole videos, leave it out"
+            )
+
+        def choose(count: int) -> np.ndarray:
+            return sparse_views(count, frames=clip.frames, views=1)[0]
+
+        size = dict(height=clip.height, width=clip.width)
+        return _read_crop(path, choose, channels=channels, **size)[None]
 
     def tokens(self, video: Any) -> jax.Array:
         """Return all tokens, [B, N, D], with no patch masked.
