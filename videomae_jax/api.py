@@ -232,9 +232,15 @@ class Model:
 
         clip, channels = self.config.clip, len(self._network.mean)
         if clip.get("sampling") != "sparse":
-            size = clip.height, clip.width
-            options = dict(stride=clip.stride, size=size, start=start, channels=channels)
-            return read_clip(path, frames=clip.frames, **options)[None]
+            video = read_clip(
+                path,
+                frames=clip.frames,
+                stride=clip.stride,
+                size=(clip.height, clip.width),
+                start=start,
+                channels=channels,
+            )
+            return video[None]
         if start is not None:
             raise UserError(
                 f"start {start}: clips of {self._source} span whole videos, leave it out"

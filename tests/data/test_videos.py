@@ -19,8 +19,10 @@ from videomae_jax.errors import UserError
 
 def test_thinned_videos_are_evenly_spaced():
     videos = Videos(tuple("abcdefghij"), np.arange(10, dtype=np.int32), None, "list")
-    assert thin_videos(videos, most=4).paths == ("a", "d", "g", "j")
-    assert thin_videos(videos, most=4).labels.tolist() == [0, 3, 6, 9]
+    assert thin_videos(videos, most=4).paths == ("a", "c", "f", "h")
+    assert thin_videos(videos, most=4).labels.tolist() == [0, 2, 5, 7]
+    # Not half of them, as with one step between all.
+    assert thin_videos(videos, most=9).paths == tuple("abcdefghi")
     assert len(thin_videos(videos, most=10)) == len(thin_videos(videos, most=99)) == 10
 
 

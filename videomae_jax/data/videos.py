@@ -175,8 +175,9 @@ def group_by_path(paths: Sequence[str]) -> dict[str, list[int]]:
 
 
 def thin_videos(videos: Videos, *, most: int) -> Videos:
-    """Return at most `most` of the videos, evenly spaced over the list."""
-    return pick_videos(videos, list(range(0, len(videos), -(-len(videos) // most))))
+    """Return `most` of the videos, evenly spaced over the list, or all if there are fewer."""
+    count = min(most, len(videos))
+    return pick_videos(videos, [index * len(videos) // count for index in range(count)])
 
 
 def required_labels(videos: Videos) -> np.ndarray:
