@@ -93,8 +93,10 @@ def test_mistakes_are_one_line(classifier, unreadable_list, tmp_path, capsys):
     folder, *_ = classifier
     command = ["evaluate", "--checkpoint", folder, "--manifest"]
     assert "use such as 5x3" in fails(capsys, *command, unreadable_list, "--views=0x3")
-    said = fails(capsys, *command, unreadable_list, "--batch-size=12")
-    assert "batch 12 is not divisible by 8 devices: use 8" in said
+    out = tmp_path / "out"
+    for size in (0, 12):
+        said = fails(capsys, *command, unreadable_list, f"--batch-size={size}", "--out", out)
+        assert f"batch {size} is not divisible by 8 devices: use 8" in said and not out.exists()
     assert "has no ema" in fails(capsys, *command, unreadable_list, "--ema")
     other = tmp_path / "other.csv"
     other.write_text(rows("val", ("run",), [0]))

@@ -15,7 +15,7 @@ import videomae_jax as vm
 from videomae_jax import cli
 from videomae_jax.detection_metrics import Boxes, mean_average_precision
 from videomae_jax.errors import UserError
-from videomae_jax.inference import box_probabilities
+from videomae_jax.inference import box_probabilities, evaluate_boxes
 from videomae_jax.inference.engine import data_mesh
 
 SCENES = ROOT / "data/mocap_scenes"
@@ -224,7 +224,8 @@ def test_a_signal_saves_and_the_same_command_resumes(run, folder, tmp_path, anno
 
 @pytest.mark.slow
 def test_one_device_computes_what_eight_do(run, folder, annotated, monkeypatch):
-    monkeypatch.setattr(box_probabilities, "data_mesh", lambda: data_mesh(jax.devices()[:1]))
+    for module in (box_probabilities, evaluate_boxes):
+        monkeypatch.setattr(module, "data_mesh", lambda: data_mesh(jax.devices()[:1]))
     found = vm.evaluate_detector(folder / "run", folder / "val.csv", batch_size=3)
     assert found.loss == pytest.approx(annotated["loss"], rel=1e-5)
     assert found.scores.shape == (len(found.key_frames.boxes), 13)

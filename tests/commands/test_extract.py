@@ -142,7 +142,7 @@ def test_parts_of_another_command_are_refused(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("videomae_jax.inference.extract.predict_windows", stop)
+        patch.setattr("videomae_jax.inference.extract.tables.write_table", stop)
         with pytest.raises(SystemExit, match="130"):
             extract(window_list, checkpoint, out, "--hop=24")
     command = ["extract", window_list, "--checkpoint", checkpoint, "--out", out]
@@ -182,7 +182,11 @@ def test_mistakes_are_one_line(checkpoint, window_list, tmp_path, capsys, monkey
     assert "x/ holds one vector a window: use --pool clip" in said("--pool=time", out="x/")
     assert "frames 5 is not a multiple of the patch's 2: use 4 or 6" in said("--window=5")
     assert "windows of hop 0: use 1 or more" in said("--hop=0")
-    assert "batch 12 is not divisible by 8 devices: use 8" in said("--batch-size=12")
+    for size in (0, 12):
+        expected = f"batch {size} is not divisible by 8 devices: use 8"
+        assert expected in said(f"--batch-size={size}")
+    share = ["--process-index=0", "--process-count=6"]
+    assert "6 processes share 5 videos: use at most 5 processes" in said(*share)
     assert "give both, an index from 0" in said("--process-index=1")
     assert "has no ema" in said("--ema")
     nothing = window_list.parent / "nothing.csv"

@@ -27,10 +27,29 @@ def test_rows_are_read_back_in_order_and_a_new_process_resumes_after_them(tmp_pa
 
 
 def test_rows_of_other_settings_are_refused_and_kept(tmp_path):
-    Parts(tmp_path, {"hop": 24}).add({"video": np.array([1])}, position=(1,))
+    parts = Parts(tmp_path, {"hop": 24})
+    parts.add({"video": np.array([1])}, position=(1,))
+    parts.flush()
     with pytest.raises(UserError, match="holds results of hop 24, this command has 12: use anoth"):
         Parts(tmp_path, {"hop": 12})
     Parts(tmp_path, {"hop": 24})
+
+
+def test_settings_count_from_the_first_rows_on(tmp_path):
+    """A command that failed before it saved any does not keep the next one out."""
+    first = Parts(tmp_path, {"hop": 24})
+    first.add({"video": np.array([1])}, position=(1,))
+    second = Parts(tmp_path, {"hop": 12})
+    second.add({"video": np.array([2])}, position=(1,))
+    with pytest.raises(UserError, match="holds results of hop 12, this command has 24"):
+        first.flush()
+    second.flush()
+    (rows,) = Parts(tmp_path, {"hop": 12}).read("video")
+    assert rows["video"].tolist() == [2]
+    second.add({"video": np.array([3])}, position=(2,))
+    second.remove()
+    with pytest.raises(UserError, match=r"settings.json is gone"):
+        second.flush()
 
 
 def test_a_fingerprint_is_of_every_value():

@@ -98,7 +98,7 @@ def detect(
         _box_step(network, config.boxes.whole, tuple(config.boxes.extend)),
         params,
         read_windows(videos, [0], sampler=reader, first=0, bad=bad, threads=1),
-        batch_size=batch_size or WINDOWS * mesh.size,
+        batch_size=WINDOWS * mesh.size if batch_size is None else batch_size,
         mesh=mesh,
         more=reader.persons,
     )

@@ -25,6 +25,7 @@ from videomae_jax.data.videos import (
 from videomae_jax.errors import UserError
 from videomae_jax.inference.engine import (
     Predictions,
+    check_batch,
     data_mesh,
     join_predictions,
     predict_batches,
@@ -131,7 +132,8 @@ def evaluate(
     videos = label_videos(videos, config)
     segments, crops = choose_views(views, config, videos, report=report)
     sampler = view_sampler(config, segments=segments, crops=crops)
-    batch_size = batch_size or jax.device_count()
+    batch_size = jax.device_count() if batch_size is None else batch_size
+    check_batch(batch_size, data_mesh())
 
     def settings() -> dict[str, str | int]:
         return {

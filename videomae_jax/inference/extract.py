@@ -67,7 +67,11 @@ def check_output(
     if tables.ending_of(out) == tables.FOLDER:
         _check_folder(out, videos, pool)
     mesh = data_mesh(jax.local_devices())
-    check_batch(batch_size or WINDOWS * mesh.size, mesh)
+    check_batch(WINDOWS * mesh.size if batch_size is None else batch_size, mesh)
+    if count > len(videos):
+        raise UserError(
+            f"{count} processes share {len(videos)} videos: use at most {len(videos)} processes"
+        )
     if videos.reader:
         raise UserError(
             f"{videos.name} holds records, which have no time stamps: give the list or the folder "
@@ -171,7 +175,7 @@ def extract(
         params,
         windows,
         name=POOLS[pool],
-        batch_size=batch_size or WINDOWS * mesh.size,
+        batch_size=WINDOWS * mesh.size if batch_size is None else batch_size,
         mesh=mesh,
     )
     with closing(batches):

@@ -70,7 +70,7 @@ def evaluate_neighbours(
             placed,
             videos,
             sampler=clip_sampler(config),
-            batch_size=batch_size or 8 * jax.device_count(),
+            batch_size=8 * jax.device_count() if batch_size is None else batch_size,
             mesh=mesh,
             threads=config.data.threads or None,
             bad=bad,

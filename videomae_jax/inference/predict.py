@@ -107,7 +107,7 @@ def predict(
         _probabilities_step(network, multi_label),
         params,
         windows,
-        batch_size=batch_size or WINDOWS * mesh.size,
+        batch_size=WINDOWS * mesh.size if batch_size is None else batch_size,
         mesh=mesh,
     )
     found: dict[int, list[tuple[Window, np.ndarray]]] = {}

@@ -32,7 +32,7 @@ class Parts:
     """The rows of a long computation, saved in order in the files of a folder.
 
     settings: everything that the rows depend on, by the names that the user knows. Raises
-    UserError if the folder was begun with other settings or cannot be written. `position` is
+    UserError if the folder has rows of other settings or cannot be written. `position` is
     the one given with the last rows, () at the start. Files are renamed into place when they
     are complete, so that a partial file is never read.
     """
@@ -41,16 +41,21 @@ class Parts:
         self.folder = paths.as_path(folder)
         if paths.is_remote(folder):
             self._copies = tempfile.TemporaryDirectory(prefix="videomae-")
+        self._settings = dict(settings)
         self._waiting: list[dict[str, np.ndarray]] = []
         self._written = time.monotonic()
         try:
             paths.make_folder(self.folder)
-            self._check(dict(settings))
             self._files = sorted(
                 self.folder / name
                 for name in paths.names(self.folder)
                 if name[:1].isdigit() and name.endswith(".npz")
             )
+            if self._files:
+                self._check()
+            else:
+                text = json.dumps(self._settings, indent=1)
+                self._write(self.folder / SETTINGS, lambda out: out.write(text.encode()))
         except OSError as error:
             raise UserError(f"cannot write to {self.folder}: {error.strerror or error}") from None
         self.position: tuple[int, ...] = ()
@@ -70,9 +75,13 @@ class Parts:
             self.flush()
 
     def flush(self) -> None:
-        """Write the rows that are still in memory."""
+        """Write the rows that are still in memory.
+
+        Raises UserError if another command began here with other settings, or the folder is gone.
+        """
         if not self._waiting:
             return
+        self._check()
         columns = {
             name: np.concatenate([part[name] for part in self._waiting])
             for name in self._waiting[0]
@@ -103,13 +112,12 @@ class Parts:
             copy.write_bytes(paths.read_bytes(file))
         return np.load(copy)
 
-    def _check(self, settings: dict) -> None:
-        file = self.folder / SETTINGS
-        if not paths.exists(file):
-            text = json.dumps(settings, indent=1)
-            self._write(file, lambda out: out.write(text.encode()))
-            return
-        before = json.loads(paths.read_bytes(file))
+    def _check(self) -> None:
+        settings, file = self._settings, self.folder / SETTINGS
+        try:
+            before = json.loads(paths.read_bytes(file))
+        except FileNotFoundError:
+            raise UserError(f"{file} is gone: remove what is left of its folder") from None
         for name in before.keys() | settings.keys():
             if before.get(name) != settings.get(name):
                 raise UserError(
