@@ -15,7 +15,7 @@ from videomae_jax.inference.engine import data_mesh, jit_batch, place_params, ru
 from videomae_jax.inference.resumable import Parts, collect_rows, fingerprint
 from videomae_jax.models.detector import VideoDetector
 from videomae_jax.progress import Progress
-from videomae_jax.tasks.detect import box_logits, box_sums, eval_sampler
+from videomae_jax.tasks.detect import box_logits, box_sums
 from videomae_jax.tasks.task import Batch, Params
 
 
@@ -34,17 +34,31 @@ class BoxProbabilities(NamedTuple):
     errors: np.ndarray
 
 
+# The key frames whose clips have one size: their indices in the list, their sampler.
+Groups = list[tuple[list[int], ClipSampler]]
+
+
 def probability_settings(
-    network: VideoDetector, params: Params, config: ConfigDict, shown: Videos, *, boxes: str
+    network: VideoDetector,
+    params: Params,
+    config: ConfigDict,
+    shown: Videos,
+    groups: Groups,
+    *,
+    boxes: str,
 ) -> dict[str, str]:
-    """Return the settings on which the probabilities depend, see `resumable.open_output`."""
+    """Return the settings on which the probabilities depend, see `resumable.open_output`.
+
+    Also those on which the order of the batches depends: the sizes of the videos.
+    """
     frames = shown.key_frames
     assert frames is not None
-    parts = [config.model.to_json(), config.clip.to_json(), config.roi.to_json()]
+    keys = [config.model.to_json(), config.clip.to_json(), config.roi.to_json()]
     given = [frames.seconds, frames.offsets, frames.boxes, frames.targets]
     return {
-        "model": fingerprint([params, *parts, config.boxes.to_json()]),
+        "model": fingerprint([params, *keys, config.boxes.to_json()]),
         "key-frames": fingerprint([list(shown.paths), *given]),
+        "video-sizes": fingerprint([[*sampler.shape, *indices] for indices, sampler in groups]),
         "boxes": boxes or "annotated",
         "dtype": network.run.dtype.name,
     }
@@ -55,6 +69,7 @@ def compute_probabilities(
     params: Params,
     config: ConfigDict,
     shown: Videos,
+    groups: Groups,
     *,
     extend: tuple[float, float],
     batch_size: int,
@@ -65,9 +80,9 @@ def compute_probabilities(
 ) -> BoxProbabilities | None:
     """Return the probabilities of all boxes of key frames, in their order; None if stopped.
 
-    extend: see `tasks.detect.box_logits`. scores: where they are saved after every batch, and from
-    which the computation resumes; None saves nothing. The other arguments are those of
-    `evaluate_boxes.evaluate_boxes`.
+    groups: of the list. extend: see `tasks.detect.box_logits`. scores: where they are saved after
+    every batch, and from which the computation resumes; None saves nothing. The other arguments
+    are those of `evaluate_boxes.evaluate_boxes`.
     """
     found: list[BoxProbabilities] = []
     begun = 0
@@ -76,19 +91,18 @@ def compute_probabilities(
         found = [BoxProbabilities(**rows) for rows in scores.read(*BoxProbabilities._fields)]
         count = sum(len(np.unique(rows.frames)) for rows in found)
         report(f"{scores.folder}: {count:,} key frames were scored before")
-    parts = eval_sampler(config).groups(shown)
     batches = _run(
         network,
         params,
         config,
         shown,
-        parts,
+        groups,
         extend=extend,
         batch_size=batch_size,
         begun=begun,
         bad=bad,
     )
-    total = sum(-(-len(indices) // batch_size) for indices, _ in parts)
+    total = sum(-(-len(indices) // batch_size) for indices, _ in groups)
 
     def show(progress: Progress, batch: int) -> None:
         progress.show(
@@ -119,14 +133,14 @@ def _run(
     params: Params,
     config: ConfigDict,
     shown: Videos,
-    parts: list[tuple[list[int], ClipSampler]],
+    groups: Groups,
     *,
     extend: tuple[float, float],
     batch_size: int,
     begun: int,
     bad: BadVideos,
 ) -> Generator[BoxProbabilities, None, None]:
-    """Yield the results of each batch of all parts of a list, after the first `begun`."""
+    """Yield the results of each batch of all groups of a list, after the first `begun`."""
     frames = shown.key_frames
     assert frames is not None
 
@@ -138,7 +152,7 @@ def _run(
     mesh = data_mesh()
     with jax.set_mesh(mesh):
         step, placed = jit_batch(predict, params, mesh), place_params(params, mesh)
-        for indices, sampler in parts:
+        for indices, sampler in groups:
             count = -(-len(indices) // batch_size)
             if begun < count:
                 batches = run_batches(

@@ -24,12 +24,13 @@ from videomae_jax.inference.box_probabilities import (
     probability_settings,
 )
 from videomae_jax.inference.detection_csv import ScoredBox, write_detections
+from videomae_jax.inference.engine import check_batch, data_mesh
 from videomae_jax.inference.network import Network, check_detector, class_names
 from videomae_jax.inference.resumable import open_output
 from videomae_jax.models.detector import VideoDetector
 from videomae_jax.paths import to_write
 from videomae_jax.tasks.build import open_key_frames
-from videomae_jax.tasks.detect import fit_classes, lowest_score, short_side
+from videomae_jax.tasks.detect import eval_sampler, fit_classes, lowest_score, short_side
 from videomae_jax.tasks.detection_scores import (
     box_scores,
     evaluated_labels,
@@ -198,14 +199,19 @@ def evaluate_boxes(
     assert isinstance(network, VideoDetector)
     check_protocol(protocol, excluded=bool(excluded))
     shown = truth if detected is None else detected
-    batch_size = batch_size or jax.device_count()
-    settings = functools.partial(probability_settings, network, params, config, shown, boxes=boxes)
+    batch_size = jax.device_count() if batch_size is None else batch_size
+    check_batch(batch_size, data_mesh())
+    groups = eval_sampler(config).groups(shown)
+    settings = functools.partial(
+        probability_settings, network, params, config, shown, groups, boxes=boxes
+    )
     folder, scores, bad = open_output(out, shown, settings, batch_size=batch_size)
     found = compute_probabilities(
         network,
         params,
         config,
         shown,
+        groups,
         extend=(0.0, 0.0) if detected is None else tuple(config.boxes.extend),
         batch_size=batch_size,
         scores=scores,
