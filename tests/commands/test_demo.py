@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from runs import CLIPS, KINDS
+from runs import CLIPS, KINDS, fails
 
 from videomae_jax import cli
 from videomae_jax.commands import demo
@@ -53,6 +53,14 @@ def test_without_classes_it_ends_with_the_reconstruction(short, tmp_path, capsys
     cli.main(["demo", str(tmp_path / "mine"), f"--workdir={tmp_path / 'run'}"])
     assert short == ["data", "train", "visualize"]
     assert "classified" not in capsys.readouterr().out
+
+
+def test_several_labels_a_video_are_refused_before_the_training(short, tmp_path, capsys):
+    copy_clips(tmp_path, [0], into_classes=False)
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.csv").write_text("jump_000.mp4 jump|up\nroll_000.mp4 roll\n")
+    said = fails(capsys, "demo", tmp_path, f"--workdir={tmp_path / 'run'}")
+    assert "train.csv has several labels a video" in said and not short
 
 
 def test_a_folder_that_does_not_exist(tmp_path, capfd):

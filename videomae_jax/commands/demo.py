@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
     from videomae_jax.data.sources import read_videos
+    from videomae_jax.errors import UserError
 
     began = time.monotonic()
     lists = [args.folder / name for name in ("train.csv", "val.csv")]
@@ -56,8 +57,14 @@ def main(args: argparse.Namespace) -> None:
         lists = [args.workdir / name for name in ("train.csv", "val.csv")]
         listing = ("data", "list", str(args.folder), f"--out={lists[0]}", f"--val={lists[1]}")
         run_part(Part("List the videos", (*listing, f"--holdout={HOLDOUT}")))
-    labels = read_videos(lists[0]).labels
-    video = read_videos(lists[1]).paths[0]
+    videos = [read_videos(file) for file in lists]
+    for file, listed in zip(lists, videos, strict=True):
+        if listed.multi_label:
+            raise UserError(
+                f"{file} has several labels a video, the demo compares accuracies of one: use "
+                "`videomae train --config=finetune:tiny,custom`"
+            )
+    labels, video = videos[0].labels, videos[1].paths[0]
     parts = learn_parts(lists, video, args.workdir)
     if labels is not None:
         parts += classify_parts(lists, video, args.workdir)
