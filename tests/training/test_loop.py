@@ -130,6 +130,53 @@ def test_a_signal_saves_exits_42_and_loses_no_step(
     assert losses(tmp_path) == losses(straight)
 
 
+def test_a_run_that_was_stopped_in_its_last_evaluation_scores_it_later(
+    straight, tmp_path, manifests, capsys, monkeypatch
+):
+    shutil.copytree(straight, tmp_path / "run")
+    metrics = tmp_path / "run/metrics.jsonl"
+    metrics.write_text("".join(x for x in metrics.open() if "eval/loss" not in x))
+    evaluate = loop.evaluate
+
+    def interrupted(*args, **options):
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", interrupted)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(arguments(tmp_path / "run", *manifests))
+    assert stopped.value.code == 42 and held_out(tmp_path / "run") == []
+    assert "stopped before step 6 was scored" in capsys.readouterr().out
+    cli.main(arguments(tmp_path / "run", *manifests))
+    assert held_out(tmp_path / "run") == held_out(straight)
+
+
+@pytest.mark.slow
+def test_a_signal_in_an_evaluation_saves_the_step_and_scores_it_later(
+    straight, tmp_path, manifests, capsys, monkeypatch
+):
+    every = ["--config.eval_every=2", *manifests]
+    evaluate, calls = loop.evaluate, []
+
+    def interrupted(*args, **options):
+        calls.append(1)
+        if len(calls) in (2, 3):  # of step 4, and of the next start
+            signal.raise_signal(signal.SIGTERM)
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr(loop, "evaluate", interrupted)
+    for said in ("SIGTERM: saved step 4", "stopped before step 4 was scored"):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(arguments(tmp_path, *every))
+        assert stopped.value.code == 42 and said in capsys.readouterr().out
+        assert [row["step"] for row in held_out(tmp_path)] == [2]
+    cli.main(arguments(tmp_path, *every))
+    assert [row["step"] for row in held_out(tmp_path)] == [2, 4, 6]
+    assert held_out(tmp_path)[-1] == held_out(straight)[-1]
+    assert losses(tmp_path) == losses(straight)
+
+
 def test_ctrl_c_while_a_run_starts_ends_it_before_the_first_step(tmp_path, capsys, monkeypatch):
     jit_steps = loop.jit_steps
 

@@ -17,7 +17,7 @@ from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.synthetic import SyntheticSampler
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos
-from videomae_jax.devices.distributed import Peers, say
+from videomae_jax.devices.distributed import Peers, numbers_of_first, say
 from videomae_jax.devices.host_memory import tree_bytes, trim_host_memory
 from videomae_jax.devices.prefetch import DevicePrefetcher
 from videomae_jax.devices.sharding import (
@@ -60,6 +60,7 @@ from videomae_jax.training.workdir import (
     check_space,
     finish,
     make_workdir,
+    read_metrics,
     work_directory,
     write_classes,
 )
@@ -154,6 +155,8 @@ def train(
             watchdog=watchdog,
         )
         stack.callback(monitor.close)
+        if not _evaluate_missed(run, start, state, monitor, stop):
+            return False
         if start < schedule.steps:
             finished = _train_steps(run, start, state, changes, checkpoints, monitor, stop)
             if not finished:
@@ -268,24 +271,76 @@ def _train_steps(
             monitor.record(step, metrics, batch["id"], waited=waited)
             run.bad.check()
             run.mirror.check()
-            last = step == total
             number = int(signals.max())
-            if last or number or step % config.save_every == 0:
-                with monitor.pause("saving"):
-                    run.mirror.push()  # first, so that no checkpoint lacks the metrics before it
-                    checkpoints.save(step, state, config)
-                    if number:
-                        checkpoints.wait()
+            saved = bool(number) or step == total or step % config.save_every == 0
+            if saved:
+                _save(run, step, state, checkpoints, monitor)
+            if score and not number and _is_scored(run, step):
+                if not _evaluate(score, step, state, monitor, exchange):
+                    number = int(exchange()[0].max())
+                    if not saved:
+                        _save(run, step, state, checkpoints, monitor)
             if number:
+                with monitor.pause("saving"):
+                    checkpoints.wait()
                 name = signal.Signals(number).name
                 say(f"{name}: saved step {step:,}; the same command goes on from there")
                 return False
-            if score and (last or step % config.eval_every == 0):
-                with monitor.pause("evaluating"):
-                    scores = score(state, stopped=lambda: bool(exchange()[0].any()))
-                    if scores:
-                        monitor.evaluated(step, *scores)
     return True
+
+
+def _save(
+    run: Run, step: int, state: TrainState, checkpoints: Checkpoints, monitor: Monitor
+) -> None:
+    """Start saving a state."""
+    with monitor.pause("saving"):
+        run.mirror.push()  # first, so that no checkpoint lacks the metrics before it
+        checkpoints.save(step, state, run.config)
+
+
+def _is_scored(run: Run, step: int) -> bool:
+    """Return whether the state after a step is scored on the held-out videos, if there are any."""
+    return step == run.schedule.steps or step % run.config.eval_every == 0
+
+
+def _evaluate(
+    score: Callable[..., Scores | None],
+    step: int,
+    state: TrainState,
+    monitor: Monitor,
+    exchange: Callable[[], np.ndarray],
+) -> bool:
+    """Score a state and report it; False if a signal ended this early."""
+    with monitor.pause("evaluating"):
+        scores = score(state, stopped=lambda: bool(exchange()[0].any()))
+        if scores:
+            monitor.evaluated(step, *scores)
+    return scores is not None
+
+
+def _evaluate_missed(
+    run: Run, start: int, state: TrainState, monitor: Monitor, stop: StopSignal
+) -> bool:
+    """Score the state that a run resumes from, if that is due; False if a signal ended it."""
+    missed = bool(start and run.eval_videos and _is_scored(run, start))
+    if missed and jax.process_index() == 0:
+        rows = read_metrics(str(run.mirror.folder))
+        missed = not any(row["step"] == start and "eval/loss" in row for row in rows)
+    if not numbers_of_first([missed])[0]:
+        return True
+    peers = Peers(run.mesh)
+    score = _make_score(run, _samplers(run)[1])
+    assert score is not None
+    say(f"step {start:,} was not scored on the held-out videos: now it is")
+
+    def exchange() -> np.ndarray:
+        monitor.watchdog.feed()
+        return peers.all_gather(stop.signal).T
+
+    finished = _evaluate(score, start, state, monitor, exchange)
+    if not finished:
+        say(f"stopped before step {start:,} was scored; the same command goes on from there")
+    return finished
 
 
 def _samplers(run: Run) -> tuple[ClipSampler, ClipSampler]:
