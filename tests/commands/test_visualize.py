@@ -157,6 +157,12 @@ def test_what_has_no_decoder_says_so(video, tmp_path):
             run(source, video, tmp_path / "walk.gif", "--num-heads", "3")
 
 
+def test_a_run_on_no_files_needs_a_video():
+    config = load_config("pretrain:tiny,custom", ["--config.data.train=synthetic"])
+    with pytest.raises(UserError, match="has no files of videos, it read synthetic.*: give one"):
+        visualize._held_out(config)
+
+
 def test_a_file_that_is_no_video_is_named(workdir, tmp_path):
     (tmp_path / "notes.mp4").write_text("no video")
     with pytest.raises(UserError, match="cannot read .*notes.mp4: invalid data"):

@@ -13,6 +13,7 @@ from videomae_jax.data.sources import read_videos
 from videomae_jax.devices.sharding import make_mesh
 from videomae_jax.tasks import detect
 from videomae_jax.tasks.task import Task
+from videomae_jax.training import evaluation
 from videomae_jax.training.evaluation import evaluate
 from videomae_jax.training.optim import Schedule, adamw, warmup_cosine
 from videomae_jax.training.step import jit_steps
@@ -99,6 +100,15 @@ def test_a_score_sees_every_readable_video_once_and_in_order(unreadable_list, de
         np.testing.assert_allclose(values, expected + added, rtol=1e-5)
     assert metrics["map"] == pytest.approx(metrics["loss"], rel=1e-6)
     assert metrics["ema_map"] == pytest.approx(metrics["map"] + 100, rel=1e-6)
+    assert "2 of 10 videos unreadable" in note
+
+
+def test_a_video_that_two_processes_cannot_read_counts_once(unreadable_list, monkeypatch):
+    """Such as one with key frames in the parts of both."""
+    monkeypatch.setattr(
+        evaluation.multihost_utils, "process_allgather", lambda own: np.stack([own, own])
+    )
+    (_, note, _), _ = run(read_videos(unreadable_list), devices=1, batch_size=3)
     assert "2 of 10 videos unreadable" in note
 
 

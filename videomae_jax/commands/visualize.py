@@ -154,7 +154,11 @@ def main(args: argparse.Namespace) -> None:
 
 def _held_out(config: "ConfigDict") -> str:
     """Return the first held-out video of a run, or its first training video."""
+    from videomae_jax.errors import UserError
     from videomae_jax.tasks.build import open_videos
 
     train, held_out = open_videos(config)
-    return (held_out or train).paths[0]
+    videos = held_out or train
+    if videos.reader or videos.name == "synthetic":
+        raise UserError(f"the run has no files of videos, it read {videos.name}: give one, VIDEO")
+    return videos.paths[0]

@@ -73,8 +73,8 @@ def evaluate(
                     rows[name].append(_kept_rows(found, numbers))
     if pictures is None or not totals[""]["count"]:
         raise UserError(f"held-out data: {bad}")
-    unread = int(multihost_utils.process_allgather(np.int32(len(bad))).sum())
-    note = str(bad) if unread == len(bad) else f"{unread} of {len(videos)} videos unreadable"
+    unread = _count_unread(bad, videos)
+    note = str(bad) if unread == len(bad) else f"{unread} of {bad.total} videos unreadable"
     note = note if unread else f"{len(videos):,} {videos.unit}"
     scores: dict[str, float] = {}
     for name, sums in totals.items():
@@ -92,6 +92,12 @@ def evaluate(
             return None
         scores |= more
     return scores, note, pictures
+
+
+def _count_unread(bad: BadVideos, videos: Videos) -> int:
+    """Return how many videos some process could not read; several may read the same."""
+    own = np.array([path in bad.reasons for path in dict.fromkeys(videos.paths)])
+    return int(multihost_utils.process_allgather(own).reshape(-1, len(own)).any(axis=0).sum())
 
 
 def _batches(
