@@ -183,6 +183,10 @@ def test_classes_come_from_the_training_videos():
     names = "--config.data.class_names=('c','b','a','d')"
     config, train, _ = prepare(videos([0, 1, 2], ("a", "b", "c")), None, names)
     assert config.model.classes == 4 and train.labels.tolist() == [2, 1, 0]
+    # Classes that have no name get their number.
+    config, train, _ = prepare(videos([0, 1], ("a", "b")), None, "--config.model.classes=4")
+    assert config.model.classes == 4 and config.data.class_names == ("a", "b", "2", "3")
+    assert train.labels.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -191,6 +195,12 @@ def test_classes_come_from_the_training_videos():
         (videos(None), None, [], "list has no labels"),
         (videos([0, 1]), videos(None, name="val"), [], "val has no labels"),
         (videos([0, 3]), None, ["--config.model.classes=3"], "use --config.model.classes=4"),
+        (
+            videos([0, 1], ("a", "b")),
+            None,
+            ["--config.data.class_names=('a','b','c')", "--config.model.classes=2"],
+            "there are 3 class names, model.classes is 2: use --config.model.classes=3",
+        ),
         (videos([0, 2]), videos([0, 1]), [], "1 of 2 held-out videos .* first 1: leave"),
         (
             videos([0, 1], ("walk", "run")),

@@ -83,6 +83,8 @@ def prepare(
         config, train, held_out = adopt_classes(config, train, held_out)
         return fit_canvas(config, train), train, held_out
     names = tuple(config.data.class_names) or train.class_names or ()
+    if names:  # those of the model that training never sees are named by their numbers
+        names += tuple(map(str, range(len(names), config.model.classes)))
     train = number_labels(train, names)
     known = set(used_labels(train).tolist())
     highest = max(known, default=-1)
@@ -91,6 +93,11 @@ def prepare(
         raise UserError(
             f"{train.name} has label {highest}, model.classes is {classes}: use "
             f"--config.model.classes={highest + 1} or more"
+        )
+    if len(names) > classes:
+        raise UserError(
+            f"there are {len(names)} class names, model.classes is {classes}: use "
+            f"--config.model.classes={len(names)}"
         )
     if held_out:
         held_out = number_labels(held_out, names)
