@@ -180,3 +180,11 @@ def test_other_files_are_refused_before_they_are_begun(tmp_path, name):
     with pytest.raises(UserError, match="use .gif or .mp4 .*, .png"):
         written(tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ending", ["gif", "mp4", "png"])
+def test_a_file_that_cannot_be_written_is_named(tmp_path, ending):
+    path = tmp_path / f"walk.{ending}"
+    path.mkdir()
+    with pytest.raises(UserError, match=f"cannot write .*walk.{ending}"):
+        written(path)

@@ -149,16 +149,22 @@ def write(
     captions: Sequence[str],
     fps: int,
 ) -> None:
-    """Write a `panel_video` as .gif or .mp4, or a `contact_sheet` as .png."""
+    """Write a `panel_video` as .gif or .mp4, or a `contact_sheet` as .png.
+
+    Raises UserError for another ending, and if the file cannot be written.
+    """
     ending = check_ending(path)
-    with to_write(path) as file:
-        if ending == ".png":
-            image = contact_sheet(original, reconstructions, times=times, captions=captions)
-            Image.fromarray(image).save(file)
-        else:
-            write_video = write_gif if ending == ".gif" else write_mp4
-            frames = panel_video(original, reconstructions, times=times, captions=captions)
-            write_video(str(file), frames, fps=fps)
+    try:
+        with to_write(path) as file:
+            if ending == ".png":
+                image = contact_sheet(original, reconstructions, times=times, captions=captions)
+                Image.fromarray(image).save(file)
+            else:
+                write_video = write_gif if ending == ".gif" else write_mp4
+                frames = panel_video(original, reconstructions, times=times, captions=captions)
+                write_video(str(file), frames, fps=fps)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def write_gif(path: str, frames: np.ndarray, *, fps: int) -> None:

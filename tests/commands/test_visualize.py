@@ -114,6 +114,7 @@ def test_more_is_hidden_at_a_higher_ratio_and_nothing_comes_back(
         (["--max-frames", "0"], "--max-frames 0: use 1 or more"),
         (["--ratio", "1"], "leaves none visible"),
         (["--mask", "cube"], "mask kind 'cube' is unknown: use one of tube"),
+        (["--out", f"{__file__}/walk.png"], "cannot write .*walk.png: File exists"),
     ],
 )
 def test_mistakes_name_what_is_legal(workdir, video, tmp_path, flags, message):

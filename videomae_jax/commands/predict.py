@@ -141,7 +141,7 @@ def _detect(args: argparse.Namespace, params: Any, config: "ConfigDict") -> None
     from videomae_jax.inference.detection_csv import ScoredBox, write_detections
     from videomae_jax.inference.draw import write_drawn_video
     from videomae_jax.inference.network import build_network
-    from videomae_jax.paths import as_path, make_folder, to_write
+    from videomae_jax.paths import to_write
 
     if len(args.videos) > 1:
         raise UserError(f"{len(args.videos)} videos: give a detector one at a time")
@@ -161,7 +161,7 @@ def _detect(args: argparse.Namespace, params: Any, config: "ConfigDict") -> None
             raise UserError(f"--out {args.out} does not end in .mp4")
         if args.out == video or Path(args.out).resolve() == Path(video).resolve():
             raise UserError(f"--out {args.out} is the video itself: use another name")
-        make_folder(as_path(args.out).parent)
+        options.make_folder_of(args.out)
     every = EVERY if args.every is None else args.every
     moments = []
     for moment in detect(

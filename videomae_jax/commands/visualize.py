@@ -105,10 +105,10 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.inference.network import build_network
     from videomae_jax.inference.visualize import check_decoder, visualize
     from videomae_jax.interop.checkpoint_files import load_checkpoint
-    from videomae_jax.paths import as_path, make_folder
 
     for file in args.out:
         pictures.check_ending(file)
+        options.make_folder_of(file)
     if not 1 <= args.fps <= MAX_FPS:
         raise UserError(f"--fps {args.fps}: use 1 to {MAX_FPS}")
     params, config, *_ = load_checkpoint(
@@ -137,7 +137,6 @@ def main(args: argparse.Namespace) -> None:
         print(title)
     print(shown.label)
     for file in args.out:
-        make_folder(as_path(file).parent)
         pictures.write(
             file,
             shown.frames,
