@@ -126,7 +126,7 @@ def extract(
     count: the number of this process and of all; each takes every count-th video and writes a file
     of its own. stopped: called after every batch; when it returns true, the rows are saved in
     OUT.parts, from which the same call resumes, and the result is None.
-    Raises UserError for impossible settings, and if OUT.parts was begun with other settings.
+    Raises UserError for impossible settings, and if OUT.parts has rows of other settings.
     """
     check_output(out, videos, pool=pool, index=index, count=count, batch_size=batch_size)
     check_pool(pool, network)
