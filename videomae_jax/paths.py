@@ -287,6 +287,16 @@ def to_write_whole(path: AnyPath) -> Iterator[pathlib.Path]:
             draft.unlink(missing_ok=True)
 
 
+@contextmanager
+def writing(path: AnyPath) -> Iterator[None]:
+    """Make a UserError of one line of an OSError of the body, which writes `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {os.fspath(path)}: {reason}") from None
+
+
 def explain(error: BaseException, path: AnyPath) -> UserError | None:
     """Return an error of a bucket as one line, None where the bucket is not its cause.
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from videomae_jax.errors import UserError
 from videomae_jax.models.reconstruct import Reconstruction
-from videomae_jax.paths import to_write
+from videomae_jax.paths import to_write, writing
 
 SHEET_FRAMES = 6  # shown in a contact sheet
 COLUMNS = ("original", "masked", "reconstruction", "error")
@@ -154,17 +154,14 @@ def write(
     Raises UserError for another ending, and if the file cannot be written.
     """
     ending = check_ending(path)
-    try:
-        with to_write(path) as file:
-            if ending == ".png":
-                image = contact_sheet(original, reconstructions, times=times, captions=captions)
-                Image.fromarray(image).save(file)
-            else:
-                write_video = write_gif if ending == ".gif" else write_mp4
-                frames = panel_video(original, reconstructions, times=times, captions=captions)
-                write_video(str(file), frames, fps=fps)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    with writing(path), to_write(path) as file:
+        if ending == ".png":
+            image = contact_sheet(original, reconstructions, times=times, captions=captions)
+            Image.fromarray(image).save(file)
+        else:
+            write_video = write_gif if ending == ".gif" else write_mp4
+            frames = panel_video(original, reconstructions, times=times, captions=captions)
+            write_video(str(file), frames, fps=fps)
 
 
 def write_gif(path: str, frames: np.ndarray, *, fps: int) -> None:

@@ -185,13 +185,10 @@ def add_json(parser: argparse.ArgumentParser, *, of: str = "the result") -> None
 
 def make_folder_of(path: str) -> None:
     """Make the folder of a file that is to be written. Raises UserError if that fails."""
-    from videomae_jax.errors import UserError
-    from videomae_jax.paths import as_path, make_folder
+    from videomae_jax.paths import as_path, make_folder, writing
 
-    try:
+    with writing(path):
         make_folder(as_path(path).parent)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def write_json(path: str | None, result: Any) -> None:

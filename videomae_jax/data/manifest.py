@@ -90,13 +90,11 @@ def write_manifest(videos: Videos, path: str | os.PathLike[str], *, numbers: boo
 
 def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
     """Write text, one line each, and make the folder. Raises UserError if that fails."""
-    try:
+    text = "".join(f"{line}\n" for line in lines)
+    with paths.writing(path):
         paths.make_folder(paths.as_path(path).parent)
-        text = "".join(f"{line}\n" for line in lines)
         with paths.to_write(path) as file:
             file.write_bytes(text.encode("utf-8", "surrogateescape"))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _format_labels(videos: Videos, *, numbers: bool) -> list[str] | None:

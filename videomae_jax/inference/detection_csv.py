@@ -5,8 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from videomae_jax.errors import UserError
-from videomae_jax.paths import as_path, make_folder, to_write
+from videomae_jax.paths import as_path, make_folder, to_write, writing
 
 
 class ScoredBox(NamedTuple):
@@ -27,7 +26,7 @@ def write_detections(path: str | os.PathLike[str], boxes: Iterable[ScoredBox]) -
     The columns are video, second, x1, y1, x2, y2, class id (from 1) and score. Raises UserError if
     the file cannot be written.
     """
-    try:
+    with writing(path):
         make_folder(as_path(path).parent)
         with (
             to_write(path) as local,
@@ -40,8 +39,6 @@ def write_detections(path: str | os.PathLike[str], boxes: Iterable[ScoredBox]) -
                 table.writerows(
                     [*moment, number, f"{score:.6f}"] for number, score in enumerate(box.scores, 1)
                 )
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _format_second(second: float) -> str:

@@ -39,7 +39,7 @@ from videomae_jax.inference.network import (
 from videomae_jax.inference.resumable import Parts, collect_rows, fingerprint, open_output
 from videomae_jax.metrics import Proportion
 from videomae_jax.models.classifier import VideoClassifier
-from videomae_jax.paths import to_write
+from videomae_jax.paths import to_write, writing
 from videomae_jax.progress import Progress
 from videomae_jax.tasks.classify import view_probabilities, view_sampler
 from videomae_jax.tasks.task import Params
@@ -238,10 +238,14 @@ def length_notes(sampler: ViewSampler) -> list[str]:
 
 
 def write_confusion(out: Path, counts: np.ndarray, names: tuple[str, ...]) -> None:
-    """Write confusion.csv and confusion.png; rows are classes, columns predictions."""
+    """Write confusion.csv and confusion.png; rows are classes, columns predictions.
+
+    Raises UserError if they cannot be written.
+    """
     from matplotlib.figure import Figure
 
     with (
+        writing(out / "confusion.csv"),
         to_write(out / "confusion.csv") as path,
         open(path, "w", newline="", encoding="utf-8") as file,
     ):
@@ -256,7 +260,7 @@ def write_confusion(out: Path, counts: np.ndarray, names: tuple[str, ...]) -> No
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="class", title="fraction of each class")
-    with to_write(out / "confusion.png") as path:
+    with writing(out / "confusion.png"), to_write(out / "confusion.png") as path:
         figure.savefig(path, dpi=110)
 
 

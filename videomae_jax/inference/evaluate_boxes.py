@@ -28,7 +28,7 @@ from videomae_jax.inference.engine import check_batch, data_mesh
 from videomae_jax.inference.network import Network, check_detector, class_names
 from videomae_jax.inference.resumable import open_output
 from videomae_jax.models.detector import VideoDetector
-from videomae_jax.paths import to_write
+from videomae_jax.paths import to_write, writing
 from videomae_jax.tasks.build import open_key_frames
 from videomae_jax.tasks.detect import eval_sampler, fit_classes, lowest_score, short_side
 from videomae_jax.tasks.detection_scores import (
@@ -339,10 +339,14 @@ def _list_boxes(frames: KeyFrames, scores: np.ndarray) -> Iterator[ScoredBox]:
 
 
 def write_classes(folder: Path, result: BoxEvaluation) -> None:
-    """Write classes.csv and classes.png, the average precision of each class."""
+    """Write classes.csv and classes.png, the average precision of each class.
+
+    Raises UserError if they cannot be written.
+    """
     from matplotlib.figure import Figure
 
     with (
+        writing(folder / "classes.csv"),
         to_write(folder / "classes.csv") as path,
         open(path, "w", newline="", encoding="utf-8") as file,
     ):
@@ -364,7 +368,7 @@ def write_classes(folder: Path, result: BoxEvaluation) -> None:
     axes.set(xlim=(0, 108), ylim=(-0.6, len(scored) - 0.4), xlabel="average precision, %")
     bound = f"\n{UPPER_BOUND}" if result.upper_bound else ""
     axes.set_title(f"mAP {100 * result.map:.2f} %; class (annotated boxes){bound}", fontsize=10)
-    with to_write(folder / "classes.png") as path:
+    with writing(folder / "classes.png"), to_write(folder / "classes.png") as path:
         figure.savefig(path, dpi=110)
 
 

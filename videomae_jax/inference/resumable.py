@@ -131,13 +131,10 @@ class Parts:
             write(data)
             paths.write_whole(file, data.getvalue())
             return
-        try:
-            with paths.to_write_whole(file) as draft, open(draft, "wb") as out:
-                write(out)
-                out.flush()
-                os.fsync(out.fileno())
-        except OSError as error:
-            raise UserError(f"cannot write {file}: {error.strerror}") from None
+        with paths.writing(file), paths.to_write_whole(file) as draft, open(draft, "wb") as out:
+            write(out)
+            out.flush()
+            os.fsync(out.fileno())
 
 
 class Output(NamedTuple):
@@ -175,8 +172,9 @@ def open_output(
         scores = Parts(folder / "scores", {**settings(), **machine})
     file = folder / "unreadable.csv"
     if not (scores and scores.position):
-        paths.make_folder(folder)
-        paths.remove(file)
+        with paths.writing(file):
+            paths.make_folder(folder)
+            paths.remove(file)
     bad = BadVideos(videos, max_share=1.0, file=file, process_index=jax.process_index())
     return Output(folder, scores, bad)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from videomae_jax.errors import UserError
-from videomae_jax.paths import to_write_whole
+from videomae_jax.paths import to_write_whole, writing
 
 Rows = dict[str, np.ndarray]
 FOLDER = "/"  # the ending of a folder of .npy files
@@ -55,11 +55,8 @@ def write_table(
     UserError if the file cannot be written.
     """
     write = {".npz": _write_npz, ".parquet": _write_parquet, FOLDER: _write_npy}[ending_of(path)]
-    try:
-        with to_write_whole(path) as draft:
-            write(draft, read, columns, paths=np.array(paths), facts=json.dumps(facts))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    with writing(path), to_write_whole(path) as draft:
+        write(draft, read, columns, paths=np.array(paths), facts=json.dumps(facts))
 
 
 def video_name(path: str) -> str:

@@ -132,7 +132,7 @@ def check_boxes(args: argparse.Namespace, source: "Path", out: "Path") -> None:
     from videomae_jax.data.manifest import write_lines
     from videomae_jax.errors import UserError
     from videomae_jax.host import count_cores
-    from videomae_jax.paths import to_write
+    from videomae_jax.paths import to_write, writing
     from videomae_jax.progress import Progress
 
     if args.against:
@@ -171,7 +171,7 @@ def check_boxes(args: argparse.Namespace, source: "Path", out: "Path") -> None:
         raise UserError(f"{source} has no boxes to draw")
     if not images:
         raise UserError(f"none of {len(shown)} key frames could be read")
-    with to_write(out / "boxes.png") as file:
+    with writing(out / "boxes.png"), to_write(out / "boxes.png") as file:
         make_sheet(pictures).save(file)
     print(f"{len(images)} key frames with their boxes: {out / 'boxes.png'}, {out / 'report.html'}")
     options.write_json(args.json, summary | {"pictures": len(images), "unread": unread})
