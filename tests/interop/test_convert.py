@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -833,3 +834,23 @@ def test_safetensors_are_known_by_what_is_in_them(tmp_path):
     save_checkpoint(str(tmp_path / "weights"), checkpoint, to="safetensors")
     back = load_checkpoint(str(tmp_path / "weights"), num_heads=3, decoder_num_heads=2)
     assert same(jax.tree.map(np.asarray, back.params), golden_params("pretrain"))
+
+
+def test_a_file_that_cannot_be_read_is_one_line():
+    # Opens, and then fails as a broken disk does.
+    with pytest.raises(UserError, match="cannot read /proc/self/mem: Input/output error"):
+        load_checkpoint("/proc/self/mem")
+
+
+@pytest.mark.parametrize("form", ["mcg", "hf", "safetensors"])
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(tmp_path, form):
+    source = load_checkpoint(str(DATA / "finetune_tiny_deepspeed.pth"), num_heads=3)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # As on a full disk, but for the words.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        with pytest.raises(UserError, match="cannot write .*model: .*File too large"):
+            save_checkpoint(str(tmp_path / "model"), source, to=form)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())

@@ -369,12 +369,10 @@ def save_checkpoint(path: str, checkpoint: Checkpoint, *, to: str) -> None:
         "stablehlo": _write_stablehlo,
         "onnx": _write_onnx,
     }
-    try:
+    with paths.writing(path):
         paths.make_folder(paths.as_path(path).parent)
         with paths.to_write_whole(path) as draft:
             write[to](draft, checkpoint)
-    except OSError as problem:
-        raise UserError(f"cannot write {path}: {problem.strerror or problem}") from None
 
 
 def _read_tensors(file: Path) -> tuple[Mapping[str, Any], list[str]]:
@@ -406,8 +404,11 @@ def _read_tensors(file: Path) -> tuple[Mapping[str, Any], list[str]]:
 
 def _is_safetensors(file: Path) -> bool:
     """Whether a file of any name begins as safetensors do: with a length, then JSON."""
-    with open(file, "rb") as content:
-        head = content.read(9)
+    try:
+        with open(file, "rb") as content:
+            head = content.read(9)
+    except OSError as problem:
+        raise UserError(f"cannot read {file}: {problem.strerror or problem}") from None
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") < file.stat().st_size
 
 

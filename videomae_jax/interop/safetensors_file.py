@@ -46,16 +46,16 @@ def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write tensors as one file that transformers reads as a PyTorch model."""
+    """Write tensors as one file that transformers reads as a PyTorch model. Raises OSError."""
     path = Path(path)
     path.touch()
     mode = path.stat().st_mode
-    # transformers refuses a file without this metadata.
-    save_file(
-        {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
-        path,
-        metadata={"format": "pt"},
-    )
+    whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    try:
+        # transformers refuses a file without this metadata.
+        save_file(whole, path, metadata={"format": "pt"})
+    except SafetensorError as problem:  # which is no OSError, also of a full disk
+        raise OSError(str(problem)) from None
     path.chmod(mode)  # save_file makes it readable by its owner only
 
 
