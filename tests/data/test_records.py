@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -242,6 +243,27 @@ def test_a_stopped_packing_goes_on_and_a_finished_one_writes_nothing(videos, tmp
         write(videos, tmp_path, settings=Settings("jpeg", 64, 8, 50))
     with pytest.raises(UserError, match="holds records with source"):
         write(replace(videos, labels=videos.labels[::-1]), tmp_path)
+
+
+def test_a_part_of_the_index_that_was_cut_short_is_written_again(videos, tmp_path):
+    index = write(videos, tmp_path)
+    part = tmp_path / "parts" / "00001.npz"
+    part.write_bytes(part.read_bytes()[:-30])
+    assert write(videos, tmp_path) == index
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(videos, tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match="cannot write .*taken: Not a directory"):
+        write(videos, tmp_path / "taken")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # As on a full disk, but for the words.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(UserError, match="cannot write .*File too large"):
+            write(videos, tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_processes_share_the_work_and_the_last_writes_the_index(videos, packed, tmp_path):

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,7 @@ from videomae_jax.paths import (
     size,
     to_write,
     write_whole,
+    writing,
 )
 
 FORMATS = ("jpeg", "mp4", "original")
@@ -137,8 +139,9 @@ def pack(
     shards: 0 means one for each SHARD_VIDEOS videos. verify: compare the bytes of existing
     shards with their checksums, and write damaged ones again. `report` is called with the number
     of videos done. Returns the index, or None while shards of other processes are missing. A
-    stopped run resumes after its last complete shard. Raises UserError for settings out of range
-    and for a folder with records of other settings or other videos.
+    stopped run resumes after its last complete shard. Raises UserError for settings out of
+    range, for a folder with records of other settings or other videos, and for one that cannot be
+    written.
     around: of key frames, how many seconds of the video are stored on both sides of each; the
     index then has them and their boxes. Not for format "original".
     """
@@ -163,29 +166,40 @@ def pack(
     def report_written(written: int) -> None:
         report(done + written)
 
-    for shard in range(process_index, shards, process_count):
-        indices = range(edges[shard], edges[shard + 1])
-        if not _is_complete(folder, shard, plan=plan, verify=verify):
-            _write_shard(
-                videos,
-                folder,
-                shard,
-                indices=indices,
-                windows=windows,
-                settings=settings,
-                plan=plan,
-                threads=threads,
-                report=report_written,
-            )
-        done += len(indices)
-        report(done)
-    found = [_read_part(folder, shard) for shard in range(shards)]
-    parts = [part for part in found if part is not None]
-    if len(parts) < shards:
-        return None
-    return _write_index(
-        videos, folder, settings=settings, parts=parts, annotated=annotated, around=around
-    )
+    with _writing(folder):
+        for shard in range(process_index, shards, process_count):
+            indices = range(edges[shard], edges[shard + 1])
+            if not _is_complete(folder, shard, plan=plan, verify=verify):
+                _write_shard(
+                    videos,
+                    folder,
+                    shard,
+                    indices=indices,
+                    windows=windows,
+                    settings=settings,
+                    plan=plan,
+                    threads=threads,
+                    report=report_written,
+                )
+            done += len(indices)
+            report(done)
+        found = [_read_part(folder, shard) for shard in range(shards)]
+        parts = [part for part in found if part is not None]
+        if len(parts) < shards:
+            return None
+        return _write_index(
+            videos, folder, settings=settings, parts=parts, annotated=annotated, around=around
+        )
+
+
+@contextmanager
+def _writing(folder: str) -> Iterator[None]:
+    """Make a UserError of an error of the body, which writes to a folder."""
+    try:
+        with writing(folder):
+            yield
+    except tf.errors.OpError as error:  # of the record files
+        raise UserError(f"cannot write {folder}: {error.message}") from None
 
 
 def _list_films(videos: Videos, around: float) -> tuple[Videos, list["_Windows | None"]]:
@@ -620,6 +634,6 @@ def _read_part(folder: str, shard: int) -> dict | None:
         return None
     try:
         part = read_columns(read_bytes(path))
-    except (ValueError, OSError, EOFError):
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     return part | {"summary": json.loads(part["summary"].tobytes())}

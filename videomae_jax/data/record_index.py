@@ -99,7 +99,7 @@ def read_index(folder: str) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def read_columns(data: bytes) -> dict[str, np.ndarray]:
-    """Return the arrays of an npz file. Raises ValueError, OSError or EOFError."""
+    """Return the arrays of an npz file. Damage raises errors of many kinds, see `_read_part`."""
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         return dict(file)
 
