@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from golden import DATA
 from hub_server import TOKEN
+from ml_collections import ConfigDict
 from runs import fails
 
 import videomae_jax as vm
@@ -19,7 +20,7 @@ from videomae_jax.errors import UserError
 from videomae_jax.interop.checkpoint_files import load_checkpoint, read_geometry, save_checkpoint
 from videomae_jax.interop.hub import Address, download, parse_address
 from videomae_jax.interop.init_from import with_source_geometry
-from videomae_jax.interop.publish import read_scores
+from videomae_jax.interop.publish import first_source, read_scores
 from videomae_jax.training.checkpoint import load_params, save_params
 
 
@@ -297,6 +298,19 @@ def test_a_step_has_the_scores_of_its_time(run):
     assert read_scores(f"{run}/checkpoints/1", None) == {
         "one clip of each held-out video, during training": {"top1": 0.1}
     }
+
+
+def test_a_run_whose_name_is_a_number_is_no_step(run):
+    numbered = run.rename(run.with_name("4711"))
+    assert read_scores(str(numbered), None) == {
+        "one clip of each held-out video, during training": {"top1": 0.625, "top5": 1.0}
+    }
+
+
+def test_a_run_from_random_weights_has_no_source_in_the_current_directory(run, monkeypatch):
+    monkeypatch.chdir(run)
+    assert first_source(ConfigDict({"init_from": str(run)})) == "hf://lab/tiny"
+    assert first_source(ConfigDict({"init_from": ""})) == ""
 
 
 def test_a_file_of_others_has_no_recipe_in_its_card(hub, monkeypatch):

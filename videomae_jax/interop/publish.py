@@ -1,6 +1,7 @@
 """Write a run to the hub, with a model card made from it."""
 
 import csv
+import io
 import json
 import math
 import tempfile
@@ -16,6 +17,8 @@ from videomae_jax.errors import UserError
 from videomae_jax.interop import hub
 from videomae_jax.interop.checkpoint_files import Checkpoint, save_checkpoint
 from videomae_jax.interop.safetensors_file import read_json
+from videomae_jax.interop.sources import on_hub
+from videomae_jax.paths import exists, full_path, is_folder, read_bytes
 from videomae_jax.training.checkpoint import load_run_config
 from videomae_jax.training.workdir import CHECKPOINTS, CLASSES, METRICS, read_metrics
 
@@ -44,15 +47,16 @@ def publish(
     """
     if to not in FORMATS:
         raise UserError(f"a repository of the hub holds a folder: use --to {' or '.join(FORMATS)}")
-    base = _first_source(checkpoint.config)
+    base = first_source(checkpoint.config)
     if licence is None and base:
         licence = hub.licence_of(base)
     repository = hub.parse_address(target).repository
+    run, _ = _find_run(source)
     card = model_card(
         checkpoint,
         repository,
         to=to,
-        run=_metrics(source).parent if _metrics(source).is_file() else None,
+        run=run if run and exists(run / METRICS) else None,
         results=read_scores(source, scores),
         base=base,
         licence=licence or "",
@@ -74,9 +78,10 @@ def publish(
 def read_scores(source: str, file: str | None) -> dict[str, dict[str, float]]:
     """Return {protocol: {metric: value, 0 to 1}} of a run, and of a file of `evaluate --json`."""
     results: dict[str, dict[str, float]] = {}
-    if _metrics(source).is_file():
-        rows = read_metrics(str(_metrics(source).parent))
-        rows = [row for row in rows if "eval/loss" in row and row["step"] <= _step(source)]
+    run, step = _find_run(source)
+    if run and exists(run / METRICS):
+        rows = read_metrics(str(run))
+        rows = [row for row in rows if "eval/loss" in row and row["step"] <= step]
         last = {name: rows[-1].get(f"eval/{name}") for name in METRIC_NAMES} if rows else {}
         results[ONE_CLIP] = {name: value for name, value in last.items() if value is not None}
     if file is not None:
@@ -88,22 +93,26 @@ def read_scores(source: str, file: str | None) -> dict[str, dict[str, float]]:
     return {protocol: values for protocol, values in results.items() if values}
 
 
-def _metrics(source: str) -> Path:
-    """Return where the metrics of a work directory, or of one of its steps, would be."""
-    folder = Path(source).absolute()
-    return (folder.parents[1] if folder.name.isdigit() else folder) / METRICS
+def _find_run(source: str) -> tuple[Path | None, float]:
+    """Return the work directory that `source` is, or is a step of, and the step.
+
+    The directory is None for weights of others and for "", the start of a run without any; the step
+    of a work directory is infinite.
+    """
+    if source and not on_hub(source):
+        folder = full_path(source)
+        if is_folder(folder / CHECKPOINTS):
+            return folder, math.inf
+        if folder.name.isdigit() and folder.parent.name == CHECKPOINTS:
+            return folder.parents[1], int(folder.name)
+    return None, math.inf
 
 
-def _step(source: str) -> float:
-    name = Path(source).absolute().name
-    return int(name) if name.isdigit() else math.inf
-
-
-def _first_source(config: ConfigDict) -> str:
+def first_source(config: ConfigDict) -> str:
     """Return the model of the hub that a run started from, through runs of ours; "" if none."""
     seen: set[str] = set()
     start = config.get("init_from", "")
-    while start not in seen and _metrics(start).with_name(CHECKPOINTS).is_dir():
+    while start not in seen and _find_run(start)[0]:
         seen.add(start)
         start = load_run_config(start).get("init_from", "")
     return start if hub.is_address(start) else ""
@@ -237,10 +246,10 @@ RECIPE = ("epochs", "steps", "batch_size", "repeats", "lr", "base_lr", "layer_de
 
 def _counts(run: Path) -> str:
     """Return how many videos a run was trained on and held out; "" if its classes do not say it."""
-    if not (run / CLASSES).is_file():
+    if not exists(run / CLASSES):
         return ""
-    with open(run / CLASSES, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    text = read_bytes(run / CLASSES).decode()
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
     train, held_out = (sum(int(row[name]) for row in rows) for name in ("train", "held_out"))
     return f": {train:,} labels, {held_out:,} held out"
 
