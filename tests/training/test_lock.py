@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from videomae_jax.errors import UserError
+from videomae_jax.errors import StorageUnavailable, UserError
 from videomae_jax.training import lock
 from videomae_jax.training.lock import lock_workdir
 
@@ -31,6 +31,15 @@ def test_a_second_run_is_refused_in_one_line_and_the_lock_is_released(tmp_path):
     with lock_workdir(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_an_outage_keeps_its_exit_code(tmp_path, monkeypatch):
+    def stay_away(workdir):
+        raise StorageUnavailable(f"{workdir}: the bucket cannot be reached: no answer")
+
+    monkeypatch.setattr(lock, "lock_workdir", stay_away)
+    with pytest.raises(StorageUnavailable), lock.only_run(str(tmp_path)):
+        pass
 
 
 def test_a_file_system_without_links_will_do(tmp_path, monkeypatch):

@@ -40,7 +40,8 @@ def local_weights(path: str, *, keep: bool = False) -> Iterator[str]:
         if keep:
             _kept[address] = copy
     except UserError as error:
-        raise UserError(str(error).replace(copy.name, folder)) from None
+        # Of its own kind, whose exit code says whether a restart may help.
+        raise type(error)(str(error).replace(copy.name, folder)) from None
     finally:
         if address not in _kept:
             copy.cleanup()

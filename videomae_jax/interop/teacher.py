@@ -32,7 +32,7 @@ def with_teacher(config: ConfigDict, *, workdir: str | None = None) -> ConfigDic
     try:
         source = read_config(config.teacher)
     except UserError as error:
-        raise UserError(f"config.teacher: {error}") from None
+        raise type(error)(f"config.teacher: {error}") from None
     names = source.data.class_names if "class_names" in source.data else ()
     clip = {name: source.clip[name] for name in ("frames", "height", "width")}
     config = config.copy_and_resolve_references()

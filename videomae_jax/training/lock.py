@@ -39,14 +39,14 @@ BEAT, SILENCE = 10.0, 60.0
 def only_run(workdir: str) -> Iterator[None]:
     """Hold the lock of a work directory for all processes of a run; the first one takes it."""
     with contextlib.ExitStack() as stack:
-        problem = ""
+        problem: UserError | None = None
         if jax.process_index() == 0:
             try:
                 stack.enter_context(lock_workdir(workdir))
             except UserError as error:
-                problem = str(error)
-        if not all(everyone(not problem)):
-            raise UserError(problem or f"{workdir} is in use: process 0 says by whom")
+                problem = error
+        if not all(everyone(problem is None)):
+            raise problem or UserError(f"{workdir} is in use: process 0 says by whom")
         yield
 
 
