@@ -91,8 +91,9 @@ class _Unpickler(pickle.Unpickler):
 
 def read_pickle(path: Path) -> Table:
     """Read the boxes of a pickle. Raises UserError for one that holds anything else."""
+    data = read_bytes(path)
     try:
-        content = _Unpickler(io.BytesIO(read_bytes(path)), encoding="latin1").load()
+        content = _Unpickler(io.BytesIO(data), encoding="latin1").load()
         names, seconds, boxes = [], [], []
         for key, value in content.items():
             name, _, second = key.rpartition(",")
@@ -103,8 +104,6 @@ def read_pickle(path: Path) -> Table:
             seconds += [float(second)] * len(array)
             boxes.append(array)
         table = np.concatenate(boxes)
-    except OSError:
-        raise
     except Exception as error:  # a damaged pickle raises anything
         raise UserError(
             f"{path} is not a pickle of boxes, {{'video,second': array [n, 5]}}: {error}"
