@@ -102,7 +102,7 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.training.signals import stop_signals
 
     params, config, *_ = load_checkpoint(args.checkpoint, num_heads=args.num_heads, ema=args.ema)
-    # As in the evaluations of the training, so that the numbers agree.
+    # As in the evaluations of the training where that runs here, so that the numbers agree.
     network = build_network(
         config,
         dtype=config.run.dtype,

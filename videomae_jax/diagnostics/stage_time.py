@@ -21,8 +21,7 @@ from videomae_jax.diagnostics.step_time import (
     job_config,
     random_batch,
 )
-from videomae_jax.errors import UserError
-from videomae_jax.models.attention import IMPLEMENTATIONS, attend, choose_implementation
+from videomae_jax.models.attention import IMPLEMENTATIONS, attend, lacks
 from videomae_jax.tasks import classify
 from videomae_jax.tasks.build import canvas_size
 
@@ -35,7 +34,7 @@ HOST_BATCHES = 4  # different batches, repeated in turn
 def time_attention(*, batch: int, repeats: int, dtype: str) -> list[dict[str, Any]]:
     """Return one row per back end that runs here: median milliseconds, timed in turns."""
     platform = jax.default_backend()
-    names = [name for name in IMPLEMENTATIONS[1:] if _fits(name, platform, dtype)]
+    names = [n for n in IMPLEMENTATIONS[1:] if not lacks(n, platform=platform, dtype=dtype)]
     rows = []
     for count, width in itertools.product(COUNTS, HEAD_WIDTHS):
         keys = jax.random.split(jax.random.key(0), 4)
@@ -72,14 +71,6 @@ def _forward(name, q, k, v, grad):
 def _both(name, q, k, v, grad):
     out, pull = jax.vjp(lambda *qkv: attend(*qkv, implementation=name), q, k, v)
     return out, *pull(grad)
-
-
-def _fits(name: str, platform: str, dtype: str) -> bool:
-    try:
-        choose_implementation(name, platform=platform, dtype=jnp.dtype(dtype))
-    except UserError:
-        return False
-    return True
 
 
 def time_feed(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from videomae_jax.errors import UserError
+from videomae_jax.models.attention import lacks
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.contrast import MoCo
 from videomae_jax.models.detector import VideoDetector
@@ -15,6 +16,7 @@ from videomae_jax.models.masking import mask_from_bool
 from videomae_jax.models.tokens import Triple, patch_grid, patchify
 from videomae_jax.models.vit import LayerNorm
 from videomae_jax.tasks import TASKS
+from videomae_jax.tasks.build import make_execution, platform_in_use
 from videomae_jax.tasks.task import Params
 
 if TYPE_CHECKING:  # else PyAV would be imported, which a model of arrays does not need
@@ -29,8 +31,9 @@ def build_network(
     """Return the network of a checkpoint's config, for inference.
 
     dtype, attention: as in `config.run`, which is ignored, so that a checkpoint from a GPU runs
-    on a laptop. An encoder alone is a VideoMAE for which `predict` does not work. merge_tokens:
-    see `models.merging`; raises UserError if the model is not a classifier.
+    on a laptop; an attention that cannot run here becomes "auto". An encoder alone is a VideoMAE
+    for which `predict` does not work. merge_tokens: see `models.merging`; raises UserError if the
+    model is not a classifier.
     """
     if merge_tokens and config.task != "classify":
         raise UserError(
@@ -38,7 +41,10 @@ def build_network(
             "leave out --merge-tokens"
         )
     config = config.copy_and_resolve_references()
-    config.run.update(dtype=dtype, attention=attention, remat="none")
+    config.run.update(dtype=dtype, attention="auto", remat="none")
+    run = make_execution(config)
+    if not lacks(attention, platform=platform_in_use(), dtype=run.dtype):
+        config.run.attention = attention
     network = TASKS[config.task].build_model(config)
     return network.clone(merge_tokens=merge_tokens) if merge_tokens else network
 

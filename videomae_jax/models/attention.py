@@ -47,21 +47,25 @@ def choose_implementation(name: str, *, platform: str, dtype: jnp.dtype) -> str:
     if name not in IMPLEMENTATIONS:
         raise UserError(f"attention {name!r} is unknown: use one of {', '.join(IMPLEMENTATIONS)}")
     dtype = jnp.dtype(dtype)
-    needs = {
-        "cudnn": ("a GPU and bfloat16", platform == "gpu" and dtype.itemsize == 2),
-        "splash": ("a TPU", platform == "tpu"),
-    }
-    if name in needs and not needs[name][1]:
+    if needed := lacks(name, platform=platform, dtype=dtype):
         raise UserError(
-            f"attention {name!r} needs {needs[name][0]}, not {platform} and {dtype.name}: "
-            "use 'auto' or 'xla'"
+            f"attention {name!r} needs {needed}, not {platform} and {dtype.name}: use 'auto' or "
+            "'xla'"
         )
     if name != "auto":
         return name
     if platform == "cpu" and dtype == jnp.float32:
         return "chunked"
-    fused = next((kernel for kernel, (_, fits) in needs.items() if fits), "xla")
+    kernels = ("cudnn", "splash")
+    fused = next((k for k in kernels if not lacks(k, platform=platform, dtype=dtype)), "xla")
     return fused if platform != jax.default_backend() else _test_kernel(fused, dtype)
+
+
+def lacks(name: str, *, platform: str, dtype: jax.typing.DTypeLike) -> str:
+    """Return what an implementation needs if it cannot run on a platform, else ""."""
+    if name == "cudnn" and not (platform == "gpu" and jnp.dtype(dtype).itemsize == 2):
+        return "a GPU and bfloat16"
+    return "a TPU" if name == "splash" and platform != "tpu" else ""
 
 
 @functools.cache
