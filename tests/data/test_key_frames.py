@@ -19,6 +19,7 @@ from videomae_jax.data.sampling import (
     scale_to_short_side,
     window_runs,
 )
+from videomae_jax.data.storage import UnreadableVideo
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos, pick_videos, split_videos, thin_videos
 from videomae_jax.errors import UserError
@@ -101,6 +102,17 @@ def test_frames_are_those_of_the_recipe_at_25_a_second():
         assert (found - 40 * rate).tolist() == expected.tolist(), rate
         # Containers round times to a millisecond.
         assert (nearest_frames(np.round(seconds, 3), 40 + offsets / 25) == found).all()
+
+
+def test_a_video_that_could_not_be_read_for_its_size_is_unreadable_if_it_is_larger(tmp_path):
+    small = write_video(tmp_path / "small.mp4")
+    large = str(tmp_path / "large.mp4")
+    videos = make([small, large], [0.5, 0.5], [[BOX]] * 2)
+    [(indices, sampler)] = EVAL.groups(videos)
+    assert indices == [0, 1]
+    write_video(large, width=256)
+    with pytest.raises(UnreadableVideo, match="256 x 64 pixels, clips have 96 x 64"):
+        sampler(videos, 1, np.random.default_rng(0))
 
 
 def test_times_outside_of_the_video_give_its_ends():

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from videos import write_video
 
+from videomae_jax.data import retry
 from videomae_jax.data.probing import read_durations, read_frame_times, read_sizes
+from videomae_jax.data.storage import UnreadableVideo
 
 
 def test_videos_that_cannot_be_read_are_left_out(tmp_path):
@@ -19,3 +21,18 @@ def test_videos_that_cannot_be_read_are_left_out(tmp_path):
         paths[2]: 16,
     }
     assert not read_sizes([])
+
+
+def test_an_error_that_passes_is_tried_again(monkeypatch):
+    monkeypatch.setattr(retry, "PAUSE", 0)
+    tries = []
+
+    class Reader:
+        def size(self, path):
+            tries.append(path)
+            if path == "gone" or len(tries) < 3:
+                raise UnreadableVideo("input/output error", transient=path != "gone")
+            return 64, 96
+
+    assert read_sizes(["a"], Reader()) == {"a": (64, 96)} and tries == ["a"] * 3
+    assert not read_sizes(["gone"], Reader()) and tries[3:] == ["gone"]

@@ -6,6 +6,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from videomae_jax.data.retry import retry
+from videomae_jax.data.storage import UnreadableVideo
 from videomae_jax.data.videos import ClipReader
 
 # Videos read at once: most of the time is spent waiting for the disk.
@@ -42,11 +44,10 @@ def read_frame_times(paths: Iterable[str]) -> dict[str, np.ndarray]:
 
 def _read_each(read: Callable[[str], Value], paths: Iterable[str]) -> dict[str, Value]:
     """Return what `read` returns for each path, without the videos that cannot be read."""
-    from videomae_jax.data.decode import UnreadableVideo
 
     def attempt(path: str) -> Value | None:
         try:
-            return read(path)
+            return retry(lambda: read(path))
         except UnreadableVideo:
             return None
 

@@ -15,6 +15,7 @@ from videomae_jax.data.key_frames import KeyFrames
 from videomae_jax.data.probing import read_sizes
 from videomae_jax.data.resize import Box, resize_crop, resize_part
 from videomae_jax.data.sampling import ByTime, Choose
+from videomae_jax.data.storage import UnreadableVideo
 from videomae_jax.data.videos import Videos, group_by_path
 from videomae_jax.errors import UserError
 
@@ -471,11 +472,19 @@ class KeyFrameSampler(BaseSampler):
         return height, width
 
     def cut(self, frames: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
-        """Resize the frames and cut the box out of them; evaluation clips are padded with zeros."""
+        """Resize the frames and cut the box out of them; evaluation clips are padded with zeros.
+
+        Raises UnreadableVideo for a box larger than the clip.
+        """
         x, y, width, height = boxes[0]
         scaled_width, scaled_height = self.scaled(frames.shape[2], frames.shape[1])
         across, down = frames.shape[2] / scaled_width, frames.shape[1] / scaled_height
         source = x * across, y * down, (x + width) * across, (y + height) * down
+        if height > self.height or width > self.width:
+            # Of a video that `groups` could not read for its size.
+            raise UnreadableVideo(
+                f"{width} x {height} pixels, clips have {self.width} x {self.height}"
+            )
         part = resize_part(frames, width=width, height=height, source=source)
         if self.train:
             return part
@@ -513,8 +522,6 @@ def distinct_views(sampler: ViewSampler, videos: Videos, *, most: int = 16) -> t
 
     The maximum over `most` evenly spaced videos; (0, 0) if none of them can be read.
     """
-    from videomae_jax.data.decode import UnreadableVideo
-
     segments = crops = 0
     for index in range(0, len(videos), -(-len(videos) // most)):
         counts: list[int] = []
