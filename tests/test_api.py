@@ -274,6 +274,22 @@ def test_a_model_that_samples_sparsely_reads_the_whole_video(classifier, tmp_pat
         model.read_clip(path, start=3)
 
 
+def test_a_detector_reads_clips_by_its_rate(detector, tmp_path):
+    _, params, config = detector
+    config = config.copy_and_resolve_references()
+    config.clip.update(frames=4, stride=2, rate=10.0)
+    model = api.Model(Checkpoint(params, config, KINDS, ""), source="a detector")
+    path = write_video(tmp_path / "a.mp4", count=60)  # 30 frames a second
+    size = dict(size=(config.clip.height, config.clip.width), frames=4, stride=6)
+    np.testing.assert_array_equal(
+        model.read_clip(path, start=3)[0], vm.read_clip(path, start=3, **size)
+    )
+    # Offsets -4, -2, 0 and 2 of the key frame 30, as in training.
+    np.testing.assert_array_equal(model.read_clip(path)[0], vm.read_clip(path, start=18, **size))
+    with pytest.raises(UserError, match="start 60: .* has frames 0 to 59"):
+        model.read_clip(path, start=60)
+
+
 def test_the_public_names_are_listed():
     assert set(vm.__all__) == set(api.__all__) <= set(dir(vm))
     assert all(getattr(vm, name).__doc__ for name in vm.__all__)

@@ -30,6 +30,7 @@ from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.tokens import patch_grid
 
 if TYPE_CHECKING:
+    from videomae_jax.data.sampling import Choose
     from videomae_jax.inference.detect import Boxes, Detection
     from videomae_jax.inference.evaluate import Evaluation, MultiLabelEvaluation
     from videomae_jax.inference.evaluate_boxes import BoxEvaluation
@@ -155,15 +156,19 @@ def read_clip(
     def choose(count: int) -> np.ndarray:
         if start is None:
             return middle_indices(count, frames=frames, stride=stride)
-        if not 0 <= start < count:
-            raise UserError(f"start {start}: {path} has frames 0 to {count - 1}")
+        _check_start(start, count, path)
         return pretrain_indices(count, start=start, frames=frames, stride=stride)
 
     return _read_crop(path, choose, height=height, width=width, channels=channels)
 
 
+def _check_start(start: int, count: int, path: File) -> None:
+    if not 0 <= start < count:
+        raise UserError(f"start {start}: {path} has frames 0 to {count - 1}")
+
+
 def _read_crop(
-    path: File, choose: Callable[[int], np.ndarray], *, height: int, width: int, channels: int
+    path: File, choose: "Choose", *, height: int, width: int, channels: int
 ) -> np.ndarray:
     """Return chosen frames, cropped and resized as evaluation does: uint8 [F, H, W, C]."""
     from videomae_jax.data.decode import UnreadableVideo
@@ -226,11 +231,27 @@ class Model:
         """Read one clip as the model was trained on, uint8 [1, F, H, W, C].
 
         path, start: see the function `read_clip`. The clip of a model with sparse sampling
-        (`config.clip.sampling`) spans the whole video, and has no start.
+        (`config.clip.sampling`) spans the whole video, and has no start. That of a detector has
+        `config.clip.rate` frames per second before the stride, whatever the rate of the video.
         """
-        from videomae_jax.data.sampling import sparse_views
+        from videomae_jax.data import sampling
 
         clip, channels = self.config.clip, len(self._network.mean)
+        size = dict(height=clip.height, width=clip.width)
+        if "rate" in clip:
+
+            def choose_times(seconds: np.ndarray) -> np.ndarray:
+                count = len(seconds) - 1
+                if start is None:
+                    away = sampling.key_frame_offsets(frames=clip.frames, stride=clip.stride)
+                    times = seconds[count // 2] + away / clip.rate
+                else:
+                    _check_start(start, count, path)
+                    times = seconds[start] + clip.stride * np.arange(clip.frames) / clip.rate
+                return sampling.nearest_frames(seconds, times)
+
+            by_time = sampling.ByTime(choose_times)
+            return _read_crop(path, by_time, channels=channels, **size)[None]
         if clip.get("sampling") != "sparse":
             video = read_clip(
                 path,
@@ -247,9 +268,8 @@ class Model:
             )
 
         def choose(count: int) -> np.ndarray:
-            return sparse_views(count, frames=clip.frames, views=1)[0]
+            return sampling.sparse_views(count, frames=clip.frames, views=1)[0]
 
-        size = dict(height=clip.height, width=clip.width)
         return _read_crop(path, choose, channels=channels, **size)[None]
 
     def tokens(self, video: Any) -> jax.Array:
