@@ -379,6 +379,10 @@ def test_an_unreadable_packed_video_has_no_size(films, tmp_path, capsys):
     boxes = write(films, ["broken,1,0,0,48,64,,0.9", "b,1,0,0,48,64,,0.9"], "boxes.csv")
     found = read_detections(boxes, packed)
     assert found.boxes.tolist() == [[0, 0, 0.5, 1]] * 2
+    # Of smaller frames the pixels of the detector say nothing.
+    cli.main(["data", "pack", str(path), str(tmp_path / "small"), "--short-side", "60"])
+    with pytest.raises(UserError, match="the packed frames of b.mp4 may be smaller than it"):
+        read_detections(boxes, read_key_frames(tmp_path / "small"))
 
 
 def test_known_persons_are_counted(films):

@@ -414,6 +414,15 @@ def _to_fractions(
                 f"{path}: corners are pixels (up to {largest:g}), and no video can be read for its "
                 "size; give fractions of width and height"
             )
+        if reader and reader.shrunk_to:
+            # Sides of an mp4 are even, so at most one pixel less.
+            resized = [film for film, size in sizes.items() if min(size) >= reader.shrunk_to - 1]
+            if resized:
+                raise UserError(
+                    f"{path}: corners are pixels (up to {largest:g}) of the video, and the packed "
+                    f"frames of {resized[0]} may be smaller than it; give fractions of width and "
+                    "height"
+                )
         common = next(iter(sizes.values()))
         whole = np.array([sizes.get(film, common) for film in films], float)
         corners /= whole[:, [1, 0, 1, 0]]

@@ -44,7 +44,7 @@ class Records:
     columns: see RECORD_TYPES; crc and frames only for packed records. sizes: int32 [videos, 2],
     height and width. reasons: why a video has no records. format: of `videomae data pack`.
     seconds: float64 [frames of all records], when each frame appears in its video; records may
-    then have only a part of its frames.
+    then have only a part of its frames. shrunk_to: see `ClipReader`.
     """
 
     kind: str
@@ -57,6 +57,7 @@ class Records:
     reasons: dict[str, str] = field(default_factory=dict)
     format: str | None = None
     seconds: np.ndarray | None = None
+    shrunk_to: int = 0
 
     @functools.cached_property
     def ids(self) -> dict[str, int]:
@@ -203,6 +204,7 @@ def open_packed(folder: str) -> Videos:
         reasons={path: why for path, why in zip(paths, reasons, strict=True) if why},
         format=format,
         seconds=columns["seconds"] if index["version"] == BOX_VERSION else None,
+        shrunk_to=0 if format == "original" else index["settings"]["short_side"],
     )
     if index["version"] == BOX_VERSION:
         return Videos(

@@ -22,11 +22,15 @@ SUFFIXES = "mp4 mkv webm avi mov m4v mpg mpeg ts 3gp flv wmv ogv".split()
 class ClipReader(Protocol):
     """Reads videos that are not files of their own, such as those in packed records.
 
-    shards: the files that hold them.
+    shards: the files that hold them. shrunk_to: pixels of the short side to which larger frames
+    were resized, 0 if none were.
     """
 
     @property
     def shards(self) -> tuple[str, ...]: ...
+
+    @property
+    def shrunk_to(self) -> int: ...
 
     def read_clip(self, path: str, choose: Choose, *, channels: int) -> np.ndarray:
         """Return the frames that `choose` picks, as `decode.read_clip` does."""
