@@ -854,3 +854,16 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(tmp_path, form):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow  # in a process of its own: the threads of a failed save wait for each other
+def test_a_disk_that_is_full_is_one_line_for_a_work_directory(tmp_path):
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+    command = [sys.executable, "-m", "videomae_jax.cli", "convert", "--num-heads=3", "--to=native"]
+    words = [*command, str(DATA / "finetune_tiny_deepspeed.pth"), str(tmp_path / "model")]
+    done = subprocess.run(words, preexec_fn=fill, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and not list(tmp_path.iterdir())
+    said = done.stderr.strip().splitlines()[-1]  # after what orbax logs
+    assert said == f"videomae: cannot write {tmp_path}/model: File too large"

@@ -457,8 +457,23 @@ def _is_ssv2(facts: ModelFacts) -> bool:
 
 def _write_native(path: str | Path, checkpoint: Checkpoint) -> None:
     from videomae_jax.training.checkpoint import save_params
+    from videomae_jax.training.workdir import disk_reason
 
-    save_params(str(path), checkpoint.params, checkpoint.config)
+    try:
+        save_params(str(path), checkpoint.params, checkpoint.config)
+    except UserError:
+        raise
+    except Exception as error:  # tensorstore's have no class of their own
+        if paths.is_remote(path):
+            problem: Exception | None = paths.explain(error, path)
+        elif isinstance(error, OSError):
+            raise
+        else:
+            reason = disk_reason(error, str(path))
+            problem = OSError(reason) if reason else None
+        if problem is None:
+            raise
+        raise problem from None
 
 
 def _write_mcg(path: Path, checkpoint: Checkpoint) -> None:
