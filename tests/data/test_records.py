@@ -20,6 +20,7 @@ from videomae_jax.data.evaluation_batches import eval_batches
 from videomae_jax.data.frame_cache import FrameMemory
 from videomae_jax.data.pack import Settings, pack, part_edges
 from videomae_jax.data.pipeline import clip_batches
+from videomae_jax.data.record_index import read_index
 from videomae_jax.data.resize import resize_crop
 from videomae_jax.data.samplers import PretrainSampler, ViewSampler
 from videomae_jax.data.sources import read_videos
@@ -335,6 +336,12 @@ def test_an_index_is_verified_when_it_is_opened(packed, tmp_path, change, messag
     (tmp_path / "index.json").write_text(json.dumps(index | change))
     with pytest.raises(UserError, match=message):
         read_videos(tmp_path)
+
+
+def test_an_index_that_cannot_be_read_is_not_called_damaged(tmp_path):
+    (tmp_path / "index.json").symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match="index.json: input/output error$"):
+        read_index(str(tmp_path))
 
 
 def test_a_missing_record_file_is_named(packed, tmp_path):

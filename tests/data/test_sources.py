@@ -1,6 +1,7 @@
 """Lists and folders are read as their writers meant them, or refused with the reason."""
 
 import csv
+import errno
 import io
 import os
 import unicodedata
@@ -238,6 +239,26 @@ def test_each_side_of_a_split_has_a_video(tmp_path):
         split_videos(read_videos(tmp_path / "c"), holdout=0.5, seed=0)
     with pytest.raises(UserError, match="between 0 and 1, not 1.5"):
         split_videos(read_videos(tmp_path / "a"), holdout=1.5, seed=0)
+
+
+def test_a_list_that_cannot_be_read_is_one_line():
+    # Opens, and then fails as a broken disk does.
+    with pytest.raises(UserError, match="cannot read the list /proc/self/mem: Input/output error"):
+        read_videos("/proc/self/mem")
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
+    touch(tmp_path, "a/1.mp4", "b/2.mp4")
+    scan = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("b"):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="cannot read the folder .*/b: Permission denied"):
+        read_videos(tmp_path)
 
 
 def test_class_folders_named_by_numbers_are_their_own_labels(tmp_path):

@@ -48,10 +48,13 @@ class Row(NamedTuple):
 def read_manifest(manifest: Path) -> Videos:
     """Read a manifest, see `sources.read_videos`.
 
-    Raises UserError for a file that is not UTF-8 text, nor UTF-16 with a byte order mark, an
-    empty list, rows that do not agree, and a list of which no file exists.
+    Raises UserError for a file that cannot be read or is not UTF-8 text, nor UTF-16 with a byte
+    order mark, an empty list, rows that do not agree, and a list of which no file exists.
     """
-    text = decode_text(paths.read_bytes(manifest))
+    try:
+        text = decode_text(paths.read_bytes(manifest))
+    except OSError as error:
+        raise UserError(f"cannot read the list {manifest}: {error.strerror or error}") from None
     lines = [(number, line.strip(" \t")) for number, line in enumerate(split_lines(text), 1)]
     rows = [
         _read_row(line, number=number, manifest=manifest)

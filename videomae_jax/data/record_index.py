@@ -70,7 +70,11 @@ def read_index(folder: str) -> tuple[dict, dict[str, np.ndarray]]:
     """
     name = join(folder, INDEX)
     try:
-        index = json.loads(read_bytes(name))
+        text = read_bytes(name)
+    except UnreadableVideo as error:
+        raise UserError(f"{folder}: {error}") from None
+    try:
+        index = json.loads(text)
     except ValueError:
         raise UserError(f"{name} is damaged: pack again into the same folder") from None
     found = index.get("version") if isinstance(index, dict) else None

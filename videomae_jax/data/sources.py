@@ -71,7 +71,8 @@ def search_folder(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]
     """Return (videos, skipped) below a folder, as sorted paths relative to it.
 
     Skipped are hidden files and folders, those of operating systems, and links to a folder that
-    they are in. Only videos and folders are counted.
+    they are in. Only videos and folders are counted. Raises UserError for a folder that cannot be
+    read.
     """
     if paths.is_remote(folder):
         return sort_listing(paths.find(folder))
@@ -82,18 +83,23 @@ def search_folder(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]
     waiting: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(root),))]
     while waiting:
         inside, above = waiting.pop()
-        with os.scandir(os.path.join(root, inside)) as entries:
-            for entry in entries:
-                path = os.path.join(inside, entry.name)
-                system = entry.name.startswith(".") or entry.name in SYSTEM
-                if entry.is_dir():
-                    real = os.path.realpath(entry.path)
-                    if system or real in above:
-                        skipped.append(path)
-                    else:
-                        waiting.append((path, (*above, real)))
-                elif entry.name.lower().endswith(ENDINGS):
-                    (skipped if system else found).append(path)
+        try:
+            with os.scandir(os.path.join(root, inside)) as scanned:
+                entries = list(scanned)
+        except OSError as error:
+            where = os.path.join(root, inside)
+            raise UserError(f"cannot read the folder {where}: {error.strerror}") from None
+        for entry in entries:
+            path = os.path.join(inside, entry.name)
+            system = entry.name.startswith(".") or entry.name in SYSTEM
+            if entry.is_dir():
+                real = os.path.realpath(entry.path)
+                if system or real in above:
+                    skipped.append(path)
+                else:
+                    waiting.append((path, (*above, real)))
+            elif entry.name.lower().endswith(ENDINGS):
+                (skipped if system else found).append(path)
     return sorted(found), sorted(skipped)
 
 
