@@ -1,6 +1,7 @@
 """Actions of persons in one video: which boxes count at which time, and their clips and scores."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -177,6 +178,11 @@ def test_more_persons_than_fit_are_refused(detector, films):
 def test_unreadable_videos(detector, tmp_path):
     model = vm.load(detector[0])
     (tmp_path / "text.mp4").write_text("dear diary")
-    for name in ("text", "missing"):
+    data = bytearray(Path(write_video(tmp_path / "pictures.mp4")).read_bytes())
+    begin = data.index(b"mdat")
+    size = int.from_bytes(data[begin - 4 : begin])
+    data[begin + 4 : begin + size - 4] = b"\xff" * (size - 8)
+    (tmp_path / "pictures.mp4").write_bytes(data)
+    for name in ("text", "missing", "pictures"):
         with pytest.raises(UserError, match=f"cannot read .*{name}.mp4: "):
             model.detect(tmp_path / f"{name}.mp4", "whole")

@@ -85,15 +85,15 @@ def detect(
     least = lowest_score(config, min_score)
     try:
         end = float(read_seconds(path)[-1])
+        moments, notes = _plan(boxes, path, end=end, every=every, min_score=least)
+        reader = _ClipReader(config, path, moments)
     except UnreadableVideo as error:
         raise UserError(f"cannot read {path}: {error}") from None
-    moments, notes = _plan(boxes, path, end=end, every=every, min_score=least)
     for note in notes:
         print(f"boxes: {note}", file=sys.stderr)
     videos = Videos((path,), None, None, path)
     bad = BadVideos(videos, max_share=1.0)
     mesh = data_mesh(jax.local_devices())
-    reader = _ClipReader(config, path, moments)
     batches = run_windows(
         _box_step(network, config.boxes.whole, tuple(config.boxes.extend)),
         params,
