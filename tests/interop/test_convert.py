@@ -23,7 +23,12 @@ from videomae_jax.config import load_recipe
 from videomae_jax.data.ava_classes import AVA_CLASSES
 from videomae_jax.errors import UserError
 from videomae_jax.inference.network import build_network, outputs, predict
-from videomae_jax.interop.checkpoint_files import FORMATS, load_checkpoint, save_checkpoint
+from videomae_jax.interop.checkpoint_files import (
+    FORMATS,
+    left_out_of,
+    load_checkpoint,
+    save_checkpoint,
+)
 from videomae_jax.interop.convert import choose_heads, find_tensors, from_native, to_native
 from videomae_jax.interop.safetensors_file import write_safetensors
 from videomae_jax.interop.torch_file import write_torch
@@ -186,6 +191,7 @@ def test_every_problem_is_reported_at_once():
     tensors["encoder.blocks.2.mlp.fc1.weight"] = tensors["encoder.blocks.2.mlp.fc1.weight"].T
     tensors["decoder.head.bias"] = np.zeros(1536, np.int32)
     tensors["module.mask_token"] = tensors["mask_token"]
+    tensors["x1\N{SUPERSCRIPT TWO}1"] = np.zeros(1, np.float32)  # a digit, and no number
     report = problems(tensors, num_heads=5)
     for line in (
         "missing     encoder.blocks.1.attn.q_bias (48,)",
@@ -198,7 +204,7 @@ def test_every_problem_is_reported_at_once():
         "heads       5 heads do not divide the encoder's 48: use 4",
     ):
         assert line in report
-    assert len(report.splitlines()) == 9
+    assert len(report.splitlines()) == 10
 
 
 def test_key_biases_are_left_out_and_positions_must_be_the_table():
@@ -407,6 +413,26 @@ def test_a_detector_through_every_format(tmp_path, capsys):
     assert "model.mean (0.5, 0.5, 0.5) is not in the file" in said
     run(tmp_path / "custom", tmp_path / "copy")
     assert "note" not in capsys.readouterr().out
+
+
+def test_the_settings_of_a_classifier_that_a_format_cannot_hold_are_named():
+    config = load_recipe("finetune", "tiny,custom").copy_and_resolve_references()
+    config.model.classes = 3
+    assert left_out_of(config, "mcg") == left_out_of(config, "hf") == []
+    config.model.mean, config.clip.stride = (0.5,) * 3, 2
+    config.data.class_names = ("jump", "roll", "walk")
+    stride = "clip.stride 2 is not in the file, and its readers assume 4"
+    mean = "model.mean (0.5, 0.5, 0.5) is not in the file, and its readers assume "
+    mean += "(0.485, 0.456, 0.406)"
+    assert left_out_of(config, "hf") == [stride]
+    names = "the names of the classes are not in the file"
+    assert left_out_of(config, "safetensors") == [stride, mean, names]
+    config.clip.sampling = "sparse"
+    assert left_out_of(config, "hf") == [
+        "clip.sampling sparse is not in the file, and its readers assume dense"
+    ]
+    config.model.classes = 174  # those of Something-Something, which is read as sparse
+    assert left_out_of(config, "hf") == left_out_of(config, "native") == []
 
 
 def saved_hf(tmp_path, task="classify", labels=()):

@@ -207,29 +207,33 @@ def _open_weights(
 def left_out_of(config: ConfigDict, to: str) -> list[str]:
     """Return the settings of a model that a file of the format `to` cannot hold, one line each.
 
-    Such files of detectors are read with the values of the reference's own.
+    Such files are read with the values of the recipe of their task, those of detectors with the
+    values of the reference's own.
     """
-    if to not in ("mcg", "safetensors"):
+    if to not in ("mcg", "safetensors", "hf") or config.task not in TASKS:
         return []
-    if config.task == "classify" and config.model.multi_label:
-        return ["this format does not say that the model knows several labels a video"]
-    if config.task != "detect":
-        return []
-    reference = load_recipe("detect", "b,ava")
-    keys = {
-        "model": ("mean", "std"),
-        "roi": tuple(reference.roi),
-        "boxes": ("extend", "whole"),
-        "clip": ("rate", "stride"),
-    }
+    reference = _recipe(config.task, config.model.classes)
+    if config.task == "detect":
+        owner, clip = "the reference's detectors have", ("rate", "stride")
+        keys = {"roi": tuple(reference.roi), "boxes": ("extend", "whole")}
+    else:
+        sparse = "sparse" in (config.clip.sampling, reference.clip.sampling)
+        owner, clip = "its readers assume", ("sampling",) if sparse else ("stride",)
+        keys = {}
+    keys |= {"clip": clip} | ({} if to == "hf" else {"model": ("mean", "std")})
     lines = [
-        f"{group}.{key} {config[group][key]} is not in the file, and the reference's detectors "
-        f"have {reference[group][key]}"
+        f"{group}.{key} {config[group][key]} is not in the file, and {owner} "
+        f"{reference[group][key]}"
         for group, names in keys.items()
         for key in names
         if config[group][key] != reference[group][key]
     ]
-    if tuple(config.data.class_names) not in ((), AVA_CLASSES):
+    if to == "hf":
+        return lines
+    if config.task == "classify" and config.model.multi_label:
+        lines.append("this format does not say that the model knows several labels a video")
+    known = AVA_CLASSES if config.task == "detect" else ()
+    if tuple(config.data.class_names) not in ((), known):
         lines.append("the names of the classes are not in the file")
     return lines
 
@@ -260,7 +264,7 @@ def _convert(
     folder = _complete(folder, facts)
     if facts.task == "detect":
         notes.append("boxes are aligned as in the reference: 7 x 7, roi.aligned False")
-    if _is_ssv2(facts):
+    if facts.task == "classify" and facts.classes == CLASSES[SSV2]:
         notes.append(
             "174 classes: clips and views as for Something-Something V2, frames of the whole video "
             "and 2x3 views"
@@ -421,9 +425,7 @@ def _read_pth(file: Path) -> tuple[dict[str, MappedTensor], str, Any]:
 
 def _config(facts: ModelFacts, folder: FolderConfig) -> ConfigDict:
     """Return a training config for a converted model."""
-    data = "ssv2" if _is_ssv2(facts) else "custom"
-    recipes = {"classify": ("finetune", f"b,{data}"), "detect": ("detect", "b,ava")}
-    config = load_recipe(*recipes.get(facts.task, ("pretrain", "b,custom"))).unlock()
+    config = _recipe(facts.task, facts.classes).unlock()
     config.name = f"{facts.task} model converted from {facts.dialect}"
     config.task = facts.task
     config.model.encoder = ConfigDict(dataclasses.asdict(facts.encoder))
@@ -446,13 +448,15 @@ def _config(facts: ModelFacts, folder: FolderConfig) -> ConfigDict:
     return config.lock()
 
 
-def _is_ssv2(facts: ModelFacts) -> bool:
-    """Return whether a foreign model is a classifier of Something-Something.
+def _recipe(task: str, classes: int) -> ConfigDict:
+    """Return the recipe whose settings a foreign model gets.
 
-    No file says which frames make a clip. Only the models of this data set are trained on frames
-    of the whole video, and it is recognized by the number of its classes.
+    No file says which frames make a clip. Only the classifiers of Something-Something are trained
+    on frames of the whole video, and it is recognized by the number of its classes.
     """
-    return facts.task == "classify" and facts.classes == CLASSES[SSV2]
+    data = "ssv2" if classes == CLASSES[SSV2] else "custom"
+    recipes = {"classify": ("finetune", f"b,{data}"), "detect": ("detect", "b,ava")}
+    return load_recipe(*recipes.get(task, ("pretrain", "b,custom")))
 
 
 def _write_native(path: str | Path, checkpoint: Checkpoint) -> None:

@@ -697,7 +697,7 @@ def _read(
 
 def _natural(text: str) -> list:
     """Sort layer 2 before layer 10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
 
 
 def _insert(tree: dict, path: str, leaf: np.ndarray) -> None:
