@@ -214,13 +214,15 @@ def left_out_of(config: ConfigDict, to: str) -> list[str]:
         return []
     reference = _recipe(config.task, config.model.classes)
     if config.task == "detect":
-        owner, clip = "the reference's detectors have", ("rate", "stride")
+        owner = "the reference's detectors have"
         keys = {"roi": tuple(reference.roi), "boxes": ("extend", "whole")}
+        keys["clip"] = ("rate", "stride")
     else:
+        owner = "its readers assume"
         sparse = "sparse" in (config.clip.sampling, reference.clip.sampling)
-        owner, clip = "its readers assume", ("sampling",) if sparse else ("stride",)
-        keys = {}
-    keys |= {"clip": clip} | ({} if to == "hf" else {"model": ("mean", "std")})
+        keys = {"clip": ("sampling",) if sparse else ("stride",)}
+    if to != "hf":
+        keys["model"] = ("mean", "std")
     lines = [
         f"{group}.{key} {config[group][key]} is not in the file, and {owner} "
         f"{reference[group][key]}"
