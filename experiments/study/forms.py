@@ -93,6 +93,7 @@ MAIN = Form(
     steps=STEPS,
     pretrain_rates={VIDEOMAE: ONE, MOCO: ONE},
     rates={arm: ONE for arm in (VIDEOMAE, MOCO, SCRATCH, LONG)},
+    shares=(0.25, 0.1),
     contrast=False,
 )
 FORMS = {
@@ -123,13 +124,14 @@ FORMS = {
     ),
     # The first claim of the paper alone, on both label sets.
     "main": MAIN,
-    "short": replace(MAIN, curve=(100.0,), finetune=40.0, probe=15.0),
+    "short": replace(MAIN, curve=(100.0,), finetune=40.0, probe=15.0, shares=()),
     "evening": replace(
         MAIN,
         curve=(300.0,),
         finetune=60.0,
         probe=20.0,
         pretrain_rates={VIDEOMAE: ONE, MOCO: (5e-4,)},
+        shares=(),
         contrast=True,
         student=40.0,
     ),
