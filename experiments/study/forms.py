@@ -93,7 +93,7 @@ MAIN = Form(
     steps=STEPS,
     pretrain_rates={VIDEOMAE: ONE, MOCO: ONE},
     rates={arm: ONE for arm in (VIDEOMAE, MOCO, SCRATCH, LONG)},
-    shares=(0.25, 0.1),
+    shares=(0.25,),
     contrast=False,
 )
 FORMS = {
