@@ -221,6 +221,7 @@ def draw_arms(axes: Any, groups: dict[str, Rows]) -> None:
             label = column if place == 0 else None
             axes.bar(x, sum(values) / len(values), 0.24, color=f"C{offset}", label=label)
             axes.plot([x] * len(values), values, ".", color="black", markersize=4)
+    axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.set_xticks(range(len(groups)), [arm.replace(", ", ",\n") for arm in groups])
     axes.legend()
 
@@ -234,7 +235,7 @@ def main() -> None:
     to = args.to or args.folder
     rows = read_results(args.folder / "results.csv")
     facts = json.loads((args.folder / "facts.json").read_text())
-    text = "\n".join(["# The study", "", *report_lines(rows, facts)]) + "\n"
+    text = "\n".join([f"# The study: {facts['form']}", "", *report_lines(rows, facts)]) + "\n"
     (to / f"{facts['form']}.md").write_text(text)
     draw(rows, to / f"{facts['form']}.png")
     if args.to:
