@@ -56,8 +56,9 @@ def videomae(out: Path, name: str, *command: str, device: str = "cpu") -> dict[s
 
 
 _cores: SimpleQueue[int] = SimpleQueue()  # those that no command has
-for _core in os.sched_getaffinity(0):
-    _cores.put(_core)
+if hasattr(os, "sched_getaffinity"):  # macOS has no affinity
+    for _core in os.sched_getaffinity(0):
+        _cores.put(_core)
 
 
 @contextmanager
@@ -65,8 +66,11 @@ def _own_core(process: int) -> Iterator[None]:
     """Keep a process that has just begun on one core, and other processes of this context off it.
 
     Two commands side by side use two cores better than one command does. With more cores, threads
-    that wait for each other would count as CPU time.
+    that wait for each other would count as CPU time. Does nothing where there is no affinity.
     """
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
     core = _cores.get()
     os.sched_setaffinity(process, {core})
     try:

@@ -40,8 +40,8 @@ class Form:
     curve: of pre-training, from short to long; the last is that of all other runs. masks: kind and
     ratio, of runs at a grid of their own that only compare masks. shares: of the labels. rates: of
     learning, by arm; of several the best on a part of the training clips is taken. probe: of a
-    linear probe; 0 for none, and no nearest neighbours either. student: of a
-    smaller model, alone and with the fine-tuned VideoMAE as its teacher; 0 for none.
+    linear probe; 0 for none, and no nearest neighbours either. student: of a smaller model, alone
+    and with the fine-tuned VideoMAE as its teacher; 0 for none.
     """
 
     device: str
@@ -135,16 +135,12 @@ FORMS = {
         contrast=True,
         student=40.0,
     ),
-    "full": Form(
-        device="cpu",
-        workers=2,
+    "full": replace(
+        MAIN,
         seeds=5,
-        grid=SMALL,
-        ratio=0.75,
         curve=(60.0, 200.0, 600.0),
         finetune=120.0,
         probe=30.0,
-        steps=STEPS,
         pretrain_rates={VIDEOMAE: (5e-4, 2e-3), MOCO: (5e-4, 2e-3)},
         rates={arm: (7e-4, 2e-3) for arm in (VIDEOMAE, MOCO, SCRATCH, LONG)},
         shares=(0.25, 0.1),
@@ -153,6 +149,7 @@ FORMS = {
         mask_steps=LARGE_STEPS,
         mask_pretrain=600.0,
         mask_finetune=200.0,
+        contrast=True,
     ),
     "gpu": Form(
         device="gpu",
