@@ -162,6 +162,30 @@ def read_clip(
     return _read_crop(path, choose, height=height, width=width, channels=channels)
 
 
+def _choose_by_time(
+    path: File, *, frames: int, stride: int, rate: float, start: int | None
+) -> "Choose":
+    """Return the choice of frames as of a video of `rate` frames per second, see `read_clip`."""
+    from videomae_jax.data.sampling import ByTime, key_frame_offsets, nearest_frames
+
+    def choose(seconds: np.ndarray) -> np.ndarray:
+        count = len(seconds) - 1
+        if start is None:
+            away = key_frame_offsets(frames=frames, stride=stride)
+            return nearest_frames(seconds, seconds[count // 2] + away / rate)
+        _check_start(start, count, path)
+        return nearest_frames(seconds, seconds[start] + stride * np.arange(frames) / rate)
+
+    return ByTime(choose)
+
+
+def _choose_sparse(*, frames: int) -> "Choose":
+    """Return the choice of frames spread over the whole video."""
+    from videomae_jax.data.sampling import sparse_views
+
+    return lambda count: sparse_views(count, frames=frames, views=1)[0]
+
+
 def _check_start(start: int, count: int, path: File) -> None:
     if not 0 <= start < count:
         raise UserError(f"start {start}: {path} has frames 0 to {count - 1}")
@@ -234,43 +258,28 @@ class Model:
         (`config.clip.sampling`) spans the whole video, and has no start. That of a detector has
         `config.clip.rate` frames per second before the stride, whatever the rate of the video.
         """
-        from videomae_jax.data import sampling
-
         clip, channels = self.config.clip, len(self._network.mean)
         size = dict(height=clip.height, width=clip.width)
         if "rate" in clip:
-
-            def choose_times(seconds: np.ndarray) -> np.ndarray:
-                count = len(seconds) - 1
-                if start is None:
-                    away = sampling.key_frame_offsets(frames=clip.frames, stride=clip.stride)
-                    times = seconds[count // 2] + away / clip.rate
-                else:
-                    _check_start(start, count, path)
-                    times = seconds[start] + clip.stride * np.arange(clip.frames) / clip.rate
-                return sampling.nearest_frames(seconds, times)
-
-            by_time = sampling.ByTime(choose_times)
-            return _read_crop(path, by_time, channels=channels, **size)[None]
-        if clip.get("sampling") != "sparse":
-            video = read_clip(
-                path,
-                frames=clip.frames,
-                stride=clip.stride,
-                size=(clip.height, clip.width),
-                start=start,
-                channels=channels,
-            )
-            return video[None]
-        if start is not None:
-            raise UserError(
-                f"start {start}: clips of {self._source} span whole videos, leave it out"
-            )
-
-        def choose(count: int) -> np.ndarray:
-            return sampling.sparse_views(count, frames=clip.frames, views=1)[0]
-
-        return _read_crop(path, choose, channels=channels, **size)[None]
+            timing = dict(frames=clip.frames, stride=clip.stride, rate=clip.rate)
+            choose = _choose_by_time(path, start=start, **timing)
+            return _read_crop(path, choose, channels=channels, **size)[None]
+        if clip.get("sampling") == "sparse":
+            if start is not None:
+                raise UserError(
+                    f"start {start}: clips of {self._source} span whole videos, leave it out"
+                )
+            choose = _choose_sparse(frames=clip.frames)
+            return _read_crop(path, choose, channels=channels, **size)[None]
+        video = read_clip(
+            path,
+            frames=clip.frames,
+            stride=clip.stride,
+            size=(clip.height, clip.width),
+            start=start,
+            channels=channels,
+        )
+        return video[None]
 
     def tokens(self, video: Any) -> jax.Array:
         """Return all tokens, [B, N, D], with no patch masked.

@@ -22,13 +22,12 @@ def main(args: argparse.Namespace) -> None:
 
     from videomae_jax.config import in_package
     from videomae_jax.errors import UserError
+    from videomae_jax.paths import writing
 
     folder = Path(args.folder).expanduser()
     if folder.exists():
         raise UserError(f"{folder} exists: give a new folder")
-    try:
+    with writing(folder):
         shutil.copytree(in_package("launch"), folder, ignore=shutil.ignore_patterns("__pycache__"))
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
     for path in sorted(folder.iterdir()):
         print(path)

@@ -143,13 +143,12 @@ def memory_line(step: "StepPlan") -> str:
     """Return the memory that a device needs and has, in words."""
     from videomae_jax.devices.host_memory import size_text
 
-    verdict = "fits" if step.fits else "does not fit"
+    needed, verdict = size_text(step.needed), "fits" if step.fits else "does not fit"
     if step.capacity:
-        line = f"{size_text(step.needed)} of {size_text(step.capacity)} per device: {verdict}"
+        needed += f" of {size_text(step.capacity)}"
     elif step.fits:
-        line = f"{size_text(step.needed)} per device: compare it with the device's memory, unknown"
-    else:
-        line = f"{size_text(step.needed)} per device: {verdict}"
+        verdict = "compare it with the device's memory, unknown"
+    line = f"{needed} per device: {verdict}"
     if step.arguments is None or step.temporaries is None:
         return line
     return (

@@ -266,14 +266,15 @@ def _convert(
     folder = _complete(folder, facts)
     if facts.task == "detect":
         notes.append("boxes are aligned as in the reference: 7 x 7, roi.aligned False")
-    if facts.task == "classify" and facts.classes == CLASSES[SSV2]:
+    config = _config(facts, folder)
+    if facts.task == "classify" and config.clip.sampling == "sparse":
         notes.append(
-            "174 classes: clips and views as for Something-Something V2, frames of the whole video "
-            "and 2x3 views"
+            f"{facts.classes} classes: clips and views as for Something-Something V2, frames of "
+            f"the whole video and {config.views} views"
         )
     notes.append(_statistics(folder))
     table = dataclasses.replace(facts.table, notes=(*facts.table.notes, *folder.notes, *notes))
-    return Checkpoint(params, _config(facts, folder), folder.labels, str(table))
+    return Checkpoint(params, config, folder.labels, str(table))
 
 
 def _complete(folder: FolderConfig, facts: ModelFacts) -> FolderConfig:
