@@ -9,10 +9,10 @@
 #
 # --dry-run before the verb prints the gcloud commands instead. From the environment: PROJECT and
 # ZONE; SPOT=1 for preemptible machines; SLICES, the number of slices; RUNTIME, the TPU software
-# version; SOURCE, what pip installs on the machines (a URL or a path there); MOUNT, a command that
-# mounts a file system on a machine, for a work directory or data that are not in a bucket. The
-# service account of the machines needs the roles in docs/buckets.md on BUCKET. After a preemption,
-# the same two commands, create and run, resume the run.
+# version (default: that of TYPE); SOURCE, what pip installs on the machines (a URL or a path there);
+# MOUNT, a command that mounts a file system on a machine, for a work directory or data that are not
+# in a bucket. The service account of the machines needs the roles in docs/buckets.md on BUCKET.
+# After a preemption, the same two commands, create and run, resume the run.
 set -euo pipefail
 
 usage() {
@@ -33,13 +33,35 @@ shift 2
 slices=${SLICES:-1}
 location=(--project "$PROJECT" --zone "$ZONE")
 
+# Print words so that a shell reads them back; unlike those of printf %q, people can read them too.
+quote() {
+  local word words='' mark="'" escaped="'\\''"
+  for word; do
+    case $word in
+      *[!A-Za-z0-9_.,:=/@%+-]*) words+=" '${word//$mark/$escaped}'" ;;
+      *) words+=" $word" ;;
+    esac
+  done
+  echo "${words# }"
+}
+
 call() {
   if [ -n "$dry" ]; then
-    printf '%q ' gcloud "$@"
-    echo
+    quote gcloud "$@"
   else
     gcloud "$@"
   fi
+}
+
+# As cloud.google.com/tpu/docs/runtimes has them.
+runtime_of() { # type
+  case $1 in
+    v[234]-*) echo tpu-ubuntu2204-base ;;
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    *) echo "set RUNTIME, the TPU software version of $1" >&2 && exit 1 ;;
+  esac
 }
 
 # The machines of slice I of several are called NAME-I.
@@ -58,7 +80,8 @@ on_workers() { # slice, workers, command
 case $verb in
   create)
     [ $# -eq 1 ] || usage
-    options=(--accelerator-type "$1" --runtime-version "${RUNTIME:-v2-alpha-tpuv5-lite}")
+    runtime=${RUNTIME:-$(runtime_of "$1")}
+    options=(--accelerator-type "$1" --runtime-version "$runtime")
     [ "${SPOT:-0}" = 0 ] || options+=(--spot)
     if [ "$slices" -eq 1 ]; then
       options+=(--node-id "$name")
@@ -72,15 +95,15 @@ case $verb in
     config=$1 workdir=$2
     shift 2
     : "${SOURCE:?set SOURCE}"
-    printf -v train '%q ' videomae train "--config=$config" "--workdir=$workdir" "$@"
+    train=$(quote videomae train "--config=$config" "--workdir=$workdir" "$@")
     # Restart on 42 (saved) and on the codes of a crash, as README.md says.
     loop="${MOUNT:-true}
-pip install -q \"jax[tpu]\" gcsfs $(printf %q "$SOURCE") || exit 1
-export PYTHONUNBUFFERED=1 EPATH_USE_TF=false WORKDIR=$(printf %q "$workdir") JAX_COMPILATION_CACHE_DIR=$(printf %q "$workdir/compiled")
+pip install -q \"jax[tpu]\" gcsfs $(quote "$SOURCE") || exit 1
+export PYTHONUNBUFFERED=1 EPATH_USE_TF=false WORKDIR=$(quote "$workdir") JAX_COMPILATION_CACHE_DIR=$(quote "$workdir/compiled")
 while true; do $train; code=\$?; echo \"launch: exit code \$code\"
 [ \$code -eq 42 ] || [ \$code -ge 127 ] || exit \$code; sleep 30; done"
     for slice in $(each_slice); do
-      on_workers "$slice" all "nohup bash -c $(printf %q "$loop") > videomae.log 2>&1 &"
+      on_workers "$slice" all "nohup bash -c $(quote "$loop") > videomae.log 2>&1 &"
     done
     ;;
   status)

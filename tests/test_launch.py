@@ -96,7 +96,7 @@ def fake(tmp_path, monkeypatch):
         program = f"""#!/usr/bin/env bash
 # One write, for calls at the same time.
 line=$(printf '%s\\x1f' {name} "$@")
-echo "$line" >> {log}
+echo "${{line//$'\\n'/$'\\x1d'}}" >> {log}
 codes=({" ".join(map(str, codes))})
 n=$(grep -c '^{name}' {log})
 exit "${{codes[$((n > ${{#codes[@]}} ? ${{#codes[@]}} - 1 : n - 1))]}}"
@@ -105,7 +105,8 @@ exit "${{codes[$((n > ${{#codes[@]}} ? ${{#codes[@]}} - 1 : n - 1))]}}"
         (folder / name).chmod(stat.S_IRWXU)
 
     make.calls = lambda: [
-        line.split("\x1f")[:-1] for line in (log.read_text() if log.exists() else "").splitlines()
+        line.replace("\x1d", "\n").split("\x1f")[:-1]
+        for line in (log.read_text() if log.exists() else "").split("\n")[:-1]
     ]
     return make
 
@@ -153,15 +154,46 @@ def test_tpu_vm_starts_every_machine_of_every_slice(fake):
         text=True,
         check=True,
     ).stdout
-    assert "--config.name=two\\ words" in script and "-eq 42" in script and "-ge 127" in script
+    assert "'--config.name=two words'" in script and "-eq 42" in script and "-ge 127" in script
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
 
 
-def test_a_dry_run_asks_for_nothing(fake):
+@pytest.mark.parametrize(
+    ("kind", "runtime"),
+    [
+        ("v4-32", "tpu-ubuntu2204-base"),
+        ("v5litepod-64", "v2-alpha-tpuv5-lite"),
+        ("v5p-128", "v2-alpha-tpuv5"),
+        ("v6e-256", "v2-alpha-tpuv6e"),
+    ],
+)
+def test_tpu_vm_asks_for_the_software_of_its_type(fake, kind, runtime):
     fake("gcloud")
-    done = launch("tpu_vm.sh", "--dry-run", "create", "run1", "v5p-128", **PLACE)
-    assert done.stdout.startswith("gcloud compute tpus queued-resources create run1")
+    assert launch("tpu_vm.sh", "create", "run1", kind, **PLACE).returncode == 0
+    assert launch("tpu_vm.sh", "create", "run1", kind, **PLACE, RUNTIME="other").returncode == 0
+    chosen = [call[call.index("--runtime-version") + 1] for call in fake.calls()]
+    assert chosen == [runtime, "other"]
+
+
+def test_tpu_vm_does_not_guess_the_software_of_a_new_type(fake):
+    fake("gcloud")
+    done = launch("tpu_vm.sh", "create", "run1", "tpu7x-64", **PLACE)
+    assert done.returncode == 1 and "set RUNTIME" in done.stderr and fake.calls() == []
+
+
+def test_a_dry_run_prints_the_commands_and_asks_for_nothing(fake):
+    fake("gcloud")
+    words = ["run", "pod", "pretrain:b,k400", "gs://bucket/run", "--config.name=it's two words"]
+    done = launch("tpu_vm.sh", "--dry-run", *words, **PLACE, SOURCE="/work/code dir")
+    assert done.stdout.startswith("gcloud compute tpus tpu-vm ssh pod --project project")
     assert fake.calls() == []
+    # People can read the lines of the script; a shell can run them.
+    loop = "while true; do videomae train --config=pretrain:b,k400 --workdir=gs://bucket/run"
+    assert any(line.startswith(loop) for line in done.stdout.splitlines())
+    subprocess.run(["bash", "-c", done.stdout], check=True)
+    printed = fake.calls()
+    launch("tpu_vm.sh", *words, **PLACE, SOURCE="/work/code dir")
+    assert printed and fake.calls() == 2 * printed
 
 
 def test_a_command_without_its_words_says_how(fake):
