@@ -5,7 +5,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from videos import number, numbered
+from videos import number, numbered, turn
 
 from videomae_jax.data import decode
 from videomae_jax.data.decode import open_frames, read_clip, read_facts
@@ -124,6 +124,9 @@ def test_colours_and_the_shape_of_pixels_are_those_of_the_pictures(tmp_path):
     for y, x in ((16, 20), (16, 70), (50, 50)):
         np.testing.assert_allclose(read[y, x], picture[y, x], atol=3)
     assert read_facts(str(tmp_path / "a.mp4")).pixel_aspect == 64 / 45
+    # That of the upright picture.
+    assert read_facts(turn(tmp_path / "a.mp4", degrees=180)).pixel_aspect == 64 / 45
+    assert read_facts(turn(tmp_path / "a.mp4", degrees=90)).pixel_aspect == 45 / 64
 
 
 def test_an_unfinished_film_leaves_no_file(tmp_path):

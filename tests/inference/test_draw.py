@@ -5,6 +5,7 @@ import pytest
 from videos import number, turn, write_video
 
 from videomae_jax.data.decode import UnreadableVideo, open_frames, read_facts
+from videomae_jax.data.encode import FilmWriter
 from videomae_jax.drawing import GREY, class_colour
 from videomae_jax.inference.detect import Detection, Moment
 from videomae_jax.inference.draw import write_drawn_video
@@ -88,6 +89,16 @@ def test_films_of_other_kinds(tmp_path, name):
         assert len(drawn) == 60 and np.abs(drawn[7].astype(int) - upright).mean() < 4
         return
     check_film(source, tmp_path / "b.mp4", [moment(0.5, LEFT), moment(1.5, RIGHT)], every=0.5)
+
+
+def test_a_turned_film_keeps_the_shape_of_its_pixels(tmp_path):
+    source, picture = tmp_path / "a.mp4", np.zeros((64, 96, 3), np.uint8)
+    with FilmWriter(source, height=64, width=96, rate=25, pixel_aspect=64 / 45) as film:
+        film.add(picture, start=0, end=1)
+    turn(source, degrees=90)
+    write_drawn_video(str(source), str(tmp_path / "b.mp4"), [moment(0, LEFT)], every=1, threshold=0)
+    assert read(tmp_path / "b.mp4")[1].shape[1:3] == (96, 64)
+    assert read_facts(str(tmp_path / "b.mp4")).pixel_aspect == 45 / 64
 
 
 def test_actions_below_the_threshold_are_not_written(tmp_path):

@@ -32,6 +32,8 @@ SEEK_FRAMES = 3
 # Containers whose duration FFmpeg estimates from what is there, as FFmpeg names them.
 ESTIMATED = ("mpegts", "mpeg", "h264", "hevc", "m4v", "ivf")
 
+Matrix = tuple[int, int, int, int] | None  # a, b, c, d, see `_display_matrix`
+
 
 def read_clip(
     source: str | bytes,
@@ -56,8 +58,7 @@ def read_clip(
     with PyAV only. Raises UnreadableVideo for any fault of the file, UserError for a number of
     channels other than 1 and 3 and for a decoder that is not installed.
     """
-    if channels not in PIXEL_FORMATS:
-        raise UserError(f"a clip has 1 channel (grey) or 3 (RGB), not {channels}: use 3")
+    _check_channels(channels)
     decode = open_decoder(decoder)
     source = fetch_video(source)
     if isinstance(source, str) and is_remote(source):
@@ -76,9 +77,7 @@ def read_clip(
             picture = _picture(frame, channels)
             if out is None:
                 out = np.empty((len(indices), *picture.shape), np.uint8)
-            if picture.shape != out.shape[1:]:
-                sizes = f"from {out.shape[1:3]} to {picture.shape[:2]}"
-                raise UnreadableVideo(f"the picture size changes {sizes}")
+            check_size(picture.shape[:2], out.shape[1:3])
             for row in np.flatnonzero(indices == index):
                 out[row if rows is None else rows[row]] = picture
     assert out is not None, "choose returned no frames"
@@ -94,8 +93,7 @@ def open_frames(source: str | bytes, *, channels: int = 3) -> Iterator[tuple]:
     if there is no rate either). `read(wanted)` yields the frames of increasing indices, uint8
     [H, W, channels], and holds one at a time. Both raise as `read_clip` does.
     """
-    if channels not in PIXEL_FORMATS:
-        raise UserError(f"a clip has 1 channel (grey) or 3 (RGB), not {channels}: use 3")
+    _check_channels(channels)
     source = fetch_video(source)
     with _opened(source) as (container, stream):
         timeline = _scan(source, container, stream)
@@ -105,20 +103,26 @@ def open_frames(source: str | bytes, *, channels: int = 3) -> Iterator[tuple]:
             for _, frame in _frames(source, container, stream, timeline, wanted):
                 picture = np.ascontiguousarray(_picture(frame, channels))
                 size = size or picture.shape[:2]
-                if picture.shape[:2] != size:
-                    raise UnreadableVideo(
-                        f"the picture size changes from {size} to {picture.shape[:2]}"
-                    )
+                check_size(picture.shape[:2], size)
                 yield picture
 
         yield _seconds(stream, timeline), read
 
 
+def _check_channels(channels: int) -> None:
+    if channels not in PIXEL_FORMATS:
+        raise UserError(f"a clip has 1 channel (grey) or 3 (RGB), not {channels}: use 3")
+
+
+def check_size(size: tuple[int, ...], first: tuple[int, ...]) -> None:
+    """Raise UnreadableVideo if the (height, width) of a frame is not that of the first one."""
+    if size != first:
+        raise UnreadableVideo(f"the picture size changes from {first} to {size}")
+
+
 def read_size(source: str | bytes) -> tuple[int, int]:
     """Return the height and the width of the first frame, upright. Raises UnreadableVideo."""
-    frame = next(_decode_all(source), None)
-    if frame is None:
-        raise UnreadableVideo("no frames")
+    frame = _first_frame(source)
     height, width = _upright(np.empty((frame.height, frame.width)), _display_matrix(frame)).shape
     return height, width
 
@@ -147,8 +151,8 @@ class VideoFacts:
     steady: False if frames are displayed for unequal times. rate: the mean, 0 if the file has no
     times. codec, pixels: FFmpeg's names. missing: how many seconds the frames end before the
     duration that the container states, 0 if it states none. choice: the video streams if there
-    are several, the one that is read first. pixel_aspect: the width of a pixel divided by its
-    height, in the picture as it is stored.
+    are several, the one that is read first. pixel_aspect: the width of a pixel of the upright
+    picture divided by its height.
     """
 
     frames: int
@@ -162,7 +166,7 @@ class VideoFacts:
 
 
 def read_facts(source: str | bytes) -> VideoFacts:
-    """Read the facts of a file without decoding it. Raises UnreadableVideo as `read_clip` does."""
+    """Read the facts of a file; decode its first frame. Raises UnreadableVideo as `read_clip`."""
     source = fetch_video(source)
     with _opened(source) as (container, stream):
         streams = _video_streams(container)
@@ -173,6 +177,8 @@ def read_facts(source: str | bytes) -> VideoFacts:
             rate = float(1 / (gaps.mean() * stream.time_base))
             # Containers round times, for example to a millisecond.
             steady = bool(np.ptp(gaps) <= max(1, 0.1 * gaps.mean()))
+        aspect = float(stream.sample_aspect_ratio or 1)
+        turned = _is_turned(_display_matrix(_first_frame(source)))
         return VideoFacts(
             frames=timeline.count,
             rate=rate,
@@ -181,7 +187,7 @@ def read_facts(source: str | bytes) -> VideoFacts:
             pixels=stream.codec_context.pix_fmt or "",
             missing=_missing_seconds(container, stream, timeline),
             choice=tuple(map(_describe, streams)) if len(streams) > 1 else (),
-            pixel_aspect=float(stream.sample_aspect_ratio or 1),
+            pixel_aspect=1 / aspect if turned else aspect,
         )
 
 
@@ -443,6 +449,13 @@ def _decode_all(source: str | bytes) -> Iterator[av.VideoFrame]:
             yield from packet.decode()
 
 
+def _first_frame(source: str | bytes) -> av.VideoFrame:
+    frame = next(_decode_all(source), None)
+    if frame is None:
+        raise UnreadableVideo("no frames")
+    return frame
+
+
 def _decode(container, stream, times: set[int]) -> Iterator[av.VideoFrame]:
     """Yield the frames from the next key frame on, in the order of display.
 
@@ -497,7 +510,7 @@ def _without_fields(frame: av.VideoFrame) -> av.VideoFrame:
     return copy
 
 
-def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
+def _display_matrix(frame: av.VideoFrame) -> Matrix:
     """Return a, b, c, d of the display matrix: a point (x, y) is shown at (ax + cy, bx + dy)."""
     data = frame.side_data.get(SideData.DISPLAYMATRIX)  # type: ignore[call-overload]  # wrong stub
     if data is None:
@@ -510,19 +523,25 @@ def _mirrored(source: str | bytes, container) -> bool:
     """Return whether the display matrix mirrors: other decoders only turn."""
     if "mp4" not in container.format.name:  # nor can other containers say so
         return False
-    matrix = _display_matrix(next(_decode_all(source)))
+    matrix = _display_matrix(_first_frame(source))
     if matrix is None:
         return False
     a, b, c, d = matrix
     return a * d - b * c < 0
 
 
-def _upright(picture: np.ndarray, matrix: tuple[int, int, int, int] | None) -> np.ndarray:
+def _is_turned(matrix: Matrix) -> bool:
+    """Return whether the nearest right angle of a matrix swaps width and height."""
+    a, b, c, d = matrix or (1, 0, 0, 1)
+    return abs(b) + abs(c) > abs(a) + abs(d)
+
+
+def _upright(picture: np.ndarray, matrix: Matrix) -> np.ndarray:
     """Turn and mirror [H, W, ...] as the matrix says, to the nearest right angle: a view."""
     if matrix is None:
         return picture
     a, b, c, d = matrix
-    if abs(b) + abs(c) > abs(a) + abs(d):
+    if _is_turned(matrix):
         picture = picture.swapaxes(0, 1)
         a, d = c, b
     return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

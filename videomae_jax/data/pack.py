@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videomae_jax.data.decode import check_times, open_frames, read_clip
+from videomae_jax.data.decode import check_size, check_times, open_frames, read_clip
 from videomae_jax.data.encode import Mp4Writer, encode_jpegs, shrink
 from videomae_jax.data.host_tensorflow import tf
 from videomae_jax.data.key_frames import KeyFrames
@@ -316,8 +316,7 @@ def _encode_part(
     for chunk in chunks:
         frames = shrink(chunk, short_side=settings.short_side, even=mp4)
         size = size or _size(frames)
-        if _size(frames) != size:
-            raise UnreadableVideo(f"the picture size changes from {size} to {_size(frames)}")
+        check_size(_size(frames), size)
         if mp4:
             writer = writer or Mp4Writer(height=size[0], width=size[1], quality=settings.quality)
             writer.add(frames)
