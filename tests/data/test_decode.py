@@ -17,7 +17,7 @@ from videos import (
     write_video,
 )
 
-from videomae_jax.data import decode, decoders
+from videomae_jax.data import decode, decoders, storage
 from videomae_jax.data.decode import UnreadableVideo, read_clip, read_facts
 from videomae_jax.errors import UserError
 
@@ -376,6 +376,16 @@ def test_what_cannot_be_read_says_why_in_one_line(tmp_path, decoder):
             read_clip(path, np.arange, decoder=decoder)
         assert "\n" not in str(caught.value) and path not in str(caught.value)
         assert not caught.value.transient
+
+
+def test_a_path_that_cannot_exist_is_not_tried_again(tmp_path):
+    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
+    (tmp_path / "file").write_text("")
+    for name in ("x" * 300 + ".mp4", "loop.mp4", "file/a.mp4"):
+        for read in (lambda path: read_clip(path, np.arange), storage.read_bytes):
+            with pytest.raises(UnreadableVideo) as caught:
+                read(str(tmp_path / name))
+            assert not caught.value.transient, name
 
 
 def test_a_bug_in_the_choice_of_frames_stays_a_bug(tmp_path):

@@ -273,6 +273,14 @@ def test_processes_share_the_work_and_the_last_writes_the_index(videos, packed, 
     assert index == json.loads(Path(packed["jpeg"].name, "index.json").read_text())
 
 
+def test_processes_that_pack_differently_make_no_index(videos, tmp_path):
+    other = Settings("jpeg", 64, 8, quality=50)
+    assert write(videos, tmp_path, process_index=1, process_count=2, settings=other) is None
+    with pytest.raises(UserError, match="holds records with quality 50, not 95"):
+        write(videos, tmp_path, process_index=0, process_count=2)
+    assert not (tmp_path / "index.json").exists()
+
+
 @pytest.mark.parametrize("format", ["jpeg", "mp4"])
 def test_damage_is_named_with_its_place_skipped_and_repaired(videos, tmp_path, format):
     write(videos, tmp_path, format=format, shards=2)

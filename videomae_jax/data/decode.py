@@ -21,7 +21,7 @@ from av.stream import Disposition
 
 from videomae_jax.data.decoders import CONTAINERS, open_decoder
 from videomae_jax.data.sampling import Choose, make_choice
-from videomae_jax.data.storage import UnreadableVideo, fetch_video, open_blocks
+from videomae_jax.data.storage import UnreadableVideo, fetch_video, is_transient, open_blocks
 from videomae_jax.errors import UserError
 from videomae_jax.paths import is_remote
 
@@ -257,14 +257,12 @@ def _opened(source: str | bytes, *, probe: bool = True) -> Iterator[tuple]:
             stream.codec_context.open()
             yield container, stream
     except (av.error.FFmpegError, OSError) as error:
-        lasting = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-        transient = isinstance(error, OSError) and not isinstance(error, lasting)
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if source == b"" or (
             isinstance(source, str) and os.path.isfile(source) and not os.path.getsize(source)
         ):
             reason = "the file is empty"
-        raise UnreadableVideo(reason.lower(), transient=transient) from error
+        raise UnreadableVideo(reason.lower(), transient=is_transient(error)) from error
 
 
 def _video_streams(container) -> list:

@@ -183,7 +183,7 @@ def pack(
                 )
             done += len(indices)
             report(done)
-        found = [_read_part(folder, shard) for shard in range(shards)]
+        found = [_read_part(folder, shard, plan=plan) for shard in range(shards)]
         parts = [part for part in found if part is not None]
         if len(parts) < shards:
             return None
@@ -480,20 +480,11 @@ def _read_back(path: str) -> tuple[dict[str, np.ndarray], str, int]:
 
 
 def _is_complete(folder: str, shard: int, *, plan: dict, verify: bool) -> bool:
-    """Return whether a shard agrees with its part of the index.
-
-    Raises UserError for one that was packed with another plan.
-    """
-    part = _read_part(folder, shard)
+    """Return whether a shard agrees with its part of the index. Raises as `_read_part` does."""
+    part = _read_part(folder, shard, plan=plan)
     if part is None:
         return False
     summary = part["summary"]
-    for key, value in plan.items():
-        if summary["plan"][key] != value:
-            raise UserError(
-                f"{folder} holds records with {key} {summary['plan'][key]}, not {value}: "
-                "pack into another folder"
-            )
     path = join(folder, summary["name"])
     if not exists(path) or size(path) != summary["bytes"]:
         return False
@@ -626,8 +617,11 @@ def _part_name(folder: str, shard: int) -> str:
     return join(folder, f"{PARTS}/{shard:05}.npz")
 
 
-def _read_part(folder: str, shard: int) -> dict | None:
-    """Return the part of the index for one shard; None if it is missing or damaged."""
+def _read_part(folder: str, shard: int, *, plan: dict) -> dict | None:
+    """Return the part of the index for one shard; None if it is missing or damaged.
+
+    Raises UserError for one that was packed with another plan.
+    """
     path = _part_name(folder, shard)
     if not exists(path):
         return None
@@ -635,4 +629,11 @@ def _read_part(folder: str, shard: int) -> dict | None:
         part = read_columns(read_bytes(path))
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
-    return part | {"summary": json.loads(part["summary"].tobytes())}
+    summary = json.loads(part["summary"].tobytes())
+    for key, value in plan.items():
+        if summary["plan"][key] != value:
+            raise UserError(
+                f"{folder} holds records with {key} {summary['plan'][key]}, not {value}: "
+                "pack into another folder"
+            )
+    return part | {"summary": summary}

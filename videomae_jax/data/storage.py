@@ -1,5 +1,6 @@
 """Read videos and records, on a disk or in a bucket."""
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,6 +16,9 @@ WHOLE = 64 << 20
 # Threads that wait for a bucket, beside those that decode: 20 ms a request then allow 1,600
 # requests a second.
 READERS = 32
+# Errors about a path. Of these, two have no class of their own.
+_ABOUT_PATHS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+_ABOUT_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class UnreadableVideo(ValueError):
@@ -27,6 +31,12 @@ class UnreadableVideo(ValueError):
     def __init__(self, reason: str, *, transient: bool = False):
         super().__init__(reason)
         self.transient = transient
+
+
+def is_transient(error: Exception) -> bool:
+    """Return whether an error is one of a disk or a network, and not about a path."""
+    about_path = isinstance(error, _ABOUT_PATHS) or getattr(error, "errno", None) in _ABOUT_NAMES
+    return isinstance(error, OSError) and not about_path
 
 
 def readers(files: Iterable[str]) -> int:
@@ -77,7 +87,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        lasting = isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError)
+        transient = is_transient(error)
         # Where a bucket answers "not found", the text is only an address.
-        reason = error.strerror or ("no such object" if lasting else str(error))
-        raise UnreadableVideo(reason.lower(), transient=not lasting) from error
+        reason = error.strerror or (str(error) if transient else "no such object")
+        raise UnreadableVideo(reason.lower(), transient=transient) from error
