@@ -56,7 +56,7 @@ def test_a_survey_shows_the_picture_upright(tmp_path):
 
 def test_processes_give_the_same_in_order():
     pictures = [place == 3 for place in range(len(WALKS))]
-    found = list(survey_videos(WALKS, pictures=pictures, workers=2))
+    found = list(survey_videos(WALKS, pictures=pictures))
     assert [survey.path for survey in found] == WALKS
     assert [bool(survey.picture) for survey in found] == pictures
     alone = survey_video(WALKS[3], True)

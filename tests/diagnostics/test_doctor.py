@@ -49,11 +49,18 @@ def test_a_run_that_does_not_learn_fails_a_check(tmp_path, run, words):
 
 
 def test_unreadable_videos_are_counted_by_reason(tmp_path):
+    # Two processes met the first one.
     rows = ["path,reason,process", "a.mp4,invalid data,0", "b.mp4,no such file,0"]
+    rows.append("a.mp4,invalid data,1")
     (tmp_path / "bad_videos.csv").write_text("\n".join([*rows, "c.mp4,invalid data,1"]))
     found = write_run(tmp_path)
     assert found["videos"].text == "3 could not be read: 2 invalid data, 1 no such file"
     assert not found["videos"].fine
+    # As in a bucket.
+    (tmp_path / "processes/1").mkdir(parents=True)
+    (tmp_path / "processes/1/bad_videos.csv").write_text(f"{rows[0]}\nd.mp4,no such file,1\n")
+    found = doctor.bad_videos(tmp_path)
+    assert found.text == "4 could not be read: 2 invalid data, 2 no such file"
 
 
 def test_a_folder_without_a_run_is_a_mistake(tmp_path, capsys):

@@ -4,7 +4,6 @@ import hashlib
 import io
 import itertools
 import multiprocessing
-import os
 import signal
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from PIL import Image
 
 from videomae_jax.data.decode import VideoFacts, read_clip, read_facts
 from videomae_jax.data.storage import UnreadableVideo, fetch_video
+from videomae_jax.host import count_cores
 from videomae_jax.paths import open_binary
 
 # Frames decoded of each video, evenly spaced from the first to the last.
@@ -84,11 +84,9 @@ def _spread(count: int) -> np.ndarray:
     return np.linspace(0, count - 1, FRAMES).round().astype(int)
 
 
-def survey_videos(
-    paths: Sequence[str], *, pictures: Sequence[bool], workers: int = 0
-) -> Iterator[Survey]:
-    """Yield the surveys of videos in order, from `workers` processes, 0 for one per core."""
-    workers = min(workers or os.cpu_count() or 1, len(paths))
+def survey_videos(paths: Sequence[str], *, pictures: Sequence[bool]) -> Iterator[Survey]:
+    """Yield the surveys of videos in order, from one process per core."""
+    workers = min(count_cores(), len(paths))
     # Not forked: the caller may have threads, whose locks a fork would copy.
     context = multiprocessing.get_context("spawn")
     # Ctrl-C reaches every process; the parent stops the others.

@@ -44,12 +44,10 @@ class BadVideos:
         self._lock = threading.Lock()
         if self.file is not None:
             known = set(videos.paths)
-            files = [self.file]
+            rows = read_reasons(self.file).items()
+            self.reasons = {path: reason for path, reason in rows if path in known}
             if paths.is_remote(self.file):
                 self._object = _Object(self.file, process_index)
-                files = _siblings(self.file)
-            rows = [row for file in files for row in _rows(file)]
-            self.reasons = {path: reason for path, reason in rows if path in known}
 
     def __len__(self) -> int:
         return len(self.reasons)
@@ -95,6 +93,16 @@ class BadVideos:
             return f"listed in {self.file}"
         path, reason = next(iter(self.reasons.items()))
         return f"first {path} ({reason})"
+
+
+def read_reasons(file: str | os.PathLike) -> dict[str, str]:
+    """Return why each video of a list of `BadVideos` is unreadable: {path: reason}.
+
+    In a bucket, also of the lists of other processes. Empty if there is no list yet.
+    """
+    file = os.fspath(file)
+    files = _siblings(file) if paths.is_remote(file) else [file]
+    return {path: reason for one in files for path, reason in _rows(one)}
 
 
 def _rows(file: str) -> list[tuple[str, str]]:

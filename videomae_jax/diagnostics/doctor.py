@@ -1,8 +1,6 @@
 """Checks of this machine and of a run; each returns one finding."""
 
-import csv
 import importlib.metadata
-import io
 import os
 import shutil
 import sys
@@ -19,19 +17,13 @@ from videomae_jax import __version__
 from videomae_jax.config import load_recipe
 from videomae_jax.data.decode import read_clip
 from videomae_jax.data.synthetic import moving_pattern, synthetic_batches
+from videomae_jax.data.unreadable import read_reasons
 from videomae_jax.devices.host_memory import size_text
 from videomae_jax.devices.prefetch import DevicePrefetcher
 from videomae_jax.devices.sharding import batch_sharding, make_mesh
 from videomae_jax.errors import UserError
-from videomae_jax.paths import (
-    as_path,
-    exists,
-    is_remote,
-    names,
-    read_bytes,
-    remove,
-    write_whole,
-)
+from videomae_jax.host import count_cores
+from videomae_jax.paths import as_path, exists, is_remote, names, remove, write_whole
 from videomae_jax.pictures import write_mp4
 from videomae_jax.tasks import pretrain
 from videomae_jax.training.goodput import Goodput
@@ -78,7 +70,7 @@ def versions() -> Finding:
             missing.append(name)
     python = ".".join(map(str, sys.version_info[:3]))
     text = f"videomae_jax {__version__}, Python {python}, {', '.join(found)}"
-    advice = f"not installed: {', '.join(missing)}; run pip install -e ." if missing else ""
+    advice = f"not installed: pip install {' '.join(missing)}" if missing else ""
     return Finding("versions", not missing, text, advice)
 
 
@@ -232,10 +224,10 @@ def history(folder: Path, steps: list[dict]) -> Finding:
 def bad_videos(folder: Path) -> Finding:
     """Check that all videos could be read, and count the reasons."""
     file = folder / BAD_VIDEOS
-    reasons: Counter = Counter()
-    if exists(file):
-        lines = io.StringIO(read_bytes(file).decode("utf-8", "surrogateescape"), newline="")
-        reasons.update(row[1] for row in csv.reader(lines) if row[1:2] not in ([], ["reason"]))
+    # In a bucket, each process but the first has a folder of its own.
+    others = [folder / "processes" / name / BAD_VIDEOS for name in names(folder / "processes")]
+    found = {path: why for each in (file, *others) for path, why in read_reasons(each).items()}
+    reasons = Counter(found.values())
     if not reasons:
         return Finding("videos", True, "all could be read")
     common = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
@@ -286,7 +278,7 @@ def feeding(steps: list[dict]) -> Finding:
         False,
         text,
         "data bound: put the videos on a local disk, re-encode them small, raise data.threads "
-        f"({os.cpu_count()} cores here), or take several clips of each with repeats",
+        f"({count_cores()} cores here), or take several clips of each with repeats",
     )
 
 
