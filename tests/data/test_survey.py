@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from runs import CLIPS
+from runs import CLIPS, fails
 from videos import turn, write_video
 
 from videomae_jax import cli
@@ -173,6 +173,15 @@ def test_an_unreadable_video_of_the_other_list_is_named(tmp_path, capsys):
     cli.main(["data", "check", *map(str, lists)])
     said = capsys.readouterr().out
     assert "1 of 1 videos are clean" in said and f"{torn} (the file is empty)" in said
+
+
+def test_packed_videos_are_not_called_unreadable(tmp_path, capsys):
+    (tmp_path / "one").mkdir()
+    shutil.copy(WALKS[0], tmp_path / "one")
+    cli.main(["data", "pack", str(tmp_path / "one"), str(tmp_path / "packed")])
+    for lists in ([tmp_path / "packed"], [tmp_path / "one", "--against", tmp_path / "packed"]):
+        said = fails(capsys, "data", "check", *lists)
+        assert f"{tmp_path}/packed is packed already" in said
 
 
 def test_several_labels_are_counted_shown_and_kept(tmp_path, capsys):

@@ -184,6 +184,14 @@ def thin_videos(videos: Videos, *, most: int) -> Videos:
     return pick_videos(videos, [index * len(videos) // count for index in range(count)])
 
 
+def check_are_files(videos: Videos) -> None:
+    """Raise UserError if videos are not files of their own."""
+    if videos.reader:
+        raise UserError(
+            f"{videos.name} is packed already: give the list or the folder that it was made of"
+        )
+
+
 def required_labels(videos: Videos) -> np.ndarray:
     """Return the labels of videos. Raises UserError if they have none."""
     if videos.labels is None:

@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.data.quality import describe, leaks, left_out, remark, report, summarize
     from videomae_jax.data.sources import read_videos
     from videomae_jax.data.survey import find_copies, find_look_alikes
-    from videomae_jax.data.videos import pick_videos
+    from videomae_jax.data.videos import check_are_files, pick_videos
     from videomae_jax.errors import UserError
     from videomae_jax.paths import as_path, exists, full_path, is_folder
 
@@ -73,6 +73,8 @@ def main(args: argparse.Namespace) -> None:
         return
     videos = read_videos(source)
     other = read_videos(args.against) if args.against else None
+    for listed in (videos, *([other] if other else [])):
+        check_are_files(listed)
     _make_folder(out)  # before the survey, which may take hours
     count = len(videos)
     paths = [*videos.paths, *(other.paths if other else ())]

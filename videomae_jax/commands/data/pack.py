@@ -98,6 +98,7 @@ def main(args: argparse.Namespace) -> None:
     from videomae_jax.data.box_files import is_box_file
     from videomae_jax.data.pack import Settings, pack
     from videomae_jax.data.sources import read_videos
+    from videomae_jax.data.videos import check_are_files
     from videomae_jax.errors import UserError
     from videomae_jax.paths import exists, full_path, is_folder, is_remote
     from videomae_jax.progress import Progress
@@ -115,8 +116,7 @@ def main(args: argparse.Namespace) -> None:
         videos = options.read_annotations(args, source)
     else:
         videos = read_videos(args.videos)
-    if videos.reader:
-        raise UserError(f"{args.videos} is packed already: give the manifest or the folder")
+    check_are_files(videos)
     films = videos.paths
     if videos.key_frames is not None:
         films = tuple(dict.fromkeys(videos.paths))
