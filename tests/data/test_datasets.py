@@ -1,6 +1,7 @@
 """`videomae data list`: the official lists of four data sets, folders, splits by seed or list."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -230,7 +231,7 @@ def test_a_split_by_a_given_list(tmp_path):
     [
         (["--holdout", "0.1"], "need --val FILE"),
         (["--layout", "ucf101"], "no file classInd.txt"),
-        (["--val", "v", "--val-list", "none.txt"], "cannot read none.txt: No such file"),
+        (["--val", "v", "--val-list", "none.txt"], "none.txt: No such file"),
         (["--val", "v", "--val-list", "x", "--holdout", "0.1"], "use one"),
         (["--split", "4"], "invalid choice: 4"),
         (["--val", "{out}"], "--out and --val are both"),
@@ -242,6 +243,22 @@ def test_mistakes_are_named(tmp_path, capsys, flags, message):
         out = tmp_path / "t.csv"
         run(folder, "--out", out, *(flag.format(out=out) for flag in flags))
     assert caught.value.code == 1 and message in capsys.readouterr().err
+
+
+def test_a_list_for_validation_names_files_by_their_bytes(tmp_path):
+    folder = write(tmp_path / "set", {"a/1.mp4": "", "b/2.mp4": ""})
+    (folder / os.fsdecode(b"b/caf\xe9.mp4")).touch()
+    out, val, given = tmp_path / "t.csv", tmp_path / "v.csv", tmp_path / "given.txt"
+    given.write_bytes(b"b/caf\xe9.mp4\n")
+    run(folder, "--out", out, "--val", val, "--val-list", given)
+    assert [os.fsencode(path).rpartition(b"/")[2] for path in labels(val)] == [b"caf\xe9.mp4"]
+
+
+def test_a_list_that_is_not_text_is_named(tmp_path):
+    folder = ucf101(tmp_path / "set")
+    (folder / "lists/classInd.txt").write_bytes(b"1 caf\xe9\n")
+    with pytest.raises(UserError, match="classInd.txt is not a text file in UTF-8"):
+        read_listing(folder)
 
 
 def test_lists_in_another_format_are_refused(tmp_path):

@@ -243,7 +243,7 @@ def test_each_side_of_a_split_has_a_video(tmp_path):
 
 def test_a_list_that_cannot_be_read_is_one_line():
     # Opens, and then fails as a broken disk does.
-    with pytest.raises(UserError, match="cannot read the list /proc/self/mem: Input/output error"):
+    with pytest.raises(UserError, match="cannot read /proc/self/mem: Input/output error"):
         read_videos("/proc/self/mem")
 
 

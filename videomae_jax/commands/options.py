@@ -195,7 +195,7 @@ def write_json(path: str | None, result: Any) -> None:
     """Write a result to the file of --json, if given; make its folder."""
     if path is None:
         return
-    from videomae_jax.data.manifest import write_lines
+    from videomae_jax.data.text_files import write_lines
 
     text = json.dumps(result, indent=1, ensure_ascii=False)
     # JSON must be UTF-8, names of files need not be: of these it has the escapes.

@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from videomae_jax.data.box_table import CORNERS, Table
-from videomae_jax.data.manifest import NOT_TEXT, decode_text, split_lines
+from videomae_jax.data.text_files import read_text, split_lines
 from videomae_jax.errors import UserError, did_you_mean
-from videomae_jax.paths import read_bytes
 
 # Columns of a csv with a header, and their other names.
 COLUMNS = {
@@ -38,11 +37,9 @@ _WHOLE = re.compile(r"(-?\d{1,18})(?:\.0*)?")
 
 def is_box_csv(path: Path) -> bool:
     """Return whether a file is a csv of boxes; otherwise it may be a video or a list of videos."""
+    text = read_text(path, strict=False, size=SAMPLED)
     try:
-        text = decode_text(read_bytes(path, 0, SAMPLED))
         rows = _read_rows(text)[1]
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except csv.Error:
         return False
     names = {name.strip().lower() for name in rows[0]} if rows else set()
@@ -51,11 +48,8 @@ def is_box_csv(path: Path) -> bool:
 
 def read_csv(path: Path) -> Table:
     """Read a csv with or without a header. Raises UserError for bad rows."""
-    text = decode_text(read_bytes(path))
-    if NOT_TEXT.search(text):
-        raise UserError(f"{path} is not a text file in UTF-8")
     try:
-        lines, rows = _read_rows(text)
+        lines, rows = _read_rows(read_text(path))
     except csv.Error as error:
         raise UserError(f"{path}: {error}: is a quote not closed?") from None
     if not rows:

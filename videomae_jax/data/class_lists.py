@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 
-from videomae_jax.data.manifest import MOST_LABELS, NOT_TEXT, decode_text, split_lines
+from videomae_jax.data.manifest import MOST_LABELS
+from videomae_jax.data.text_files import read_text, split_lines
 from videomae_jax.errors import UserError
-from videomae_jax.paths import full_path, read_bytes
+from videomae_jax.paths import full_path
 
 _FIELD = re.compile(r"""\b(name|id|label_id)\s*:\s*(?:"([^"]*)"|'([^']*)'|(\d+))""")
 
@@ -19,12 +20,7 @@ def read_class_list(path: str | Path) -> dict[int, str]:
     UserError for a file without classes, and for an id or a name that is in it twice.
     """
     path = full_path(path)
-    try:
-        text = decode_text(read_bytes(path))
-    except OSError as error:
-        raise UserError(f"cannot read the class list {path}: {error.strerror or error}") from None
-    if NOT_TEXT.search(text):
-        raise UserError(f"{path} is not a text file in UTF-8: give a class list")
+    text = read_text(path)
     pairs = _read_blocks(text) or _read_lines(text, path)
     names: dict[int, str] = {}
     for number, name in pairs:

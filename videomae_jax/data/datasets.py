@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videomae_jax.data.manifest import split_lines
 from videomae_jax.data.sources import search_folder, sort_listing
+from videomae_jax.data.text_files import read_text, split_lines
 from videomae_jax.data.videos import SUFFIXES, Videos, label_folders
 from videomae_jax.errors import UserError
 from videomae_jax.paths import as_path, find, full_path, is_folder, is_remote, read_bytes
@@ -67,10 +67,7 @@ def read_listing(
         layout = _detect(folder, lists)
     if layout not in LAYOUTS:
         raise UserError(f"layout {layout!r} is not known: use {', '.join(LAYOUTS)}")
-    try:
-        listing = LAYOUTS[layout](folder, lists, split)
-    except UnicodeDecodeError as error:
-        raise UserError(f"a list of {layout} in {lists} is no UTF-8 text: {error}") from None
+    listing = LAYOUTS[layout](folder, lists, split)
     if not listing.train and not listing.val:
         first = f", first {listing.missing[0]}" if listing.missing else ""
         raise UserError(
@@ -241,7 +238,7 @@ def _kinetics(folder: Path, lists: Path, split: int) -> Listing:
     """*.csv of label, youtube_id, time_start, time_end, split; videos ID_000010_000020 or ID."""
     rows = []
     for file in filter(_is_kinetics, _glob(lists, "*.csv")):
-        reader = csv.DictReader(io.StringIO(_text(file), newline=""))
+        reader = csv.DictReader(io.StringIO(read_text(file), newline=""))
         rows += [_kinetics_row(row, f"{file} line {reader.line_num}") for row in reader]
     rows = [row for row in rows if row.split != "test"]
     if not rows:
@@ -321,17 +318,13 @@ def _glob(lists: Path, pattern: str) -> list[Path]:
     ]
 
 
-def _text(file: Path) -> str:
-    return read_bytes(file).decode("utf-8-sig")
-
-
 def _lines(file: Path) -> list[str]:
-    return [line for line in split_lines(_text(file)) if line.strip()]
+    return [line for line in split_lines(read_text(file)) if line.strip()]
 
 
 def _json(file: Path):
     try:
-        return json.loads(_text(file))
+        return json.loads(read_text(file))
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is not JSON: {error}") from None
 

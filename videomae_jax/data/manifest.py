@@ -1,16 +1,15 @@
 """Lists of videos as text files: one `path`, `path label` or `path label|label` per line."""
 
-import codecs
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from videomae_jax import paths
+from videomae_jax.data.text_files import is_text, read_text, split_lines, write_lines
 from videomae_jax.data.videos import SUFFIXES, Videos, find_labels, list_labels
 from videomae_jax.errors import UserError
 
@@ -33,8 +32,6 @@ _NUMBER = re.compile(r"-?\d+(?:\.0*)?")
 BAR = "|"
 # Labels of such a list are the columns of a matrix: a large one is a mistake.
 MOST_LABELS = 65_536
-# What is left of bytes that are not text.
-NOT_TEXT = re.compile("[\0\udc80-\udcff]")
 
 
 class Row(NamedTuple):
@@ -51,10 +48,7 @@ def read_manifest(manifest: Path) -> Videos:
     Raises UserError for a file that cannot be read or is not UTF-8 text, nor UTF-16 with a byte
     order mark, an empty list, rows that do not agree, and a list of which no file exists.
     """
-    try:
-        text = decode_text(paths.read_bytes(manifest))
-    except OSError as error:
-        raise UserError(f"cannot read the list {manifest}: {error.strerror or error}") from None
+    text = read_text(manifest, strict=False)
     lines = [(number, line.strip(" \t")) for number, line in enumerate(split_lines(text), 1)]
     rows = [
         _read_row(line, number=number, manifest=manifest)
@@ -91,15 +85,6 @@ def write_manifest(videos: Videos, path: str | os.PathLike[str], *, numbers: boo
     write_lines(path, lines)
 
 
-def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
-    """Write text, one line each, and make the folder. Raises UserError if that fails."""
-    text = "".join(f"{line}\n" for line in lines)
-    with paths.writing(path):
-        paths.make_folder(paths.as_path(path).parent)
-        with paths.to_write(path) as file:
-            file.write_bytes(text.encode("utf-8", "surrogateescape"))
-
-
 def _format_labels(videos: Videos, *, numbers: bool) -> list[str] | None:
     """Return the labels as they are written, None if there are none."""
     if videos.labels is None:
@@ -119,11 +104,6 @@ def _quote(text: str) -> str:
     return '"' + text.replace('"', '""') + '"'
 
 
-def split_lines(text: str) -> list[str]:
-    """Split text at line breaks alone; `str.splitlines` also splits at characters of names."""
-    return re.split(r"\r\n|\n|\r", text)
-
-
 def _is_comment(line: str, manifest: Path) -> bool:
     """Return whether a line is a comment; HMDB51 has videos whose names begin with #."""
     if not line.startswith("#"):
@@ -135,13 +115,6 @@ def _is_comment(line: str, manifest: Path) -> bool:
         return False
     # A row that was commented out names a video without the #; a missing video does not.
     return paths.exists(paths.join(manifest.parent, match["path"][1:]))
-
-
-def decode_text(data: bytes) -> str:
-    """Return the text of a file; bytes that are not text stay as surrogates, see `NOT_TEXT`."""
-    # What Windows PowerShell writes for `>`, and Notepad for "Unicode".
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return data.decode("utf-16", "replace") if wide else data.decode("utf-8-sig", "surrogateescape")
 
 
 def _find(path: str) -> str:
@@ -162,8 +135,8 @@ def _check_text(rows: list[Row], files: tuple[str, ...], manifest: Path) -> None
     Archives made on Windows have names in other encodings.
     """
     for row, path in zip(rows, files, strict=True):
-        named = not NOT_TEXT.search(row.path) or os.path.exists(path)
-        if not named or NOT_TEXT.search(row.label or ""):
+        named = is_text(row.path) or os.path.exists(path)
+        if not named or not is_text(row.label or ""):
             raise UserError(
                 f"{manifest} is not a text file in UTF-8 (line {row.line}); "
                 "a list of videos has one `path label` a line"

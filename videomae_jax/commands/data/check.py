@@ -58,10 +58,11 @@ def main(args: argparse.Namespace) -> None:
     import io
 
     from videomae_jax.data.box_files import is_box_file
-    from videomae_jax.data.manifest import write_lines, write_manifest
+    from videomae_jax.data.manifest import write_manifest
     from videomae_jax.data.quality import describe, leaks, left_out, remark, report, summarize
     from videomae_jax.data.sources import read_videos
     from videomae_jax.data.survey import find_copies, find_look_alikes
+    from videomae_jax.data.text_files import write_lines
     from videomae_jax.data.videos import check_are_files, pick_videos
     from videomae_jax.errors import UserError
     from videomae_jax.paths import as_path, exists, full_path, is_folder
@@ -131,7 +132,7 @@ def check_boxes(args: argparse.Namespace, source: "Path", out: "Path") -> None:
     from videomae_jax.data.box_report import summarize_boxes, text
     from videomae_jax.data.encode import encode_jpegs
     from videomae_jax.data.html import bars, charts, page, sheet, table
-    from videomae_jax.data.manifest import write_lines
+    from videomae_jax.data.text_files import write_lines
     from videomae_jax.errors import UserError
     from videomae_jax.host import count_cores
     from videomae_jax.paths import to_write, writing

@@ -84,8 +84,9 @@ def main(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from videomae_jax.data.datasets import read_listing, to_videos
-    from videomae_jax.data.manifest import write_lines, write_manifest
+    from videomae_jax.data.manifest import write_manifest
     from videomae_jax.data.sources import describe_skipped, nearest_path
+    from videomae_jax.data.text_files import write_lines
     from videomae_jax.errors import UserError
     from videomae_jax.paths import as_path, exists, full_path, is_folder, remove
 
@@ -171,20 +172,17 @@ def split(videos: "Videos", args: argparse.Namespace) -> "tuple[Videos, Videos]"
     """Split videos into (training, validation) by --val-list, or by --holdout and --seed."""
     import os
 
-    from videomae_jax.data.manifest import split_lines
+    from videomae_jax.data.text_files import read_text, split_lines
     from videomae_jax.data.videos import pick_videos, split_videos
     from videomae_jax.errors import UserError
-    from videomae_jax.paths import full_path, is_remote, join, read_bytes
+    from videomae_jax.paths import full_path, is_remote, join
 
     if not args.val_list:
         holdout = 0.1 if args.holdout is None else args.holdout
         return split_videos(videos, holdout=holdout, seed=args.seed)
     if args.holdout is not None:
         raise UserError("--holdout and --val-list both choose the validation videos: use one")
-    try:
-        lines = split_lines(read_bytes(full_path(args.val_list)).decode("utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"cannot read {args.val_list}: {error.strerror or error}") from None
+    lines = split_lines(read_text(full_path(args.val_list), strict=False))
     folder = full_path(args.folder)
     given = {join(folder, line.strip()) for line in lines if line.strip()}
     given = {path if is_remote(path) else os.path.normpath(path) for path in given}
