@@ -250,6 +250,7 @@ def save_params(path: str, params: Any, config: ConfigDict) -> None:
 
 
 def _open(folder: Any, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it raises, three times
     # Orbax looks for the files to merge by a pattern that its folder is a part of. A folder named
     # like a pattern gets files that need no merging; reading knows either.
     ocdbt = not glob.has_magic(str(folder))
@@ -284,7 +285,6 @@ def _teach_buckets() -> None:
     It describes where an array is to tensorstore, which has a driver for each service; orbax
     itself knows that of gs:// alone, and lets it repeat a request for a quarter of an hour.
     """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it raises, three times
     os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", str(paths.CONNECT))
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(paths.SILENCE))
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
