@@ -46,6 +46,18 @@ def read(films: Path, text: str | list[str], **options) -> Videos:
     return read_key_frames(write(films, text), **options)
 
 
+def test_one_of_two_videos_of_a_name_is_chosen_by_its_path_alone(tmp_path):
+    for folder in ("clip2", "other"):
+        (tmp_path / folder).mkdir()
+        write_video(tmp_path / folder / "clip.mp4", count=30)
+    row = ",0,0.1,0.1,0.9,0.9,1,1"
+    # Of another suffix, as before the videos were encoded again.
+    for name in ("other/clip.mp4", "other/clip.avi"):
+        assert read(tmp_path, f"{name}{row}").paths == (str(tmp_path / "other/clip.mp4"),)
+    with pytest.raises(UserError, match="clip is there 2 times below"):
+        read(tmp_path, f"clip{row}")
+
+
 def test_the_rendered_scenes_have_the_numbers_of_their_readme():
     train = read_key_frames(SCENES / "train.csv", classes=str(SCENES / "classes.pbtxt"))
     val = read_key_frames(SCENES / "val.csv", classes=train.class_names)

@@ -341,8 +341,13 @@ def _find_films(table: Table, path: Path, folder: str) -> tuple[list[str], set[s
                     return str(root / file)
         files = stems.get(Path(name).stem if _is_file(name) else name, [])
         if len(files) > 1:
-            # `train.csv` beside `train/` and `val/`; or a path.
-            inside = [file for file in files if file.startswith((name, f"{path.stem}{os.sep}"))]
+            # `train.csv` beside `train/` and `val/`; or a path, maybe of another suffix.
+            same = os.path.splitext(name)[0]
+            inside = [
+                file
+                for file in files
+                if file.startswith(f"{path.stem}{os.sep}") or os.path.splitext(file)[0] == same
+            ]
             files = inside if len(inside) == 1 else files
         if len(files) > 1:
             raise UserError(
