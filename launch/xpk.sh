@@ -3,9 +3,9 @@
 #
 #   launch/xpk.sh NAME TYPE SLICES IMAGE CONFIG gs://BUCKET/runs/NAME [--config.KEY=VALUE ...]
 #
-# TYPE: v5litepod-64, v5p-128, v6e-256, tpu7x-128. From the environment: CLUSTER; STORAGE, the
-# name of an `xpk storage` for a work directory or data that are not in a bucket. --dry-run as the first argument prints
-# the command instead. XPK itself restarts on 42 and on 127 to 255 only.
+# TYPE: v5litepod-64, v5p-128, v6e-256, tpu7x-128. From the environment: CLUSTER; STORAGE, the name
+# of an `xpk storage` for a work directory or data that are not in a bucket. --dry-run as the first
+# argument prints the command instead. XPK itself restarts on 42 and on 127 to 255 only.
 set -euo pipefail
 run=()
 if [ "${1:-}" = --dry-run ]; then

@@ -133,7 +133,7 @@ def test_boxes_and_models_that_do_not_fit(classifier, detector, tmp_path, capsys
     assert "does not end in .mp4" in fails(capsys, *command, *boxes, "--out=b.gif")
     assert "is the video itself" in fails(capsys, *command, *boxes, "--out", film)
     said = fails(capsys, "predict", other, *command[2:], *boxes)
-    assert "none is named 'b'; the nearest name is 'a'" in said
+    assert "none is named 'b'; the first is 'a'" in said
     assert not (tmp_path / "new").exists()
 
 

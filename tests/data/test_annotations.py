@@ -302,11 +302,9 @@ def test_unknown_actions_and_videos_name_the_nearest(films):
         read(films, ["a,1,0,0,1,1,5,1"], classes=("run", "walk"))
     videos = read(films, AVA)
     other = write(films, ["aa,1,0,0,1,1,,0.9"], "boxes.csv")
-    with pytest.raises(
-        UserError, match="none of its 1 videos is in .*'aa'; the nearest name is 'a'"
-    ):
+    with pytest.raises(UserError, match="none of its 1 videos is in .*'aa'; did you mean 'a'"):
         read_detections(other, videos)
-    with pytest.raises(UserError, match="none is named 'b'; the nearest name is 'aa'"):
+    with pytest.raises(UserError, match="none is named 'b'; the first is 'aa'"):
         read_film_detections(other, str(films / "b.mp4"))
     boxes = write(films, ["a,1,0,0,1,1,,0.3", "aa,1,0,0,1,1,,0.9"], "boxes.csv")
     found = read_detections(boxes, videos)

@@ -139,6 +139,7 @@ def refuse_detector_options(args: argparse.Namespace, names: Iterable[str]) -> N
 
 
 def positive(text: str) -> int:
+    """Return a whole number of 1 or more; the type of an argument."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
     return int(text)

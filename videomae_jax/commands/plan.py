@@ -70,6 +70,7 @@ def print_plan(
     from videomae_jax.diagnostics import plan
     from videomae_jax.diagnostics.topology import find_devices
     from videomae_jax.tasks import TASKS
+    from videomae_jax.training.optim import make_schedule
 
     if examples is not None and examples < 1:
         raise UserError(f"--examples {examples}: use 1 or more")
@@ -89,7 +90,7 @@ def print_plan(
 
     print("compiling the step: a minute or more for the large sizes", file=sys.stderr, flush=True)
     step = compile_step(config)
-    length = plan.run_steps(config, len(videos)) if known else None
+    length = make_schedule(config, examples=len(videos)).steps if known else None
     print(plan_text(f"{config.name} on {topology}", config, step, steps=length, mfu=mfu))
     fitting = None if step.fits else _find_fit(config, compile_step, devices=len(devices), mfu=mfu)
     result = {

@@ -1,10 +1,9 @@
 """Annotations and person boxes of action detection -> key frames of videos."""
 
-import difflib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -121,11 +120,6 @@ def _class_indices(names: Sequence[str]) -> dict[str, int]:
     return indices | {name: number for number, name in enumerate(names)}
 
 
-def _nearest_name(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; the nearest name is {close[0]!r}" if close else ""
-
-
 def _unknown_action(action: str, names: Sequence[str]) -> str:
     meant = did_you_mean(action, names) or f"; their ids are 1 to {len(names)}"
     return f"action {action!r} is not among the {len(names)} classes{meant}"
@@ -152,10 +146,9 @@ def read_detections(source: str | os.PathLike[str], videos: Videos) -> KeyFrames
     films = [clocks.find(*pair) for pair in zip(table.names, table.moments.tolist(), strict=True)]
     known = np.array([film is not None for film in films], bool)
     if not known.any():
-        near = _nearest_name(table.names[0], clocks.names)
         raise UserError(
             f"{path}: none of its {len(set(table.names)):,} videos is in {videos.name}, first "
-            f"{table.names[0]!r}{near}"
+            f"{table.names[0]!r}{did_you_mean(table.names[0], clocks.names)}"
         )
     found.decisions.append(f"{path.name}: {table.kind}")
     if not known.all():
@@ -191,12 +184,9 @@ def read_film_detections(source: str | os.PathLike[str], film: str) -> KeyFrames
     rows = zip(table.names, table.moments.tolist(), strict=True)
     known = np.array([is_of_film(*row) for row in rows], bool)
     if not known.any():
-        names = list(dict.fromkeys(table.names))
-        close = difflib.get_close_matches(Path(film).stem, names, n=1) or names[:1]
-        raise UserError(
-            f"{path} has boxes of {len(names):,} videos, none is named {Path(film).stem!r}"
-            + "".join(f"; the nearest name is {name!r}" for name in close)
-        )
+        names, name = set(table.names), Path(film).stem
+        meant = did_you_mean(name, names) or f"; the first is {table.names[0]!r}"
+        raise UserError(f"{path} has boxes of {len(names):,} videos, none is named {name!r}{meant}")
     table = _pick_rows(table, known)
     films = [film] * len(table.names)
     table = _to_fractions(table, films, path, found)
@@ -368,7 +358,7 @@ def _find_films(table: Table, path: Path, folder: str) -> tuple[list[str], set[s
             found[key] = find(name, moment)
     if missing.issuperset(found.values()):
         name = table.names[0]
-        near = _nearest_name(name, [*stems, *segments])
+        near = did_you_mean(name, [*stems, *segments])
         raise UserError(
             f"{path}: none of its {len(set(table.names)):,} videos is in {root}, first {name!r}"
             f"{near}; give their folder as config.data.videos (--videos)"

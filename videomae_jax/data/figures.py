@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from videomae_jax.data.encode import FilmWriter
-from videomae_jax.errors import UserError
+from videomae_jax.paths import make_folder, writing
 
 ACTIONS = ("bow", "jump", "kick", "squat", "walk", "wave")
 HEIGHT = 96  # of a film in pixels
@@ -74,10 +74,8 @@ def draw_scenes(folder: Path, count: int, *, seed: int) -> list[Path]:
 
 
 def _new_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {folder}: {error.strerror}") from None
+    with writing(folder):
+        make_folder(folder)
     return folder
 
 

@@ -30,8 +30,6 @@ SUBSTITUTES = 16
 Batch = dict[str, np.ndarray]
 # Reads the clips of one video, without or with decoding: (index, rngs) -> arrays.
 Fetch = Callable[[int, Rngs], tuple]
-
-
 # Fetches the clips of one position in the data, or of a video that replaces an unreadable one:
 # (fetch, position, index) -> the result of `fetch` and the index of its video.
 Load = Callable[[Fetch, int, int], tuple[tuple, int]]

@@ -11,7 +11,6 @@ from videomae_jax.diagnostics.step_time import WARM_UP, Job, summarize_steps
 from videomae_jax.diagnostics.subprocesses import Child, write_job
 from videomae_jax.errors import UserError
 
-PEERS = ("transformers", "transformers-compile")
 # Largest relative difference of the first losses, by dtype; bfloat16 keeps 8 bits.
 AGREE = {"float32": 1e-4, "bfloat16": 1e-2}
 PACKAGE = Path(__file__).parents[1]
@@ -20,9 +19,10 @@ PACKAGE = Path(__file__).parents[1]
 def compare(job: Job, *, peer: str, peer_python: str, repeats: int) -> dict[str, Any]:
     """Time `repeats` steps of a job and of a peer, with the same weights, clips and mask.
 
-    peer: one of PEERS. peer_python: a Python that has torch and transformers. Returns the summary
-    of our steps, that of the peer under "peer", and "ratio", the median over the pairs of steps of
-    the peer's time divided by ours. Raises UserError where the first losses differ.
+    peer: "transformers" or "transformers-compile". peer_python: a Python that has torch and
+    transformers. Returns the summary of our steps, that of the peer under "peer", and "ratio", the
+    median over the pairs of steps of the peer's time divided by ours. Raises UserError where the
+    first losses differ.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -76,9 +76,9 @@ class Feeding(NamedTuple):
 def measure(config: ConfigDict, task_module: TaskModule, *, seconds: float) -> Feeding:
     """Time the stages and the step of a config on this machine, about `seconds` for each.
 
-    Unreadable videos are skipped. The stage "read"
-    bypasses the page cache of the system; the other stages read from it. "together" is everything
-    but the step, in batches of the size of the measured step.
+    Unreadable videos are skipped. The stage "read" bypasses the page cache of the system; the other
+    stages read from it. "together" is everything but the step, in batches of the size of the
+    measured step.
     """
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)

@@ -261,8 +261,3 @@ def _out_of_memory(message: str) -> int | None:
     if not match or "RESOURCE_EXHAUSTED" not in message:
         return None
     return int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
-
-
-def run_steps(config: ConfigDict, examples: int) -> int:
-    """Return the number of steps of a run over `examples` videos."""
-    return make_schedule(config, examples=examples).steps

@@ -13,7 +13,6 @@ from videomae_jax.progress import Progress
 
 CHUNK = 32 << 20  # bytes of one request
 
-
 _kept: dict[str, tempfile.TemporaryDirectory] = {}  # copies for a second use, by address
 
 
@@ -30,11 +29,10 @@ def local_weights(path: str, *, keep: bool = False) -> Iterator[str]:
         return
     address = path.rstrip("/")
     folder = address if paths.is_folder(address) else address.rpartition("/")[0]
-    copy = _kept.pop(address, None)
-    complete = copy is not None
-    copy = copy or tempfile.TemporaryDirectory(prefix="videomae-")
+    kept = _kept.pop(address, None)
+    copy = kept or tempfile.TemporaryDirectory(prefix="videomae-")
     try:
-        if not complete:
+        if not kept:
             _copy_weights(address, folder, copy.name)
         yield copy.name + address.removeprefix(folder)
         if keep:
