@@ -10,7 +10,7 @@ import jax
 import pytest
 from videos import write_video
 
-from videomae_jax import cli
+from videomae_jax import cli, host
 from videomae_jax.devices import host_memory
 from videomae_jax.diagnostics import doctor, step_time
 from videomae_jax.errors import UserError
@@ -99,3 +99,19 @@ def test_packing_and_reading_in_threads(mac, videos, tmp_path):
     small += [f"--config.model.{part}.depth=1" for part in ("encoder", "decoder")]
     source = f"--config.data.train={tmp_path}/packed"
     cli.main(["data", "benchmark", "--config=pretrain:tiny,custom", source, *small])
+
+
+def test_the_memory_is_that_of_the_job_and_of_its_container(tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "CGROUPS", tmp_path)
+    monkeypatch.setattr(host, "OWN", tmp_path / "own")
+    whole = host.main_memory()
+    assert whole > 2**28
+    (tmp_path / "own").write_text("1:cpu:/\n0::/slurm/job\n")
+    (tmp_path / "slurm/job").mkdir(parents=True)
+    (tmp_path / "slurm/job/memory.max").write_text("max\n")
+    assert host.main_memory() == whole
+    (tmp_path / "slurm/memory.max").write_text(f"{2**28}\n")
+    assert host.main_memory() == 2**28
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory/memory.limit_in_bytes").write_text(f"{2**27}\n")
+    assert host.main_memory() == 2**27

@@ -4,7 +4,6 @@ Bytes and collectives are read from the compiled program; FLOPs are in closed fo
 lower bounds from data sheets (`chips.py`), and an estimate that assumes a fraction of the peak.
 """
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from videomae_jax.devices.chips import Chip, find_chip
 from videomae_jax.devices.host_memory import device_bytes
 from videomae_jax.devices.sharding import check_batch, make_mesh
 from videomae_jax.diagnostics.collectives import Collective, read_collectives
+from videomae_jax.host import main_memory
 from videomae_jax.tasks.build import has_teacher, open_videos
 from videomae_jax.tasks.task import Task, TaskModule
 from videomae_jax.training.optim import average_decay, make_optimizer, make_schedule, warmup_cosine
@@ -249,8 +249,7 @@ def _capacity(device: jax.Device, chip: Chip | None) -> int | None:
         return int(chip.memory)
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
-    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return whole // jax.local_device_count()
+    return main_memory() // jax.local_device_count()
 
 
 def _out_of_memory(message: str) -> int | None:
