@@ -26,7 +26,7 @@ from videomae_jax.models import flops
 from videomae_jax.models.masking import draw_mask, mask_to_bool
 from videomae_jax.models.tokens import patch_grid
 from videomae_jax.tasks import TASKS, pretrain
-from videomae_jax.tasks.build import has_teacher, make_execution
+from videomae_jax.tasks.build import clip_geometry, has_teacher, make_execution
 from videomae_jax.tasks.task import Params, Task
 from videomae_jax.training.optim import Schedule, make_optimizer, warmup_cosine
 from videomae_jax.training.step import INIT, STEP, jit_steps
@@ -248,8 +248,6 @@ def _encoder(config: ConfigDict, task: Task) -> tuple[jax.stages.Wrapped, Params
 def _clip_flops(job: Job, config: ConfigDict, task: Task) -> float:
     if job.task != "encode":
         return task.train_flops
-    network, clip = build_network(config), config.clip
-    grid = patch_grid((clip.frames, clip.height, clip.width), network.patch)
-    tokens = int(np.prod(grid))
-    values = int(np.prod(network.patch)) * len(network.mean)
+    network = build_network(config)
+    _, tokens, values = clip_geometry(config.clip, network)
     return flops.finetune_flops(network.encoder, tokens=tokens, values=values, classes=0)[0]

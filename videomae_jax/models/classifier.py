@@ -14,7 +14,8 @@ from videomae_jax.models.vit import LayerNorm
 # The reference truncates this distribution at +-2. That is a hundred sigmas, so it has no effect.
 linear = nn.initializers.normal(0.02)
 
-HEAD_SCALE = 0.001  # the head starts near zero: equal logits, and small gradients in the encoder
+# The head starts near zero: equal logits, and small gradients in the encoder.
+init_head = nn.initializers.normal(0.02 * 0.001)
 
 
 class VideoClassifier(VideoModel, kw_only=True):
@@ -33,9 +34,7 @@ class VideoClassifier(VideoModel, kw_only=True):
         self.video_encoder = self.build_encoder(final_norm=False, drop_path=self.drop_path)
         # float32 for any compute dtype: one vector per clip costs nothing.
         self.fc_norm = LayerNorm(jnp.float32, name="fc_norm")
-        self.head = nn.Dense(
-            self.classes, kernel_init=nn.initializers.normal(0.02 * HEAD_SCALE), name="head"
-        )
+        self.head = nn.Dense(self.classes, kernel_init=init_head, name="head")
 
     def __call__(
         self, patches: jax.Array, grid: Triple, keys: jax.Array | None = None
@@ -75,7 +74,7 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
 
 
 def init_classifier(model: VideoClassifier, key: jax.Array, grid: Triple) -> dict:
-    """Return random parameters, to train without pre-training: see `draw_blocks`."""
+    """Return random float32 parameters, to train without pre-training: see `draw_blocks`."""
     return draw_blocks(model.init(key, model.blank_patches(grid), grid)["params"], key)
 
 

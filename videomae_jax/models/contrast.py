@@ -111,8 +111,7 @@ def init_moco(model: MoCo, key: jax.Array, grid: Triple) -> dict:
     The matrices of queries, keys and values are Xavier-uniform each, not as one; the patch
     embedding is Xavier-uniform with a bias of 0.
     """
-    values = math.prod(model.patch) * len(model.mean)
-    patches = jnp.zeros([2, math.prod(grid), values], jnp.uint8)
+    patches = jnp.repeat(model.blank_patches(grid), 2, axis=0)
     params = model.init(key, patches, grid)["params"]
     encoder = params["encoder"]
     attention = encoder["blocks"]["attn"]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from videomae_jax.models.classifier import HEAD_SCALE, draw_blocks
+from videomae_jax.models.classifier import draw_blocks, init_head
 from videomae_jax.models.encoder import VideoModel
 from videomae_jax.models.roi_align import roi_align
 from videomae_jax.models.tokens import Triple
@@ -30,9 +30,7 @@ class VideoDetector(VideoModel, kw_only=True):
 
     def setup(self):
         self.video_encoder = self.build_encoder(drop_path=self.drop_path, cubic_positions=True)
-        self.head = nn.Dense(
-            self.classes, kernel_init=nn.initializers.normal(0.02 * HEAD_SCALE), name="head"
-        )
+        self.head = nn.Dense(self.classes, kernel_init=init_head, name="head")
 
     def __call__(
         self, patches: jax.Array, grid: Triple, boxes: jax.Array, keys: jax.Array | None = None

@@ -132,6 +132,11 @@ class VideoModel(nn.Module):
     run: Execution = Execution()
     merge_tokens: int = 0
 
+    @property
+    def values(self) -> int:
+        """The number of values of a patch, P."""
+        return math.prod(self.patch) * len(self.mean)
+
     @nn.nowrap
     def build_encoder(
         self, *, final_norm: bool = True, drop_path: float = 0.0, cubic_positions: bool = False
@@ -153,8 +158,7 @@ class VideoModel(nn.Module):
     @nn.nowrap
     def blank_patches(self, grid: Triple) -> jax.Array:
         """Return the patches of one black clip, uint8 [1, N, P], to initialize the model with."""
-        values = math.prod(self.patch) * len(self.mean)
-        return jnp.zeros([1, math.prod(grid), values], jnp.uint8)
+        return jnp.zeros([1, math.prod(grid), self.values], jnp.uint8)
 
 
 def broadcast_to_clips(table: np.ndarray, batch: int) -> jax.Array:

@@ -4,8 +4,6 @@ Tong, Song, Wang and Wang, "VideoMAE: Masked Autoencoders are Data-Efficient Lea
 Self-Supervised Video Pre-Training", NeurIPS 2022.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -68,11 +66,10 @@ class VideoMAE(VideoModel, kw_only=True):
     decoder_attention: str = "self"
 
     def setup(self):
-        outputs = math.prod(self.patch) * len(self.mean)
         width = self.decoder.width
         self.video_encoder = self.build_encoder()
         self.video_decoder = Decoder(
-            self.decoder, self.run, outputs, self.decoder_attention, name="decoder"
+            self.decoder, self.run, self.values, self.decoder_attention, name="decoder"
         )
         self.mask_token = self.param("mask_token", init_mask_token, (width,))
         self.encoder_to_decoder = Dense(

@@ -66,6 +66,7 @@ def reconstruct(
     _, frames, height, width, channels = video.shape
     grid = patch_grid((frames, height, width), model.patch)
     patches = patchify(video, model.patch)
+    visible = gather_tubes(patches, mask.visible, mask)
     prediction = cast(jax.Array, model.apply({"params": params}, patches, mask, grid))
 
     pixels = prediction
@@ -73,13 +74,11 @@ def reconstruct(
         truth = patch_statistics(predicted_patches(patches, mask), channels)
         pixels = pixels_from_targets(prediction, *truth)
     elif normalized:
-        visible = gather_tubes(patches, mask.visible, mask)
         estimate = estimate_statistics(visible, mask, grid=grid, channels=channels)
         pixels = pixels_from_targets(prediction, *estimate)
     pixels = jnp.round(255 * jnp.clip(pixels, 0, 1)).astype(jnp.uint8)
 
     def complete(hidden: jax.Array) -> jax.Array:
-        visible = gather_tubes(patches, mask.visible, mask)
         return unpatchify(scatter_tubes(visible, hidden, mask), grid, model.patch)
 
     predicted = complete(pixels)
@@ -135,7 +134,7 @@ def slide(count: int, *, frames: int) -> tuple[np.ndarray, np.ndarray]:
     """
     starts = np.arange(0, count, frames)
     shifted = np.minimum(starts, max(0, count - frames))
-    indices = np.minimum(shifted[:, None] + np.arange(frames), count - 1)
-    # The last clip is moved back; frames before its original start are in the clip before it.
     frame = shifted[:, None] + np.arange(frames)
+    indices = np.minimum(frame, count - 1)
+    # The last clip is moved back; frames before its original start are in the clip before it.
     return indices, (frame >= starts[:, None]) & (frame < count)

@@ -21,6 +21,7 @@ from videomae_jax.devices.distributed import numbers_of_first
 from videomae_jax.devices.sharding import BATCH_SPEC
 from videomae_jax.errors import UserError
 from videomae_jax.models.attention import choose_implementation
+from videomae_jax.models.encoder import VideoModel
 from videomae_jax.models.tokens import Triple, patch_grid
 from videomae_jax.models.vit import Execution, Size
 
@@ -126,13 +127,16 @@ class Geometry(NamedTuple):
     values: int  # per patch, over all channels
 
 
-def clip_geometry(clip: ConfigDict, model: Any) -> Geometry:
-    """Return the patches of a clip of `config.clip`. model: has `patch` and `mean`."""
+def clip_geometry(clip: ConfigDict, model: VideoModel) -> Geometry:
+    """Return the patches of a clip of `config.clip`.
+
+    Raises UserError when a side is not a whole number of patches.
+    """
     grid = patch_grid((clip.frames, clip.height, clip.width), model.patch)
-    return Geometry(grid, math.prod(grid), math.prod(model.patch) * len(model.mean))
+    return Geometry(grid, math.prod(grid), model.values)
 
 
-def patches_text(geometry: Geometry, model: Any) -> str:
+def patches_text(geometry: Geometry, model: VideoModel) -> str:
     """Return the channels, patch and tokens of a clip for the start banner."""
     patch = " x ".join(map(str, model.patch))
     return f"{len(model.mean)} channels; patch {patch}; {geometry.tokens} tokens"

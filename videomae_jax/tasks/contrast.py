@@ -132,7 +132,7 @@ def build_task(config: ConfigDict) -> Task:
         return jax.tree.map(jnp.sum, found)
 
     def eval_sums(params, batch):
-        seeds = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(EVAL_SEED), i))(batch["id"])
+        seeds = row_keys(jax.random.key(EVAL_SEED), batch["id"])
         keys = jax.vmap(jax.random.split)(seeds).reshape(-1)
         views = jnp.arange(len(keys)) % VIEWS
         video = in_parts(augment, keys, batch["video"].repeat(VIEWS, axis=0), None, views)

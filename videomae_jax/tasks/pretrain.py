@@ -114,7 +114,7 @@ def build_task(config: ConfigDict) -> Task:
 
     @jax.jit
     def init(key):
-        patches = jnp.zeros([1, geometry.tokens, geometry.values], jnp.uint8)
+        patches = model.blank_patches(geometry.grid)
         mask, decoded = draw(jax.random.key(0), jnp.zeros([1], jnp.int32))
         return model.init(key, patches, mask, geometry.grid, decoded)["params"]
 

@@ -73,9 +73,7 @@ def build_task(config: ConfigDict) -> Task:
 
     @jax.jit
     def init(key):
-        return model.init(key, jnp.zeros([1, geometry.tokens, geometry.values], jnp.uint8), grid)[
-            "params"
-        ]
+        return model.init(key, model.blank_patches(grid), grid)["params"]
 
     multi_label = config.model.multi_label
     sums_of_head = classify.multi_label_sums if multi_label else classify.class_sums
