@@ -134,6 +134,14 @@ def test_ties_are_broken_by_order_among_neighbours_and_among_classes():
     assert top(votes[2], np.array([1]), k=1).value == 1
 
 
+def test_distant_neighbours_vote_at_a_low_temperature():
+    """exp(-1 / 0.01) is 0 in float32, and 0 / 0 no vote."""
+    bank, labels = np.eye(3)[[1, 2, 2]], np.array([0, 1, 1], np.int32)
+    votes = metrics.neighbour_votes(bank, labels, np.eye(3)[[0]], ks=(1, 3), temperature=0.01)
+    np.testing.assert_allclose(votes[1], [[1, 0]])
+    np.testing.assert_allclose(votes[3], [[1 / 3, 2 / 3]], rtol=1e-6)
+
+
 def test_every_vector_is_its_own_nearest_neighbour():
     features = np.random.default_rng(1).normal(size=(50, 8))
     labels = np.arange(50, dtype=np.int32) % 7

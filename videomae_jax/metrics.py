@@ -168,7 +168,8 @@ def _votes(
     """Return the fractions of votes, [len(ks), q, classes], of unit vectors."""
     similarity = jnp.matmul(queries, bank.T, precision="highest")
     nearest, positions = jax.lax.top_k(similarity, max(ks))
-    weights = jnp.exp((nearest - 1) / temperature)  # minus 1: the same ratios, no overflow
+    # Relative to the nearest, of weight 1: the same ratios, and at no temperature all 0.
+    weights = jnp.exp((nearest - nearest[:, :1]) / temperature)
     votes = weights[..., None] * jax.nn.one_hot(labels[positions], classes)
     votes = jnp.stack([votes[:, :k].sum(axis=1) for k in ks])
     return votes / votes.sum(axis=-1, keepdims=True)
