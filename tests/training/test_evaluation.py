@@ -82,7 +82,7 @@ def run(videos, *, devices, batch_size, sampler=SAMPLER, stopped=lambda: False, 
             videos=videos,
             sampler=sampler,
             mesh=mesh,
-            evaluators=[],
+            knn=None,
             stopped=stopped,
         )
     return found, scored

@@ -1,8 +1,8 @@
 """Score the held-out videos of a run."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import closing
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,19 +18,11 @@ from videomae_jax.devices.prefetch import DevicePrefetcher
 from videomae_jax.devices.sharding import batch_sharding, batch_share
 from videomae_jax.errors import UserError
 from videomae_jax.tasks.task import Batch, Params, Task
+from videomae_jax.training.online_knn import OnlineKnn
 from videomae_jax.training.step import Rows, Steps, TrainState
 
 # Metrics, how many videos could be read, and images uint8 [height, width, 3] by name.
 Scores = tuple[dict[str, float], str, dict[str, np.ndarray]]
-
-
-class Evaluator(Protocol):
-    """Score the weights of a run in another way, such as `online_knn.OnlineKnn`."""
-
-    def __call__(
-        self, weights: dict[str, Params], *, stopped: Callable[[], bool]
-    ) -> dict[str, float] | None:
-        """Return the metrics of the named weights; None if `stopped()` returned True."""
 
 
 def evaluate(
@@ -43,16 +35,15 @@ def evaluate(
     videos: Videos,
     sampler: ClipSampler,
     mesh: Mesh,
-    evaluators: Sequence[Evaluator],
+    knn: OnlineKnn | None,
     stopped: Callable[[], bool],
 ) -> Scores | None:
     """Score every held-out video once; return (metrics, how many could be read, images).
 
     The metrics of the averaged weights of a run that has them have the prefix "ema_".
-    teacher: its parameters, if the task has one.
-    evaluators: add their own metrics. stopped: called once per batch; when it returns True, all
-    processes return None, because a run that is about to be killed has no time for an
-    evaluation. Raises UserError if no video is readable.
+    teacher: its parameters, if the task has one. knn: adds its accuracy. stopped: called once per
+    batch; when it returns True, all processes return None, because a run that is about to be
+    killed has no time for an evaluation. Raises UserError if no video is readable.
     """
     weights = named_weights(state)
     bad = BadVideos(videos, max_share=1.0)
@@ -86,8 +77,8 @@ def evaluate(
             for key, value in metrics.items()
             if not (name and key.startswith("teacher_"))  # once, as they are the same
         }
-    for evaluator in evaluators:
-        more = evaluator(weights, stopped=stopped)
+    if knn:
+        more = knn(weights, stopped=stopped)
         if more is None:
             return None
         scores |= more

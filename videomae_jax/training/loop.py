@@ -4,7 +4,8 @@ import functools
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,7 +33,7 @@ from videomae_jax.tasks.build import open_videos
 from videomae_jax.tasks.task import Params, Task, TaskModule
 from videomae_jax.training import banner
 from videomae_jax.training.checkpoint import Checkpoints
-from videomae_jax.training.evaluation import Evaluator, Scores, evaluate, named_weights
+from videomae_jax.training.evaluation import evaluate, named_weights
 from videomae_jax.training.lock import only_run
 from videomae_jax.training.mirror import Mirror, mirrored
 from videomae_jax.training.monitor import Monitor
@@ -66,7 +67,8 @@ from videomae_jax.training.workdir import (
 )
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Run:
     """What does not change during a run."""
 
     config: ConfigDict
@@ -74,17 +76,45 @@ class Run(NamedTuple):
     mirror: Mirror
     mesh: Mesh
     task: Task
+    train_sampler: ClipSampler
+    eval_sampler: ClipSampler
     schedule: Schedule
     functions: Steps
     teacher: tuple[Params, ...]  # the parameters of the teacher on the devices, if there is one
     train_videos: Videos
     eval_videos: Videos | None
     bad: BadVideos  # training videos that could not be read
+    checkpoints: Checkpoints
+    watchdog: Watchdog
+    stop: StopSignal
+    peers: Peers
 
     @property
     def clips(self) -> int:
         """Clips of one step, over all devices."""
         return self.config.batch_size * self.config.repeats
+
+    @functools.cached_property
+    def knn(self) -> OnlineKnn | None:
+        """Measures the kNN accuracy in every evaluation, if the task asks for it."""
+        if not self.task.knn or self.eval_videos is None:
+            return None
+        return OnlineKnn(
+            self.config,
+            named_weights(self.functions.abstract_state),
+            self.train_videos,
+            self.eval_videos,
+            sampler=self.eval_sampler,
+            mesh=self.mesh,
+        )
+
+    def exchange(self, waited: float = 0.0) -> np.ndarray:
+        """Return [2, processes]: the signal of each process, and the seconds it `waited`.
+
+        It is called once a step, and once a batch of an evaluation: it also feeds the watchdog.
+        """
+        self.watchdog.feed()
+        return self.peers.all_gather(self.stop.signal, waited).T
 
 
 def train(
@@ -129,41 +159,46 @@ def train(
         stack.enter_context(jax.set_mesh(mesh))
         functions = _make_steps(config, task, schedule, mesh)
         config, teacher = _read_teacher(config, functions, load_weights)
+        train_sampler, eval_sampler = _samplers(config, task)
         run = Run(
             config=config,
             workdir=workdir,
             mirror=mirror,
             mesh=mesh,
             task=task,
+            train_sampler=train_sampler,
+            eval_sampler=eval_sampler,
             schedule=schedule,
             functions=functions,
             teacher=teacher,
             train_videos=train_videos,
             eval_videos=eval_videos,
             bad=bad,
+            checkpoints=Checkpoints(workdir, keep=config.keep_checkpoints),
+            watchdog=watchdog,
+            stop=stop,
+            peers=Peers(mesh),
         )
-        checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
-        stack.callback(checkpoints.close)
-        start, state, changes = _starting_state(run, checkpoints, load_weights)
+        stack.callback(run.checkpoints.close)
+        start, state, changes = _starting_state(run, load_weights)
         monitor = Monitor(
             str(mirror.folder),
             total_steps=schedule.steps,
-            batch_size=clips,
+            batch_size=run.clips,
             flops=task.train_flops,
             log_every=config.log_every,
             max_skipped_steps=config.max_skipped_steps,
             watchdog=watchdog,
         )
         stack.callback(monitor.close)
-        if not _evaluate_missed(run, start, state, monitor, stop):
+        if not _evaluate_missed(run, start, state, monitor):
             return False
         if start < schedule.steps:
-            finished = _train_steps(run, start, state, changes, checkpoints, monitor, stop)
-            if not finished:
+            if not _train_steps(run, start, state, changes, monitor):
                 return False
-            checkpoints.wait()
+            run.checkpoints.wait()
             # "done" is said of a checkpoint that can be read.
-            checkpoints.verify(schedule.steps, functions.abstract_state)
+            run.checkpoints.verify(schedule.steps, functions.abstract_state)
         finish(workdir, max(start, schedule.steps), folder=mirror.folder, bad=bad)
         say(monitor.summary())
     return True
@@ -200,7 +235,7 @@ def _read_teacher(
 
 
 def _starting_state(
-    run: Run, checkpoints: Checkpoints, load_weights: Callable[[str], Params]
+    run: Run, load_weights: Callable[[str], Params]
 ) -> tuple[int, TrainState, dict[str, tuple[Any, Any]]]:
     """Return the step to start after, its state, and what changed in the config since then."""
     config = run.config
@@ -208,7 +243,7 @@ def _starting_state(
     abstract_state = run.functions.abstract_state
     total = run.schedule.steps
     # First choice: resume. A run that has a checkpoint never reads `init_from` again.
-    restored = checkpoints.restore(
+    restored = run.checkpoints.restore(
         abstract_state,
         check=lambda old: check_same_model(differences(old, config), workdir=workdir),
     )
@@ -237,24 +272,17 @@ def _train_steps(
     start: int,
     state: TrainState,
     changes: dict[str, tuple[Any, Any]],
-    checkpoints: Checkpoints,
     monitor: Monitor,
-    stop: StopSignal,
 ) -> bool:
     """Train from step `start` to the last one; False when a signal ended it early."""
     config = run.config
     total = run.schedule.steps
-    peers = Peers(run.mesh)
-    train_sampler, eval_sampler = _samplers(run)
-    score = _make_score(run, eval_sampler)
-    with _open_batches(run, train_sampler, start) as batches:
+    with _open_batches(run, start) as batches:
         # While the first batches are read.
-        train_step = _compile_step(run, state, train_sampler, start, changes)
+        train_step = _compile_step(run, state, start, changes)
 
         def exchange() -> np.ndarray:
-            """Return [2, processes]: the signal of each process, and the seconds it waited."""
-            monitor.watchdog.feed()
-            return peers.all_gather(stop.signal, batches.waited).T
+            return run.exchange(batches.waited)
 
         exchange()  # on several processes an answer comes one call late
         if number := int(exchange()[0].max()):
@@ -274,121 +302,91 @@ def _train_steps(
             number = int(signals.max())
             saved = bool(number) or step == total or step % config.save_every == 0
             if saved:
-                _save(run, step, state, checkpoints, monitor)
-            if score and not number and _is_scored(run, step):
-                if not _evaluate(score, step, state, monitor, exchange):
+                _save(run, step, state, monitor)
+            if not number and _is_scored(run, step):
+                if not _evaluate(run, step, state, monitor, exchange):
                     number = int(exchange()[0].max())
                     if not saved:
-                        _save(run, step, state, checkpoints, monitor)
+                        _save(run, step, state, monitor)
             if number:
                 with monitor.pause("saving"):
-                    checkpoints.wait()
+                    run.checkpoints.wait()
                 name = signal.Signals(number).name
                 say(f"{name}: saved step {step:,}; the same command goes on from there")
                 return False
     return True
 
 
-def _save(
-    run: Run, step: int, state: TrainState, checkpoints: Checkpoints, monitor: Monitor
-) -> None:
+def _save(run: Run, step: int, state: TrainState, monitor: Monitor) -> None:
     """Start saving a state."""
     with monitor.pause("saving"):
         run.mirror.push()  # first, so that no checkpoint lacks the metrics before it
-        checkpoints.save(step, state, run.config)
+        run.checkpoints.save(step, state, run.config)
 
 
 def _is_scored(run: Run, step: int) -> bool:
-    """Return whether the state after a step is scored on the held-out videos, if there are any."""
-    return step == run.schedule.steps or step % run.config.eval_every == 0
+    """Return whether the state after a step is scored on held-out videos."""
+    due = step == run.schedule.steps or step % run.config.eval_every == 0
+    return due and run.eval_videos is not None
 
 
 def _evaluate(
-    score: Callable[..., Scores | None],
+    run: Run,
     step: int,
     state: TrainState,
     monitor: Monitor,
     exchange: Callable[[], np.ndarray],
 ) -> bool:
     """Score a state and report it; False if a signal ended this early."""
+    assert run.eval_videos is not None
     with monitor.pause("evaluating"):
-        scores = score(state, stopped=lambda: bool(exchange()[0].any()))
+        scores = evaluate(
+            run.config,
+            run.task,
+            run.functions,
+            state,
+            teacher=run.teacher,
+            videos=run.eval_videos,
+            sampler=run.eval_sampler,
+            mesh=run.mesh,
+            knn=run.knn,
+            stopped=lambda: bool(exchange()[0].any()),
+        )
         if scores:
             monitor.evaluated(step, *scores)
     return scores is not None
 
 
-def _evaluate_missed(
-    run: Run, start: int, state: TrainState, monitor: Monitor, stop: StopSignal
-) -> bool:
+def _evaluate_missed(run: Run, start: int, state: TrainState, monitor: Monitor) -> bool:
     """Score the state that a run resumes from, if that is due; False if a signal ended it."""
-    missed = bool(start and run.eval_videos and _is_scored(run, start))
+    missed = start > 0 and _is_scored(run, start)
     if missed and jax.process_index() == 0:
         rows = read_metrics(str(run.mirror.folder))
         missed = not any(row["step"] == start and "eval/loss" in row for row in rows)
     if not numbers_of_first([missed])[0]:
         return True
-    peers = Peers(run.mesh)
-    score = _make_score(run, _samplers(run)[1])
-    assert score is not None
     say(f"step {start:,} was not scored on the held-out videos: now it is")
-
-    def exchange() -> np.ndarray:
-        monitor.watchdog.feed()
-        return peers.all_gather(stop.signal).T
-
-    finished = _evaluate(score, start, state, monitor, exchange)
+    finished = _evaluate(run, start, state, monitor, run.exchange)
     if not finished:
         say(f"stopped before step {start:,} was scored; the same command goes on from there")
     return finished
 
 
-def _samplers(run: Run) -> tuple[ClipSampler, ClipSampler]:
+def _samplers(config: ConfigDict, task: Task) -> tuple[ClipSampler, ClipSampler]:
     """Return the samplers of training and of evaluation clips."""
-    train_sampler, eval_sampler = run.task.samplers()
-    if run.config.data.train != "synthetic":
+    train_sampler, eval_sampler = task.samplers()
+    if config.data.train != "synthetic":
         return train_sampler, eval_sampler
-    return (
-        SyntheticSampler(train_sampler.spec),
-        SyntheticSampler(eval_sampler.spec),
-    )
+    return SyntheticSampler(train_sampler.spec), SyntheticSampler(eval_sampler.spec)
 
 
-def _make_score(run: Run, sampler: ClipSampler) -> Callable[..., Scores | None] | None:
-    """Return `evaluate` of a run's held-out videos: (state, stopped=...) -> scores, if any."""
-    if run.eval_videos is None:
-        return None
-    evaluators: list[Evaluator] = []
-    if run.task.knn:
-        knn = OnlineKnn(
-            run.config,
-            named_weights(run.functions.abstract_state),
-            run.train_videos,
-            run.eval_videos,
-            sampler=sampler,
-            mesh=run.mesh,
-        )
-        evaluators.append(knn)
-    return functools.partial(
-        evaluate,
-        run.config,
-        run.task,
-        run.functions,
-        teacher=run.teacher,
-        videos=run.eval_videos,
-        sampler=sampler,
-        mesh=run.mesh,
-        evaluators=evaluators,
-    )
-
-
-def _open_batches(run: Run, sampler: ClipSampler, start: int) -> DevicePrefetcher:
+def _open_batches(run: Run, start: int) -> DevicePrefetcher:
     """Start to read the batches after step `start`."""
     config = run.config
     share, shares = batch_share(run.mesh)
     batches = clip_batches(
         run.train_videos,
-        sampler=sampler,
+        sampler=run.train_sampler,
         batch_size=run.clips,
         repeats=config.repeats,
         seed=config.seed,
@@ -418,15 +416,11 @@ def _class_rows(run: Run) -> dict[str, str]:
 
 
 def _compile_step(
-    run: Run,
-    state: TrainState,
-    sampler: ClipSampler,
-    start: int,
-    changes: dict[str, tuple[Any, Any]],
+    run: Run, state: TrainState, start: int, changes: dict[str, tuple[Any, Any]]
 ) -> jax.stages.Compiled:
     """Compile the training step and print the banner, which includes the memory it needs."""
     config, mesh, schedule = run.config, run.mesh, run.schedule
-    batch = abstract_batch(sampler, run.clips, mesh, labels=run.train_videos.labels)
+    batch = abstract_batch(run.train_sampler, run.clips, mesh, labels=run.train_videos.labels)
     compiled = run.functions.train.lower(state, batch, *run.teacher).compile()
     trim_host_memory()
     rows = {

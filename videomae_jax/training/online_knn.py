@@ -6,14 +6,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from videomae_jax import metrics
 from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos, thin_videos
 from videomae_jax.errors import UserError
 from videomae_jax.inference.engine import collect_batches, jit_predict
 from videomae_jax.inference.network import build_network, outputs
-from videomae_jax.metrics import neighbour_votes
+from videomae_jax.metrics import neighbour_votes, top
 from videomae_jax.tasks.task import Params
 
 
@@ -73,12 +72,9 @@ class OnlineKnn:
         found = {}
         for name in weights:
             votes = neighbour_votes(
-                bank.values[name],
-                bank_labels,
-                held_out.values[name],
-                ks=(self._k,),
+                bank.values[name], bank_labels, held_out.values[name], ks=(self._k,)
             )
-            found[f"{name}knn_top1"] = metrics.top(votes[self._k], labels, k=1).value
+            found[f"{name}knn_top1"] = top(votes[self._k], labels, k=1).value
         return found
 
     def _collect(self, weights, videos, *, stopped):
