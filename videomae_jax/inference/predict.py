@@ -1,7 +1,6 @@
 """Name the actions in videos, window by window."""
 
-import functools
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing
 from typing import NamedTuple
 
@@ -13,12 +12,12 @@ from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
 from videomae_jax.host import count_cores
-from videomae_jax.inference.engine import data_mesh, run_windows
-from videomae_jax.inference.network import Network, check_classifier, class_names, outputs
+from videomae_jax.inference.engine import data_mesh, predict_windows
+from videomae_jax.inference.network import Network, check_classifier, class_names
 from videomae_jax.inference.windows import Window, WindowSampler, read_windows
 from videomae_jax.progress import Progress
 from videomae_jax.tasks.classify import class_probabilities
-from videomae_jax.tasks.task import Batch, Params
+from videomae_jax.tasks.task import Params
 
 WINDOWS = 4  # in a batch, on each device
 LIKELY = 0.5  # the classes of a model of several labels a video are those above it
@@ -103,10 +102,11 @@ def predict(
         bad=bad,
         threads=threads or count_cores(),
     )
-    batches = run_windows(
-        _probabilities_step(network, multi_label),
+    batches = predict_windows(
+        network,
         params,
         windows,
+        name="logits",
         batch_size=WINDOWS * mesh.size if batch_size is None else batch_size,
         mesh=mesh,
     )
@@ -114,7 +114,8 @@ def predict(
     progress = Progress(len(videos))
     done = 0
     with closing(batches):
-        for rows, probabilities in batches:
+        for rows, logits in batches:
+            probabilities = np.asarray(class_probabilities(logits, multi_label=multi_label))
             for (number, window), row in zip(rows, probabilities, strict=True):
                 found.setdefault(number, []).append((window, row))
                 done += 1
@@ -131,19 +132,6 @@ def predict(
     for path in videos.paths:
         if path in bad.reasons:
             yield VideoClasses(path, [], [], bad.reasons[path])
-
-
-@functools.lru_cache(maxsize=8)
-def _probabilities_step(
-    network: Network, multi_label: bool
-) -> Callable[[Params, Batch], jax.Array]:
-    """Return a step for `run_windows`, the same function again for the same arguments."""
-
-    def step(params: Params, batch: Batch) -> jax.Array:
-        logits = outputs(network, params, batch["video"])["logits"]
-        return class_probabilities(logits, multi_label=multi_label)
-
-    return step
 
 
 def _classify(
