@@ -11,8 +11,11 @@ from runs import CLIPS, KINDS, fails, rows, stop_midway
 from videos import write_video
 
 from videomae_jax import cli
+from videomae_jax.config import load_config
 from videomae_jax.data.samplers import ViewSampler
+from videomae_jax.data.videos import Videos
 from videomae_jax.errors import UserError
+from videomae_jax.inference import evaluate
 from videomae_jax.interop.checkpoint_files import load_checkpoint
 from videomae_jax.interop.convert import find_tensors
 from videomae_jax.interop.torch_file import write_torch
@@ -156,3 +159,11 @@ def fails_late(capsys, command):
         cli.main(list(map(str, command)))
     assert stopped.value.code == 1
     return capsys.readouterr().err
+
+
+def test_processes_take_the_views_of_the_first(monkeypatch):
+    """One that can read no video knows nothing of their lengths."""
+    monkeypatch.setattr(evaluate, "distinct_views", lambda sampler, videos: (0, 0))
+    monkeypatch.setattr(evaluate, "numbers_of_first", lambda numbers: [2, 1])
+    config, videos = load_config("finetune:tiny,custom"), Videos(("a",), None, None, "a")
+    assert evaluate.choose_views(None, config, videos, report=print) == (2, 1)

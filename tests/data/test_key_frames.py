@@ -269,6 +269,18 @@ def test_parts_of_a_list_have_one_shape(tmp_path):
         assert not batch["present"][len(part) :].any()
 
 
+def test_parts_are_those_of_the_process_that_all_agree_with(tmp_path):
+    """A lasting read error on one of them must not give it other batches."""
+    write_video(tmp_path / "wide.mp4", count=30, width=160, height=64)
+    write_video(tmp_path / "tall.mp4", count=30, width=64, height=96)
+    paths = [str(tmp_path / name) for name in ("wide.mp4", "tall.mp4")]
+    videos, sent = make(paths, [0, 0], [[BOX], [BOX]]), []
+    expected = EVAL.groups(videos, lambda numbers: sent.extend(numbers) or sent)
+    (tmp_path / "wide.mp4").unlink()
+    assert len(EVAL.groups(videos)) == 1
+    assert EVAL.groups(videos, lambda numbers: sent) == expected and len(expected) == 2
+
+
 def test_training_batches_are_a_function_of_seed_and_step(uneven):
     path, _ = uneven
     videos = make([path] * 5, [1, 2, 3, 4, 5], [[BOX]] * 5)

@@ -10,6 +10,7 @@ import pytest
 from videomae_jax.config import load_config
 from videomae_jax.data.samplers import DenseSampler
 from videomae_jax.data.sources import read_videos
+from videomae_jax.devices.distributed import numbers_of_first
 from videomae_jax.devices.sharding import make_mesh
 from videomae_jax.tasks import detect
 from videomae_jax.tasks.task import Task
@@ -26,7 +27,8 @@ WIDE = dataclasses.replace(SAMPLER, width=32)
 class TwoShapes:
     """Makes a wide clip of every third video."""
 
-    def groups(self, videos):
+    def groups(self, videos, agree):
+        assert agree is numbers_of_first  # or the processes might run different batches
         wide = list(range(0, len(videos), 3))
         return [(sorted(set(range(len(videos))) - set(wide)), SAMPLER), (wide, WIDE)]
 

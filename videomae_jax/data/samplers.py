@@ -4,7 +4,7 @@ PyAV is imported when it is used: tasks import this module, and benchmarks of th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -24,6 +24,8 @@ MOST_PERSONS = 128
 
 Rngs = Sequence[np.random.Generator]
 Clips = dict[str, np.ndarray]  # R clips and what belongs to them: arrays [R, ...] by name
+# Returns whole numbers that each process has read for itself, the same on all processes.
+Agree = Callable[[list[int]], list[int]]
 Spec = dict[str, tuple[tuple[int, ...], type]]  # shape and dtype of each, of one clip
 
 
@@ -51,8 +53,11 @@ class ClipSampler(Protocol):
         fills, if it may fill only the top left part of `shape`.
         """
 
-    def groups(self, videos: Videos) -> list[tuple[list[int], "ClipSampler"]]:
-        """Return the parts of a list whose clips have one shape: their indices, their sampler."""
+    def groups(self, videos: Videos, agree: Agree = list) -> list[tuple[list[int], "ClipSampler"]]:
+        """Return the parts of a list whose clips have one shape: their indices, their sampler.
+
+        agree: needed where several processes share the batches of a part.
+        """
 
     def __call__(self, videos: Videos, index: int, rng: np.random.Generator) -> np.ndarray:
         """Make one clip of video `index`: uint8 [*shape]. Raises UnreadableVideo."""
@@ -103,7 +108,7 @@ class BaseSampler(ABC):
     def spec(self) -> Spec:
         return {"video": (self.shape, np.uint8)}
 
-    def groups(self, videos: Videos) -> list[tuple[list[int], ClipSampler]]:
+    def groups(self, videos: Videos, agree: Agree = list) -> list[tuple[list[int], ClipSampler]]:
         return [(list(range(len(videos))), self)]
 
     def __call__(self, videos: Videos, index: int, rng: np.random.Generator) -> np.ndarray:
@@ -387,7 +392,7 @@ class KeyFrameSampler(BaseSampler):
         }
         return spec if self.train else spec | {"size": ((2,), np.int32)}
 
-    def groups(self, videos: Videos) -> list[tuple[list[int], ClipSampler]]:
+    def groups(self, videos: Videos, agree: Agree = list) -> list[tuple[list[int], ClipSampler]]:
         """Return a part for each size of the clips, with the largest number of boxes of the list.
 
         Unreadable videos are in the first part. Raises UserError for too many boxes.
@@ -401,12 +406,14 @@ class KeyFrameSampler(BaseSampler):
             )
         parts: dict[tuple[int, int], list[int]] = {}
         unread: list[int] = []
-        sizes = read_sizes(videos.paths, videos.reader)
-        for path, indices in group_by_path(videos.paths).items():
-            if path not in sizes:
+        films = group_by_path(videos.paths)
+        sizes = read_sizes(films, videos.reader)
+        # Another process may have been unable to read one of the videos.
+        sides = agree([side for path in films for side in sizes.get(path, (0, 0))])
+        for indices, height, width in zip(films.values(), sides[::2], sides[1::2], strict=True):
+            if not height:
                 unread += indices  # evaluation lists it
                 continue
-            height, width = sizes[path]
             scaled_width, scaled_height = self.scaled(width, height)
             size = (
                 -(-scaled_height // self.patch[0]) * self.patch[0],

@@ -22,6 +22,7 @@ from videomae_jax.data.videos import (
     to_several_labels,
     used_labels,
 )
+from videomae_jax.devices.distributed import numbers_of_first
 from videomae_jax.errors import UserError
 from videomae_jax.inference.engine import (
     Predictions,
@@ -205,8 +206,11 @@ def choose_views(
     Raises UserError if more views are given than differ in these videos.
     """
     segments, crops = parse_views(given or config.views)
-    most = distinct_views(view_sampler(config, segments=segments, crops=crops), videos)
-    if most == (0, 0) or most == (segments, crops):
+    found = distinct_views(view_sampler(config, segments=segments, crops=crops), videos)
+    # Another process may have been unable to read one of the videos.
+    most_segments, most_crops = numbers_of_first(found)
+    most = most_segments, most_crops
+    if most in ((0, 0), (segments, crops)):
         return segments, crops
     reasons = [
         f"{name} {wanted}, but there are only {possible} different ones"

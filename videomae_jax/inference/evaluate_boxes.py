@@ -17,6 +17,7 @@ from videomae_jax.data.key_frames import Key, KeyFrames
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos
 from videomae_jax.detection_metrics import check_protocol, group_precisions, is_ava
+from videomae_jax.devices.distributed import numbers_of_first
 from videomae_jax.errors import UserError
 from videomae_jax.inference.box_probabilities import (
     BoxProbabilities,
@@ -201,7 +202,7 @@ def evaluate_boxes(
     shown = truth if detected is None else detected
     batch_size = jax.device_count() if batch_size is None else batch_size
     check_batch(batch_size, data_mesh())
-    groups = eval_sampler(config).groups(shown)
+    groups = eval_sampler(config).groups(shown, numbers_of_first)
     settings = functools.partial(
         probability_settings, network, params, config, shown, groups, boxes=boxes
     )

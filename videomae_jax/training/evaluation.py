@@ -14,6 +14,7 @@ from videomae_jax.data.evaluation_batches import eval_batches
 from videomae_jax.data.samplers import ClipSampler
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos, pick_videos
+from videomae_jax.devices.distributed import numbers_of_first
 from videomae_jax.devices.prefetch import DevicePrefetcher
 from videomae_jax.devices.sharding import batch_sharding, batch_share
 from videomae_jax.errors import UserError
@@ -96,7 +97,7 @@ def _batches(
 ) -> Generator[tuple[Batch, np.ndarray], None, None]:
     """Yield every video once, in global arrays, with the number of each id in the list."""
     share, shares = batch_share(mesh)
-    for indices, of_one_shape in sampler.groups(videos):
+    for indices, of_one_shape in sampler.groups(videos, numbers_of_first):
         batches = eval_batches(
             pick_videos(videos, indices),
             sampler=of_one_shape,
