@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from videomae_jax.errors import UserError
 from videomae_jax.training import monitor as module
 from videomae_jax.training.monitor import Monitor
 from videomae_jax.training.signals import Watchdog
@@ -55,6 +56,18 @@ def test_a_killed_run_knows_the_steps_it_took_since_its_last_line(
     assert json.loads((tmp_path / "goodput.json").read_text())["step"] == step
     monitor.close()
     assert json.loads((tmp_path / "goodput.json").read_text())["step"] == 4
+
+
+def test_a_run_that_is_not_finite_closes_its_files(make, tmp_path):
+    """Whose last step, which is read at the end, is not finite either."""
+    monitor = make(9, log_every=1)
+    monitor.begin(0)
+    monitor.record(1, METRICS | {"skipped": 1}, np.arange(8), waited=np.zeros(1))
+    with pytest.raises(UserError, match="1 steps in a row .* at step 1 on examples"):
+        monitor.record(2, METRICS | {"skipped": 2}, np.arange(8), waited=np.zeros(1))
+    with pytest.raises(UserError, match="2 steps in a row"):
+        monitor.close()
+    assert json.loads((tmp_path / "goodput.json").read_text())["step"] == 2
 
 
 def test_a_line_that_was_cut_short_costs_no_other(make, tmp_path):

@@ -97,9 +97,9 @@ class Monitor:
 
     def flush(self) -> None:
         """Read the metrics of the last step."""
-        if self._pending:
-            self._read(*self._pending)
-            self._pending = None
+        pending, self._pending = self._pending, None
+        if pending:
+            self._read(*pending)
 
     @contextmanager
     def pause(self, kind: str) -> Iterator[None]:
@@ -127,10 +127,13 @@ class Monitor:
             self._writer.write_images(step, {k: image[None] for k, image in pictures.items()})
 
     def close(self) -> None:
-        self.flush()
-        if self._writer:
-            self._writer.close()
-            self._goodput.write()
+        """Read the metrics of the last step and close the files, also if that step ends the run."""
+        try:
+            self.flush()
+        finally:
+            if self._writer:
+                self._writer.close()
+                self._goodput.write()
 
     def summary(self) -> str:
         """Return where the time of the run went, over all its starts."""
