@@ -64,16 +64,12 @@ def predict(
     *,
     source: str,
     top: int | None = None,
-    batch_size: int | None = None,
-    threads: int | None = None,
 ) -> Generator[VideoClasses, None, None]:
     """Yield the classes of every video as soon as it is finished, unreadable videos last.
 
     source: the name of the model in messages. top: number of classes to return; None for up to
-    5, or, of a model of several labels a video, those with a probability above LIKELY.
-    batch_size: windows on all devices of this process, None for 4 on each. threads: decoders,
-    None for one per core. Raises UserError if the model has no classes, or not `top`
-    of them, and for an impossible batch size.
+    5, or, of a model of several labels a video, those with a probability above LIKELY. Raises
+    UserError if the model has no classes, or not `top` of them.
     """
     check_classifier(config, source)
     classes, clip = config.model.classes, config.clip
@@ -100,14 +96,14 @@ def predict(
         sampler=sampler,
         first=0,
         bad=bad,
-        threads=threads or count_cores(),
+        threads=count_cores(),
     )
     batches = predict_windows(
         network,
         params,
         windows,
         name="logits",
-        batch_size=WINDOWS * mesh.size if batch_size is None else batch_size,
+        batch_size=WINDOWS * mesh.size,
         mesh=mesh,
     )
     found: dict[int, list[tuple[Window, np.ndarray]]] = {}

@@ -21,7 +21,7 @@ init_head = nn.initializers.normal(0.02 * 0.001)
 class VideoClassifier(VideoModel, kw_only=True):
     """The fine-tuning model. Nothing is random unless keys are given.
 
-    drop_path: rate of the last block, see `vit.apply_blocks`. head_dropout: the probability
+    drop_path: rate of the last block, see `vit.apply_parts`. head_dropout: the probability
     that a feature is dropped before the head. The other fields are those of
     `encoder.VideoModel`.
     """

@@ -17,7 +17,7 @@ class VideoDetector(VideoModel, kw_only=True):
     """The model of action detection. Nothing is random unless keys are given.
 
     roi_size, roi_ratio, roi_aligned: see `roi_align.roi_align`. drop_path: rate of the last
-    block, see `vit.apply_blocks`. The other fields are those of `encoder.VideoModel`. Positions
+    block, see `vit.apply_parts`. The other fields are those of `encoder.VideoModel`. Positions
     for a grid other than `position_grid` are interpolated with a cubic kernel, as in the
     reference.
     """

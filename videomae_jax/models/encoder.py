@@ -30,7 +30,7 @@ class Encoder(nn.Module):
     """Pixel normalization, patch embedding, positions, blocks and the final norm.
 
     mean, std, position_grid: see `VideoModel`. final_norm: False in fine-tuning, which
-    normalizes after pooling instead. drop_path: see `vit.apply_blocks`. cubic_positions: how
+    normalizes after pooling instead. drop_path: see `vit.apply_parts`. cubic_positions: how
     they are interpolated, see `tokens.interpolate_positions`. merge_tokens: see `VideoModel`.
     """
 

@@ -338,21 +338,16 @@ def apply_blocks(
     *,
     last: int | None = None,
     context: jax.Array | None = None,
-    drop_path: float = 0.0,
-    keys: jax.Array | None = None,
 ) -> jax.Array:
     """Apply `size.depth` blocks to [B, N, D]; call it inside a compact module.
 
     last: return only the last tokens, [B, last, D]; in the last block, the other tokens give
     only keys and values. context: tokens [B, n, D] that every block attends to instead of its
-    own. drop_path: the rate of the last block, falling linearly to 0 at the first. keys: typed
-    PRNG keys [B] for drop path; None drops nothing.
+    own.
     The parameters are under "blocks" with a leading [depth] axis for any `run`, so there is one
     layout for checkpoints, sharding rules and conversions. Raises UserError for an unknown remat.
     """
-    return apply_parts(
-        x, size, run, (size.depth,), last=last, context=context, drop_path=drop_path, keys=keys
-    )[-1]
+    return apply_parts(x, size, run, (size.depth,), last=last, context=context)[-1]
 
 
 def apply_parts(
@@ -368,7 +363,9 @@ def apply_parts(
 ) -> list[jax.Array]:
     """Apply blocks as `apply_blocks` does; return the tokens after each part of them.
 
-    parts: the number of blocks of each part, `size.depth` in all.
+    parts: the number of blocks of each part, `size.depth` in all. drop_path: the rate of the last
+    block, falling linearly to 0 at the first. keys: typed PRNG keys [B] for drop path; None drops
+    nothing.
     """
     drop = None
     if keys is not None and drop_path > 0:
