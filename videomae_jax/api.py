@@ -27,7 +27,7 @@ from videomae_jax.interop.checkpoint_files import (
 )
 from videomae_jax.models.detector import VideoDetector
 from videomae_jax.models.mae import VideoMAE
-from videomae_jax.models.tokens import patch_grid
+from videomae_jax.models.tokens import Triple, video_grid
 
 if TYPE_CHECKING:
     from videomae_jax.data.sampling import Choose
@@ -378,7 +378,7 @@ class Model:
                 "load a pre-trained one"
             )
         video = self._check(video)
-        masked, count = _check_mask(masked, video.shape, tuple(self.config.model.patch))
+        masked, count = _check_mask(masked, video, self._network.patch)
         return self._predict(
             self.params,
             video,
@@ -387,7 +387,7 @@ class Model:
             normalized=self.config.normalized_targets,
         )
 
-    def save(self, path: str, *, format: str = "native") -> None:
+    def save(self, path: File, *, format: str = "native") -> None:
         """Write the model to a new file or folder.
 
         format: "native", a work directory; "mcg", a .pth with the original's names;
@@ -417,21 +417,18 @@ class Model:
             raise UserError(f"video is {shape}, {shape[-1]} channels last: give {channels}")
         if not shape[0]:
             raise UserError(f"video is {shape}, no clips: give 1 or more")
-        patch_grid(tuple(shape[1:4]), self._network.patch)
+        video_grid(video, self._network.patch)  # raises for a side that no patches fill
         return video
 
 
-def _check_mask(
-    masked: Any, video: tuple[int, ...], patch: tuple[int, int, int]
-) -> tuple[np.ndarray, int]:
+def _check_mask(masked: Any, video: Any, patch: Triple) -> tuple[np.ndarray, int]:
     """Return the mask as an array, and the number of patches that each row masks."""
     masked = np.asarray(masked)
-    _, frames, height, width, _ = video
-    _, rows, columns = patch_grid((frames, height, width), patch)
-    patches = rows * columns
-    if masked.dtype != np.bool_ or masked.shape != (video[0], patches):
+    _, rows, columns = video_grid(video, patch)
+    clips, patches = len(video), rows * columns
+    if masked.dtype != np.bool_ or masked.shape != (clips, patches):
         raise UserError(
-            f"masked is {masked.dtype} {list(masked.shape)}: give bool {[video[0], patches]}, "
+            f"masked is {masked.dtype} {list(masked.shape)}: give bool {[clips, patches]}, "
             "one row of patches per clip"
         )
     counts = masked.sum(axis=1)

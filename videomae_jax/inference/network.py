@@ -13,7 +13,7 @@ from videomae_jax.models.contrast import MoCo
 from videomae_jax.models.detector import VideoDetector
 from videomae_jax.models.mae import VideoMAE, reconstruction_sums
 from videomae_jax.models.masking import mask_from_bool
-from videomae_jax.models.tokens import Triple, patch_grid, patchify
+from videomae_jax.models.tokens import Triple, patchify, video_grid
 from videomae_jax.models.vit import LayerNorm
 from videomae_jax.tasks import TASKS
 from videomae_jax.tasks.build import make_execution, platform_in_use
@@ -100,7 +100,7 @@ def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax
     "logits" [B, classes]: for a classifier only. Under `jit`, unused outputs are not computed.
     A network that merges tokens has neither "tokens" nor "steps".
     """
-    grid = patch_grid(clip_size(video), network.patch)
+    grid = video_grid(video, network.patch)
     patches = patchify(video, network.patch)
     if isinstance(network, VideoClassifier):
 
@@ -126,12 +126,6 @@ def outputs(network: Network, params: Params, video: jax.Array) -> dict[str, jax
     return {"tokens": tokens, "steps": steps, "features": features}
 
 
-def clip_size(video: jax.Array) -> Triple:
-    """Return (F, H, W) of a video [B, F, H, W, C]."""
-    _, frames, height, width, _ = video.shape
-    return frames, height, width
-
-
 def step_means(tokens: jax.Array, grid: Triple) -> jax.Array:
     """Return the mean of the tokens [B, T * S, D] of each time step: [B, T, D]."""
     return tokens.reshape(tokens.shape[0], grid[0], -1, tokens.shape[-1]).mean(axis=2)
@@ -152,7 +146,7 @@ def predict(
     row. normalized: whether the targets are normalized per patch. Returns the prediction,
     float32 [B, T, M, P], and the loss, a float32 scalar.
     """
-    grid = patch_grid(clip_size(video), network.patch)
+    grid = video_grid(video, network.patch)
     patches = patchify(video, network.patch)
     mask = mask_from_bool(hidden, masked=masked)
     prediction = cast(jax.Array, network.apply({"params": params}, patches, mask, grid))

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from videomae_jax.errors import UserError
+from videomae_jax.models.tokens import Triple
 
 KINDS = ("tube", "random", "frame", "running_cell")
 CELL = 2  # a running cell is 2 x 2 patches
@@ -39,7 +40,7 @@ class Mask(NamedTuple):
         return self.visible.shape[-1] + self.masked.shape[-1]
 
 
-def mask_counts(kind: str, grid: tuple[int, int, int], *, ratio: float) -> tuple[int, int]:
+def mask_counts(kind: str, grid: Triple, *, ratio: float) -> tuple[int, int]:
     """Return the static sizes (K, M) of `Mask.visible` and `Mask.masked`.
 
     grid: (T, rows, columns) of patches. ratio: the fraction to hide, in (0, 1). Every kind but
@@ -82,7 +83,7 @@ def mask_counts(kind: str, grid: tuple[int, int, int], *, ratio: float) -> tuple
     return total - masked, masked
 
 
-def draw_mask(keys: jax.Array, kind: str, *, grid: tuple[int, int, int], ratio: float) -> Mask:
+def draw_mask(keys: jax.Array, kind: str, *, grid: Triple, ratio: float) -> Mask:
     """Draw one mask per clip.
 
     keys: typed PRNG keys [B], one per clip. Clip b depends on keys[b] only, so the same key

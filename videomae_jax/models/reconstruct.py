@@ -17,11 +17,11 @@ from videomae_jax.models.mae import VideoMAE, predicted_patches, reconstruction_
 from videomae_jax.models.masking import Mask, gather_tubes, scatter_tubes
 from videomae_jax.models.tokens import (
     Triple,
-    patch_grid,
     patch_statistics,
     patchify,
     pixels_from_targets,
     unpatchify,
+    video_grid,
 )
 
 STATISTICS = ("visible", "truth")
@@ -63,8 +63,8 @@ def reconstruct(
         raise UserError(
             f"patch statistics {statistics!r} are unknown: use {' or '.join(STATISTICS)}"
         )
-    _, frames, height, width, channels = video.shape
-    grid = patch_grid((frames, height, width), model.patch)
+    channels = video.shape[-1]
+    grid = video_grid(video, model.patch)
     patches = patchify(video, model.patch)
     visible = gather_tubes(patches, mask.visible, mask)
     prediction = cast(jax.Array, model.apply({"params": params}, patches, mask, grid))

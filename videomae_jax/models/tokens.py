@@ -29,13 +29,22 @@ def patch_grid(video: Triple, patch: Triple) -> Triple:
     return frames // pt, height // ph, width // pw
 
 
+def video_grid(video: jax.Array, patch: Triple) -> Triple:
+    """Return the patches (T, rows, columns) of each clip of a video [B, F, H, W, C].
+
+    Raises UserError when a side is not a whole number of patches.
+    """
+    _, frames, height, width, _ = video.shape
+    return patch_grid((frames, height, width), patch)
+
+
 def patchify(video: jax.Array, patch: Triple) -> jax.Array:
     """Cut a video [B, F, H, W, C] of any dtype into tokens [B, N, P] of the same dtype.
 
     Raises UserError when a side is not a whole number of patches.
     """
-    batch, frames, height, width, channels = video.shape
-    (t, h, w), (pt, ph, pw) = patch_grid((frames, height, width), patch), patch
+    (t, h, w), (pt, ph, pw) = video_grid(video, patch), patch
+    batch, channels = video.shape[0], video.shape[-1]
     x = video.reshape(batch, t, pt, h, ph, w, pw, channels)
     x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)  # [B, t, h, w, pt, ph, pw, c]
     return x.reshape(batch, t * h * w, pt * ph * pw * channels)

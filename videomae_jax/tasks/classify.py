@@ -24,8 +24,9 @@ from videomae_jax.data.videos import (
 from videomae_jax.errors import UserError
 from videomae_jax.models import flops
 from videomae_jax.models.classifier import VideoClassifier, init_classifier
-from videomae_jax.models.tokens import patch_grid, patchify
+from videomae_jax.models.tokens import patchify, video_grid
 from videomae_jax.tasks.build import (
+    Geometry,
     canvas_size,
     canvas_text,
     clip_geometry,
@@ -198,7 +199,7 @@ def build_task(config: ConfigDict) -> Task:
         samplers=lambda: (train_sampler(config), eval_sampler(config)),
         check_clips=lambda clips: check_group(change, clips=clips),
         train_flops=train_flops + (taught.teacher.flops if taught else 0),
-        summary=_summary(config, model)
+        summary=_summary(config, model, geometry)
         | {"FLOPs": flops_line(forward_flops, train_flops)}
         | ({"teacher": taught.line} if taught else {}),
         outputs=outputs if multi_label else None,
@@ -207,10 +208,9 @@ def build_task(config: ConfigDict) -> Task:
     )
 
 
-def _summary(config: ConfigDict, model: VideoClassifier) -> dict[str, str]:
+def _summary(config: ConfigDict, model: VideoClassifier, geometry: Geometry) -> dict[str, str]:
     """Return the lines of the start banner, without the FLOPs."""
     clip, change = config.clip, config.augment
-    geometry = clip_geometry(clip, model)
     frames = f"stride {clip.stride}" if clip.sampling == "dense" else "one of each part"
     return {
         "clip": f"{clip.frames} frames, {frames}, {clip.height} x {clip.width}, "
@@ -323,9 +323,8 @@ def view_probabilities(
     video: uint8 [B, V, F, H, W, C]. multi_label: see `class_probabilities`. Returns float32
     [B, classes], 0 to 1.
     """
-    frames, height, width = video.shape[2:5]
-    grid = patch_grid((frames, height, width), model.patch)
-    patches = patchify(video.reshape(-1, *video.shape[2:]), model.patch)
+    clips = video.reshape(-1, *video.shape[2:])
+    patches, grid = patchify(clips, model.patch), video_grid(clips, model.patch)
     logits: Any = model.apply({"params": params}, patches, grid)
     probabilities = class_probabilities(logits, multi_label=multi_label)
     return probabilities.reshape(*video.shape[:2], -1).mean(axis=1)

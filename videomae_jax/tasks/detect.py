@@ -17,7 +17,7 @@ from videomae_jax.data.videos import Videos, pick_videos
 from videomae_jax.errors import UserError
 from videomae_jax.models import flops
 from videomae_jax.models.detector import VideoDetector, init_detector
-from videomae_jax.models.tokens import patch_grid, patchify
+from videomae_jax.models.tokens import patchify, video_grid
 from videomae_jax.tasks.build import (
     Geometry,
     clip_geometry,
@@ -335,8 +335,7 @@ def box_logits(
     video, size = batch["video"], batch["size"]
     boxes = safe_boxes(batch, size, whole=whole)
     boxes = extend_boxes(boxes, size, x=extend[0], y=extend[1])
-    _, frames, height, width, _ = video.shape
-    grid = patch_grid((frames, height, width), model.patch)
+    grid = video_grid(video, model.patch)
     patches = patchify(fill_outside(video, size, model.mean), model.patch)
     logits: Any = model.apply({"params": params}, patches, grid, boxes)
     return logits

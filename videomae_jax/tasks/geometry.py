@@ -7,8 +7,6 @@ from ml_collections import ConfigDict
 
 from videomae_jax.config import flatten
 
-Geometry = Mapping[str, Any]  # config values by dotted key, such as {"clip.frames": 16}
-
 SIZE = ("clip.height", "clip.width")
 STATISTICS = ("model.mean", "model.std")
 IMAGENET = (0.485, 0.456, 0.406)
@@ -24,7 +22,7 @@ GROUPS = (
 
 
 def geometry_of(config: ConfigDict) -> dict[str, Any]:
-    """Return the geometry in the config of a run.
+    """Return the geometry in the config of a run, by dotted key, such as {"clip.frames": 16}.
 
     That is the encoder's size, the patch, the pixel statistics, and the frames, stride and size
     of clips. There is no stride where clips are sampled sparsely.
@@ -37,7 +35,7 @@ def geometry_of(config: ConfigDict) -> dict[str, Any]:
 
 
 def adopt_geometry(
-    config: ConfigDict, source: Geometry, given: Set[str], *, name: str
+    config: ConfigDict, source: Mapping[str, Any], given: Set[str], *, name: str
 ) -> tuple[ConfigDict, str]:
     """Return (the config with the geometry of `source`, one line that says what changed).
 
@@ -61,6 +59,6 @@ def adopt_geometry(
     return config.lock(), f"geometry of {name}: {changed}"
 
 
-def _keeps_statistics(old: Geometry, source: Geometry) -> bool:
+def _keeps_statistics(old: Mapping[str, Any], source: Mapping[str, Any]) -> bool:
     mean, other = old["model.mean"], source.get("model.mean", ())
     return mean != IMAGENET and len(mean) == len(other)
