@@ -38,6 +38,18 @@ from videomae_jax.tasks import classify, detect, pretrain  # noqa: E402
 from videomae_jax.training.checkpoint import save_params  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def clear_caches():
+    """Return `jax.clear_caches`, which itself does nothing during the tests.
+
+    A run calls it before its first step; in one process the next run would compile all again.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        clear = jax.clear_caches
+        patch.setattr(jax, "clear_caches", lambda: None)
+        yield clear
+
+
 @pytest.fixture(scope="session")
 def labelled(tmp_path_factory):
     """Four clips of each of three classes to train on; two of them held out, one clip each."""

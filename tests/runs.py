@@ -46,7 +46,7 @@ CLASSIFIER = [
 # Of a detector of these actions.
 DETECTOR = CLASSIFIER
 
-# A pre-training of two blocks and one of the decoder, at 32 x 32.
+# A pre-training of one block and one of the decoder, at 32 x 32.
 TINY = [
     "--config.clip.height=32",
     "--config.clip.width=32",
@@ -55,7 +55,7 @@ TINY = [
     "--config.batch_size=8",
     "--config.lr=1e-3",
     "--config.base_lr=0",
-    "--config.model.encoder.depth=2",
+    "--config.model.encoder.depth=1",
     "--config.model.decoder.depth=1",
 ]
 

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 
-import jax
 import numpy as np
 import pytest
 from golden import DATA
@@ -24,7 +23,7 @@ needs_extra = pytest.mark.skipif(
 
 @needs_extra
 @pytest.mark.parametrize("task", ["classify", pytest.param("pretrain", marks=pytest.mark.slow)])
-def test_it_agrees_for_every_batch(task, tmp_path):
+def test_it_agrees_for_every_batch(task, tmp_path, clear_caches):
     import onnxruntime
 
     m = vm.load(DATA / FILES[task], num_heads=3, decoder_num_heads=2)
@@ -50,7 +49,7 @@ def test_it_agrees_for_every_batch(task, tmp_path):
     assert json.loads(facts["labels"]) == list(m.labels)
     assert facts.get("probabilities") == ("softmax" if task == "classify" else None)
     # The exporter replaces functions of JAX while it works; afterwards they are themselves.
-    jax.clear_caches()
+    clear_caches()
     for name, array in expected.items():
         np.testing.assert_array_equal(getattr(m, name)(video), array)
 

@@ -46,24 +46,30 @@ def one_device():
     return run(tiny(), mesh=dict(data=1, fsdp=1, tensor=1), devices=jax.devices()[:1])
 
 
+slow = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    "mesh",
+    ("mesh", "parts"),
     [
-        pytest.param(dict(data=8, fsdp=1, tensor=1), marks=pytest.mark.slow),
-        pytest.param(dict(data=4, fsdp=2, tensor=1), marks=pytest.mark.slow),
-        dict(data=2, fsdp=2, tensor=2),
-        pytest.param(dict(slices=2, data=4, fsdp=2, tensor=1), marks=pytest.mark.slow),
+        pytest.param(dict(data=8, fsdp=1, tensor=1), 1, marks=slow),
+        pytest.param(dict(data=4, fsdp=2, tensor=1), 1, marks=slow),
+        pytest.param(dict(data=2, fsdp=2, tensor=2), 1, marks=slow),
+        (dict(data=2, fsdp=2, tensor=2), 2),
+        pytest.param(dict(slices=2, data=4, fsdp=2, tensor=1), 1, marks=slow),
+        pytest.param(dict(data=2, fsdp=1, tensor=1), 4, marks=slow),
     ],
     ids=str,
 )
-def test_eight_devices_compute_what_one_does(one_device, mesh):
-    losses, state = run(tiny(), mesh=mesh)
+def test_any_mesh_and_parts_compute_what_one_device_does(one_device, mesh, parts):
+    devices = jax.devices()[: math.prod(mesh.values()) // mesh.get("slices", 1)]
+    losses, state = run(tiny(f"--config.accumulation={parts}"), mesh=mesh, devices=devices)
     np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
     for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(one_device[1]), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-@pytest.mark.slow
+@slow
 def test_a_cross_attention_decoder_on_eight_devices():
     cross = tiny("--config.model.decoder_attention=cross")
     one, _ = run(cross, mesh=dict(data=1, fsdp=1, tensor=1), devices=jax.devices()[:1])
@@ -71,23 +77,7 @@ def test_a_cross_attention_decoder_on_eight_devices():
     np.testing.assert_allclose(eight, one, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("parts", "mesh"),
-    [
-        pytest.param(4, dict(data=2, fsdp=1, tensor=1), marks=pytest.mark.slow),
-        (2, dict(data=2, fsdp=2, tensor=1)),
-    ],
-    ids=str,
-)
-def test_accumulated_parts_add_up_to_the_batch(one_device, parts, mesh):
-    devices = jax.devices()[: math.prod(mesh.values())]
-    losses, state = run(tiny(f"--config.accumulation={parts}"), mesh=mesh, devices=devices)
-    np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
-    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(one_device[1]), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-5)
-
-
-@pytest.mark.slow
+@slow
 def test_parts_of_unequal_counts_weigh_by_their_counts():
     dual = ("--config.mask.decoder_ratio=0.5", "--config.clip.frames=8")
     mesh = dict(data=1, fsdp=1, tensor=1)
@@ -105,7 +95,7 @@ def test_the_same_seed_gives_the_same_bits(one_device):
     )
 
 
-@pytest.mark.slow
+@slow
 def test_bfloat16_computes_about_the_same_and_keeps_float32_state(one_device):
     losses, state = run(
         tiny("--config.run.dtype=bfloat16"),
