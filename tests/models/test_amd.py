@@ -42,7 +42,8 @@ def inputs():
     rng = np.random.default_rng(0)
     patches = rng.integers(0, 256, (CLIPS, math.prod(GRID), 128), dtype=np.uint8)
     keys = jax.random.split(jax.random.key(1), CLIPS)
-    return patches, *(draw_mask(keys, "tube", grid=GRID, ratio=r) for r in (0.9, 0.75))
+    draw = jax.jit(draw_mask, static_argnames=("kind", "grid", "ratio"))
+    return patches, *(draw(keys, "tube", grid=GRID, ratio=r) for r in (0.9, 0.75))
 
 
 @functools.cache

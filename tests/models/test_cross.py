@@ -45,10 +45,12 @@ def parameters(recipe="cross"):
 def masks(clips):
     """Return a mask of the encoder, and one of V2's decoder."""
     keys = jax.random.split(jax.random.key(1), clips)
-    return (
-        draw_mask(keys, "tube", grid=GRID, ratio=0.75),
-        draw_mask(keys, "running_cell", grid=GRID, ratio=0.5),
-    )
+    return jax.jit(
+        lambda keys: (
+            draw_mask(keys, "tube", grid=GRID, ratio=0.75),
+            draw_mask(keys, "running_cell", grid=GRID, ratio=0.5),
+        )
+    )(keys)
 
 
 def make(config, recipe="cross", *, clips=2):
@@ -113,9 +115,9 @@ def test_predicted_tokens_do_not_see_each_other(recipe, alone):
     """With cross-attention, predicting half of them gives the same; with self-attention not."""
     model, params, patches, mask, half = make(small(recipe), recipe)
     apply = jax.jit(lambda decoded: model.apply({"params": params}, patches, mask, GRID, decoded))
-    every, some = apply(None), apply(half)
-    ids = jnp.broadcast_to(jnp.arange(64), patches.shape[:2])
-    numbers = [np.asarray(predicted_patches(ids, mask, m)) for m in (None, half)]
+    every, some = map(np.asarray, (apply(None), apply(half)))
+    ids = np.broadcast_to(np.arange(64), patches.shape[:2])
+    numbers = [np.asarray(jax.jit(predicted_patches)(ids, mask, m)) for m in (None, half)]
     for clip in range(len(patches)):
         where = {number: row for row, number in enumerate(numbers[0][clip])}
         both = [(where[n], row) for row, n in enumerate(numbers[1][clip]) if n in where]

@@ -34,27 +34,37 @@ def setup(**fields):
     return model, params, patchify(jnp.asarray(video), PATCH), grid
 
 
-BOXES = jnp.asarray([[[0, 0, 96, 64], [8, 16, 40, 64.0]], [[50, 3, 61, 9], [0, 0, 1, 1]]])
+BOXES = np.float32([[[0, 0, 96, 64], [8, 16, 40, 64]], [[50, 3, 61, 9], [0, 0, 1, 1]]])
 
 
-def test_the_features_of_a_box_are_those_of_its_part_of_the_map():
-    model, params, patches, grid = setup()
-    variables = {"params": params}
+@functools.cache
+def compiled(**fields):
+    """Return the function of boxes that gives their features, logits, and their parts of the map.
+
+    The parts are those of `roi_align` [2, 2, 7, 7, 32].
+    """
+    model, params, patches, grid = setup(**fields)
     encoder = model.build_encoder(cubic_positions=True)
 
     @jax.jit
-    def compute(variables, patches):
-        features = model.apply(variables, patches, grid, BOXES, method="features")
-        tokens = encoder.apply({"params": variables["params"]["encoder"]}, patches, grid)
-        return features, tokens, model.apply(variables, patches, grid, BOXES)
+    def compute(params, patches, boxes):
+        variables = {"params": params}
+        features = model.apply(variables, patches, grid, boxes, method="features")
+        tokens = encoder.apply({"params": params["encoder"]}, patches, grid)
+        steps = tokens.reshape(2, *grid, 32).mean(axis=1)
+        parts = roi_align(steps, boxes / 8, size=7, ratio=0, aligned=False)
+        return features, model.apply(variables, patches, grid, boxes), parts
 
-    features, tokens, logits = compute(variables, patches)
-    steps = tokens.reshape(2, *grid, 32).mean(axis=1)
-    assert features.shape == (2, 2, 32) and features.dtype == jnp.float32
-    aligned = roi_align(steps, BOXES / 8, size=7, ratio=0, aligned=False)
-    np.testing.assert_allclose(features, aligned.max(axis=(2, 3)), atol=1e-6)
-    assert logits.shape == (2, 2, 5) and logits.dtype == jnp.float32
-    np.testing.assert_allclose(logits, features @ params["head"]["kernel"], atol=1e-6)
+    return functools.partial(compute, params, patches)
+
+
+def test_the_features_of_a_box_are_those_of_its_part_of_the_map():
+    features, logits, parts = map(np.asarray, compiled()(BOXES))
+    assert features.shape == (2, 2, 32) and features.dtype == np.float32
+    np.testing.assert_allclose(features, parts.max(axis=(2, 3)), atol=1e-6)
+    assert logits.shape == (2, 2, 5) and logits.dtype == np.float32
+    kernel = np.asarray(setup()[1]["head"]["kernel"])
+    np.testing.assert_allclose(logits, features @ kernel, atol=1e-6)
 
 
 def test_the_encoder_has_its_norm_and_starts_as_a_classifier():
@@ -67,17 +77,14 @@ def test_the_encoder_has_its_norm_and_starts_as_a_classifier():
 
 
 def test_boxes_do_not_affect_each_other():
-    model, params, patches, grid = setup()
-    both = model.apply({"params": params}, patches, grid, BOXES)
-    swapped = model.apply({"params": params}, patches, grid, BOXES[:, ::-1])
+    _, both, _ = compiled()(BOXES)
+    _, swapped, _ = compiled()(BOXES[:, ::-1])
     np.testing.assert_array_equal(both, swapped[:, ::-1])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_logits_are_float32_for_any_compute_dtype(dtype):
-    model, params, patches, grid = setup()
-    exact = model.apply({"params": params}, patches, grid, BOXES, method="features")
-    model, *_ = setup(run=Execution(dtype=jnp.dtype(dtype)))
-    found = model.apply({"params": params}, patches, grid, BOXES, method="features")
-    assert found.dtype == jnp.float32
+    exact, *_ = compiled()(BOXES)
+    found, logits, _ = compiled(run=Execution(dtype=jnp.dtype(dtype)))(BOXES)
+    assert found.dtype == logits.dtype == jnp.float32
     np.testing.assert_allclose(found, exact, atol=0.1)

@@ -70,7 +70,6 @@ def test_flops_of_the_closed_form(size, depth, forward, train):
 @pytest.mark.parametrize(
     ("frames", "height", "width", "channels", "kind"),
     [
-        (4, 32, 48, 3, "tube"),
         (6, 24, 16, 1, "random"),
         pytest.param(8, 16, 16, 4, "frame", marks=pytest.mark.slow),
         pytest.param(2, 32, 32, 2, "running_cell", marks=pytest.mark.slow),
@@ -241,8 +240,16 @@ def stack_slopes(run, last):
     return params, x, *jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize(
+    ("scan", "remat"),
+    # Fast: each value of each option once.
+    [
+        (False, "none"),
+        (True, "full"),
+        pytest.param(False, "full", marks=pytest.mark.slow),
+        pytest.param(True, "none", marks=pytest.mark.slow),
+    ],
+)
 def test_the_last_tokens_alone_are_the_last_of_all(scan, remat):
     params, x, wanted, slopes = stack_slopes(Execution(), None)
     run = Execution(scan=scan, remat=remat)

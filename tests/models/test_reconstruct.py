@@ -5,7 +5,6 @@ import itertools
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -31,8 +30,10 @@ MODEL = VideoMAE(
 )
 
 
+@functools.cache
 def draw(kind, *, clips=2):
-    return draw_mask(jax.random.split(jax.random.key(3), clips), kind, grid=GRID, ratio=0.75)
+    draw_masks = jax.jit(functools.partial(draw_mask, kind=kind, grid=GRID, ratio=0.75))
+    return draw_masks(jax.random.split(jax.random.key(3), clips))
 
 
 def noise(seed, *, clips=2):
@@ -42,8 +43,8 @@ def noise(seed, *, clips=2):
 
 def hidden_pixels(mask):
     """bool [B, F, H, W, C], True where a pixel is masked."""
-    count = int(np.prod(GRID))
-    flags = jnp.repeat(mask_to_bool(mask, count=count)[..., None], np.prod(PATCH) * CHANNELS, -1)
+    flags = jax.jit(mask_to_bool, static_argnames="count")(mask, count=int(np.prod(GRID)))
+    flags = np.repeat(np.asarray(flags)[..., None], np.prod(PATCH) * CHANNELS, -1)
     return np.asarray(unpatchify(flags, GRID, PATCH))
 
 
@@ -56,13 +57,16 @@ def params():
     ]
 
 
-def perfect(*, normalized):
-    """A model that knows the targets."""
+@functools.cache
+def perfect(*, normalized, statistics):
+    """Return the reconstructions, of a video and a mask, by a model that knows the targets."""
 
     def apply(variables, patches, mask, grid):
         return pixel_targets(predicted_patches(patches, mask), CHANNELS, normalized=normalized)
 
-    return SimpleNamespace(patch=PATCH, apply=apply)
+    model = SimpleNamespace(patch=PATCH, apply=apply)
+    how = dict(normalized=normalized, statistics=statistics)
+    return jax.jit(lambda video, mask: reconstruct(model, {}, video, mask, **how))
 
 
 @functools.cache
@@ -111,14 +115,7 @@ def test_a_model_of_plain_pixels_needs_no_statistics(params):
 @pytest.mark.parametrize("normalized", [True, False])
 def test_a_perfect_prediction_gives_the_clip_back(kind, normalized):
     video = noise(0)
-    result = reconstruct(
-        perfect(normalized=normalized),
-        {},
-        video,
-        draw(kind),
-        normalized=normalized,
-        statistics="truth",
-    )
+    result = jax.device_get(perfect(normalized=normalized, statistics="truth")(video, draw(kind)))
     np.testing.assert_array_equal(result.predicted, video)
     assert not result.sums["error"].any() and result.sums["count"].all()
 
@@ -127,9 +124,7 @@ def test_a_perfect_prediction_gives_the_clip_back(kind, normalized):
 def test_visible_statistics_are_exact_where_all_patches_have_the_same(kind):
     tile = np.random.default_rng(2).integers(0, 256, [*PATCH, CHANNELS], np.uint8)
     video = np.tile(tile, [2, *GRID, 1])
-    result = reconstruct(
-        perfect(normalized=True), {}, video, draw(kind), normalized=True, statistics="visible"
-    )
+    result = perfect(normalized=True, statistics="visible")(video, draw(kind))
     np.testing.assert_array_equal(result.predicted, video)
 
 

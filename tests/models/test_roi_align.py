@@ -12,11 +12,14 @@ from videomae_jax.models.roi_align import roi_align
 BOTH = pytest.mark.parametrize("aligned", [False, True])
 
 
+compiled = jax.jit(roi_align, static_argnames=("size", "ratio", "aligned"))
+
+
 def align(features, boxes, **options):
     """Return `roi_align` of one map [H, W, C] and its boxes [M, 4]."""
     options = dict(size=7, ratio=0, aligned=True) | options
-    features, boxes = jnp.asarray(features, jnp.float32), jnp.asarray(boxes, jnp.float32)
-    return np.asarray(roi_align(features[None], boxes[None], **options))[0]
+    features, boxes = np.asarray([features], np.float32), np.asarray([boxes], np.float32)
+    return np.asarray(compiled(features, boxes, **options))[0]
 
 
 def by_definition(features, box, *, size, ratio, aligned):
@@ -87,10 +90,8 @@ def test_a_box_of_whole_cells_has_as_many_samples_when_compiled():
     """21 cells in 7 are 3 samples each; compiled, 21 / 7 may be a little more than 3."""
     features = np.random.default_rng(0).standard_normal([16, 29, 2])
     box = [2, 1, 23, 13]
-    options = dict(size=7, ratio=0, aligned=True)
-    compiled = jax.jit(lambda x, boxes: roi_align(x, boxes, **options))
-    ours = compiled(jnp.asarray(features[None], jnp.float32), jnp.asarray([[box]], jnp.float32))
-    np.testing.assert_allclose(ours[0, 0], by_definition(features, box, **options), atol=1e-5)
+    expected = by_definition(features, box, size=7, ratio=0, aligned=True)
+    np.testing.assert_allclose(align(features, [box])[0], expected, atol=1e-5)
 
 
 @BOTH
