@@ -1,7 +1,6 @@
 """One run at a time in a work directory, and no dead one in the way of the next."""
 
 import json
-import multiprocessing
 import subprocess
 import sys
 import threading
@@ -98,25 +97,33 @@ def test_a_damaged_lock_counts_as_silent_after_its_time(tmp_path, monkeypatch):
         pass
 
 
-def hold(folder, won, ready, ended):
-    ready.wait()
-    try:
-        with lock_workdir(folder):
-            won.put(1)
-            ended.wait(100)
-    except UserError:
-        won.put(0)
+def contend(folder, count):
+    """Let so many threads take the lock of a folder at once; return 1 or 0 for each."""
+    won, ready, done = [], threading.Barrier(count), threading.Event()
+
+    def take():
+        ready.wait()
+        try:
+            with lock_workdir(folder):
+                won.append(1)
+                done.wait(60)
+        except UserError:
+            won.append(0)
+
+    several = [threading.Thread(target=take) for _ in range(count)]
+    for thread in several:
+        thread.start()
+    while len(won) < count:
+        time.sleep(0.01)
+    done.set()
+    for thread in several:
+        thread.join()
+    return won
 
 
 def test_of_many_that_find_a_dead_one_exactly_one_wins(tmp_path):
-    held(tmp_path, process="0")
-    context = multiprocessing.get_context("spawn")
-    won, ready, ended = context.Queue(), context.Event(), context.Event()
-    several = [context.Process(target=hold, args=(tmp_path, won, ready, ended)) for _ in range(4)]
-    for process in several:
-        process.start()
-    ready.set()
-    assert sum(won.get(timeout=100) for _ in several) == 1
-    ended.set()
-    for process in several:
-        process.join()
+    for attempt in range(20):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        held(folder, process="0")
+        assert sum(contend(folder, 4)) == 1
