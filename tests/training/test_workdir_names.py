@@ -14,34 +14,10 @@ from videomae_jax.training.checkpoint import Checkpoints, load_params
 from videomae_jax.training.step import TrainState
 from videomae_jax.training.workdir import make_workdir
 
+# Patterns, escapes of addresses, what a shell expands, separators of orbax and tensorstore.
 NAMES = [
-    *(
-        "lr[1e-3]",
-        "[!a]",
-        "a*b",
-        "what?",
-        "50%",
-        "50%41",
-        "a b",
-        "ä日本",
-        "x#1",
-        "quote'\"",
-        "new\nline",
-    ),
-    *(
-        "~home",
-        "$HOME",
-        "{a,b}",
-        "a:b",
-        "-dash",
-        ".hidden",
-        "a,b",
-        "a&b",
-        "a|b|zarr",
-        "a=b",
-        "@a",
-        "a ",
-    ),
+    *("lr[1e-3]", "[!a]", "a*b?", "50%41", "x#1", "ä日本 'quote\" ", "new\nline"),
+    *("~home", "$HOME{a,b}", "-dash", ".hidden", "a:b", "a|b|zarr", "a=b&c@d"),
 ]
 REFUSED = {"hf://bucket/run": "is an address", "back\\slash": "has a backslash", "gs:/run": "'gs:'"}
 REFUSED["\udce4"] = "is not UTF-8"
@@ -56,8 +32,8 @@ def state(step):
 def test_checkpoints_are_read_back_under_every_name(tmp_path, name):
     make_workdir(str(tmp_path / name))
     config = load_config("demo")
-    checkpoints = Checkpoints(str(tmp_path / name), keep=2)
-    for step in (1, 2, 3):
+    checkpoints = Checkpoints(str(tmp_path / name), keep=1)
+    for step in (2, 3):
         checkpoints.save(step, jax.device_put(state(step)), config)
     checkpoints.wait()
     abstract = jax.tree.map(
@@ -70,7 +46,7 @@ def test_checkpoints_are_read_back_under_every_name(tmp_path, name):
     checkpoints.close()
     params, _ = load_params(str(tmp_path / name))
     np.testing.assert_array_equal(params["kernel"], np.arange(64.0) + 3)
-    assert sorted(os.listdir(tmp_path / name / "checkpoints")) == ["2", "3"]
+    assert sorted(os.listdir(tmp_path / name / "checkpoints")) == ["3"]
 
 
 @pytest.mark.parametrize("name", REFUSED, ids=ascii)
