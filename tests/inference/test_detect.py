@@ -124,10 +124,14 @@ def test_scores_are_those_of_the_clips_of_evaluation(detector, films, name):
     videos = Videos((films[name],) * 3, None, None, "list", key_frames=frames)
     [(_, sampler)] = eval_sampler(config).groups(videos)
     extend = tuple(config.boxes.extend)
+    score = jax.jit(
+        lambda params, clips: jax.nn.sigmoid(
+            box_logits(network, params, clips, whole=False, extend=extend)
+        )
+    )
     for index, moment in enumerate(moments):
         clips = sampler.sample_many(videos, index, [np.random.default_rng(0)] * 2)
-        logits = box_logits(network, params, clips, whole=False, extend=extend)
-        expected = jax.nn.sigmoid(logits)[0, : len(moment.detections)]
+        expected = np.asarray(score(params, clips))[0, : len(moment.detections)]
         found = [list(detection.actions.values()) for detection in moment.detections]
         np.testing.assert_allclose(found, expected, atol=1e-6)
         assert np.ptp(expected) > 0.1

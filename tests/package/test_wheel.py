@@ -106,6 +106,7 @@ def test_the_wheel_works_in_a_folder_of_hostile_files(distributions, hostile, tm
         "--config=pretrain:tiny,custom",
         f"--config.data.train={CLIPS}/val.csv",
         *(f"--config.clip.{key}" for key in ("frames=4", "height=32", "width=32")),
+        *(f"--config.model.{part}.depth=1" for part in ("encoder", "decoder")),
         "--config.batch_size=8",
         "--config.steps=10",
     ]
