@@ -66,8 +66,9 @@ def test_heads_trained_together_are_heads_trained_alone(
     assert moved[1] > 2 * moved[0] > 0
     alone = train((2.0,))
     assert set(alone["heads"]) == ({"linear"} if head == "linear" else {"linear", "query", "value"})
+    # Products of two heads are summed in another order than those of one.
     jax.tree.map(
-        lambda one, both: np.testing.assert_allclose(one[0], both[1], atol=1e-6),
+        lambda one, both: np.testing.assert_allclose(one[0], both[1], atol=1e-5),
         alone["heads"],
         together["heads"],
     )
