@@ -78,6 +78,7 @@ def get_config(arguments: str = "b,ava") -> ConfigDict:
                 std=values["std"],  # of pixels / 255; one number per channel
                 # Grid whose positions other grids interpolate; () is that of training clips.
                 position_grid=(),
+                positions="1d",  # the paper's, by the index of a patch; 3d: by time, row and column
                 classes=len(values["class_names"]),  # 0 takes the number from the class list
             ),
             clip=dict(

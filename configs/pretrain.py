@@ -118,6 +118,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 mean=(0.485, 0.456, 0.406),  # of pixels / 255, ImageNet's; one number per channel
                 std=(0.229, 0.224, 0.225),  # of pixels / 255, ImageNet's; one number per channel
                 position_grid=(),  # grid to interpolate positions from; () recomputes them
+                positions="1d",  # the paper's, by the index of a patch; 3d: by time, row and column
             ),
             clip=dict(
                 frames=16,  # of a clip, a multiple of those of a patch

@@ -785,6 +785,17 @@ def test_a_refused_conversion_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
+@pytest.mark.parametrize("to", ["mcg", "hf", "safetensors"])
+def test_positions_that_other_readers_do_not_compute_are_refused(tmp_path, to):
+    checkpoint = load_checkpoint(str(FILES["pretrain"]), **HEADS)
+    checkpoint.config.unlock().model.positions = "3d"
+    with pytest.raises(
+        UserError, match=f"of {to} files compute 1d positions, and the model has 3d"
+    ):
+        save_checkpoint(str(tmp_path / "x"), checkpoint, to=to)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     checkpoint = load_checkpoint(str(FILES["classify"]), num_heads=3)
 

@@ -190,6 +190,7 @@ def test_a_run_cannot_resume_with_the_other_decoder():
 def test_checkpoints_from_before_there_was_a_choice_are_read():
     old = {"model": {"encoder": {"width": 8}, "decoder": {"width": 4}}}
     assert config_from_json(old).model.decoder_attention == "self"
+    assert config_from_json(old).model.positions == "1d"
     assert "decoder_attention" not in config_from_json({"model": {"encoder": {"width": 8}}}).model
 
 

@@ -101,7 +101,7 @@ def test_any_frames_size_and_channels(frames, height, width, channels, kind):
 
 
 @functools.cache
-def small_evaluation(position_grid=()):
+def small_evaluation(*overrides):
     """Return the compiled evaluation of a small model as a function of a batch, and a video."""
     config = load_config(
         "pretrain:tiny,custom",
@@ -110,7 +110,7 @@ def small_evaluation(position_grid=()):
             "--config.clip.width=32",
             "--config.model.encoder.depth=1",
             "--config.model.decoder.depth=1",
-            f"--config.model.position_grid={position_grid}",
+            *overrides,
         ],
     )
     task = pretrain.build_task(config)
@@ -130,12 +130,13 @@ def test_the_mask_of_a_clip_follows_its_id_and_the_step_not_its_row():
     assert one[0] != other[0] and one[1] == other[1]
 
 
-def test_positions_can_be_interpolated_from_another_grid():
-    def errors(position_grid):
-        evaluate, video = small_evaluation(position_grid)
+@pytest.mark.parametrize("change", ["position_grid=(8,28,28)", "positions=3d"])
+def test_other_positions_give_another_prediction(change):
+    def errors(*overrides):
+        evaluate, video = small_evaluation(*overrides)
         return evaluate({"video": video, "id": jnp.asarray([5, 9])})["error"]
 
-    assert (errors(()) != errors((8, 28, 28))).all()
+    assert (errors() != errors(f"--config.model.{change}")).all()
 
 
 @pytest.mark.parametrize("taken_in", [False, True], ids=["alone", "in the next layer"])

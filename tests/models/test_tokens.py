@@ -93,6 +93,32 @@ def test_positions_are_the_textbook_sines():
         assert table[n, j] == pytest.approx(np.cos(angle) if j % 2 else np.sin(angle), abs=1e-6)
 
 
+def test_separable_positions_have_columns_for_each_axis():
+    grid, width = (4, 6, 5), 64
+    table = positions(grid, width, kind="3d", source=None)
+    assert table.shape == (4 * 6 * 5, width) and table.dtype == np.float32
+    axes = np.split(table.reshape(*grid, width), [16, 40], axis=-1)  # of 16, 24 and 24 columns
+    for axis, part in enumerate(axes):
+        alone = np.moveaxis(part, axis, 0)[:, 0, 0]
+        np.testing.assert_array_equal(alone, sincos_positions(grid[axis], alone.shape[1]))
+        others = tuple(a for a in range(3) if a != axis)
+        assert not np.ptp(part, axis=others).any()
+
+
+@pytest.mark.parametrize("width", [8, 24, 384, 1408])
+def test_separable_positions_of_any_width_tell_all_places_apart(width):
+    table = positions((8, 14, 14), width, kind="3d", source=None)
+    assert table.shape == (8 * 14 * 14, width)
+    assert len(np.unique(table.round(4), axis=0)) == len(table)
+
+
+def test_separable_positions_are_interpolated_along_their_axes():
+    got = positions((8, 6, 6), 32, kind="3d", source=(4, 6, 6)).reshape(8, 6, 6, 32)
+    own = positions((8, 6, 6), 32, kind="3d", source=None).reshape(8, 6, 6, 32)
+    np.testing.assert_allclose(got[..., 8:], own[..., 8:], atol=1e-6)  # rows and columns
+    assert np.abs(got - own)[..., :8].max() > 0.1
+
+
 def test_interpolated_positions_agree_with_jax_resize_and_keep_their_own_grid():
     table, source, grid = sincos_positions(4 * 6 * 5, 16), (4, 6, 5), (8, 9, 7)
     np.testing.assert_array_equal(interpolate_positions(table, source, source), table)

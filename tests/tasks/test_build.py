@@ -10,7 +10,22 @@ from jax.sharding import PartitionSpec as P
 from videomae_jax.config import load_config
 from videomae_jax.data.decode import UnreadableVideo
 from videomae_jax.data.videos import Videos
+from videomae_jax.errors import UserError
+from videomae_jax.tasks import TASKS
 from videomae_jax.tasks.build import canvas_size, clip_mapper, fit_canvas, map_in_turn
+
+
+@pytest.mark.parametrize("recipe", ["pretrain", "finetune", "detect", "contrast"])
+def test_every_model_has_the_positions_of_its_config(recipe):
+    def model(*overrides):
+        classes = () if recipe in ("pretrain", "contrast") else ("--config.model.classes=3",)
+        config = load_config(f"{recipe}:s,custom", [*overrides, *classes])
+        return TASKS[config.task].build_model(config)
+
+    assert model().positions == "1d"
+    assert model("--config.model.positions=3d").positions == "3d"
+    with pytest.raises(UserError, match="model.positions '2d' is unknown: use 1d or 3d"):
+        model("--config.model.positions=2d")
 
 
 class Sized:

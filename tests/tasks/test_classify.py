@@ -99,7 +99,7 @@ def test_the_loss_falls_and_the_table_of_weights_is_printed(pretrained, tmp_path
     said = capsys.readouterr().out
     assert "15 matched, 0 missing, 0 reshaped" in said and "fresh       fc_norm/bias" in said
     assert "32 clips a step, 2 of each video" in said
-    assert "positions  sin-cos, 2 x 2 x 2, made afresh for this size" in said
+    assert "positions  1d sin-cos, 2 x 2 x 2, made afresh for this size" in said
     values = [row["loss"] for row in read_metrics(tmp_path / "run")]
     assert np.mean(values[-5:]) < 0.7 * np.mean(values[:5])
 
@@ -135,9 +135,11 @@ def test_every_augmentation_in_a_run_that_resumes_bit_for_bit(pretrained, labell
 
 
 def test_the_positions_of_another_size_are_named():
-    assert positions_line((2, 3, 4), None) == "sin-cos, 2 x 3 x 4, made afresh for this size"
-    assert positions_line((2, 3, 4), (8, 14, 14)) == (
-        "sin-cos, 2 x 3 x 4, interpolated from 8 x 14 x 14"
+    model = classify.build_model(load_config("finetune:tiny,custom", ["--config.model.classes=2"]))
+    assert positions_line((2, 3, 4), model) == "1d sin-cos, 2 x 3 x 4, made afresh for this size"
+    model = model.clone(position_grid=(8, 14, 14), positions="3d")
+    assert positions_line((2, 3, 4), model) == (
+        "3d sin-cos, 2 x 3 x 4, interpolated from 8 x 14 x 14"
     )
 
 

@@ -22,7 +22,8 @@ def test_every_part_is_taken_over_and_named(demo, recipe):
     config, line = adopt(recipe, demo)
     assert geometry_of(config) == demo and config.is_locked
     assert line.startswith("geometry of runs/demo: model.encoder.width 384 -> 128, ")
-    assert "model.patch (2, 16, 16) -> (4, 8, 8)" in line and "clip.stride 4 -> 3" in line
+    assert "model.patch (2, 16, 16) -> (2, 8, 8)" in line and "clip.stride 4 -> 1" in line
+    assert "model.positions 1d -> 3d" in line
     assert "source" not in line and "\n" not in line
     again, nothing = adopt_geometry(config, demo, set(), name="runs/demo")
     assert nothing == "" and again.to_json() == config.to_json()

@@ -361,6 +361,11 @@ def save_checkpoint(path: str, checkpoint: Checkpoint, *, to: str) -> None:
     """
     if to not in FORMATS:
         raise UserError(f"format {to!r} is unknown: use one of {', '.join(FORMATS)}")
+    if to in ("mcg", "hf", "safetensors") and checkpoint.config.model.positions != "1d":
+        raise UserError(
+            f"the readers of {to} files compute 1d positions, and the model has "
+            f"{checkpoint.config.model.positions}: use native, stablehlo or onnx"
+        )
     if is_address(path):
         raise UserError(f"{path} is an address of the hub: `videomae convert` writes there")
     if paths.exists(path):

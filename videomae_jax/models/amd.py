@@ -67,11 +67,12 @@ class FeatureHead(nn.Module):
 
 
 class FeatureHeads(nn.Module):
-    """The `FeatureHead` of each depth. position_grid: see `encoder.VideoModel`."""
+    """The `FeatureHead` of each depth. position_grid, positions: see `encoder.VideoModel`."""
 
     size: Size
     run: Execution
     position_grid: Triple | None = None
+    positions: str = "1d"
 
     @nn.compact
     def __call__(
@@ -81,7 +82,7 @@ class FeatureHeads(nn.Module):
 
         mask: of the student, nested in `wider`, that of the teacher. grid: (T, rows, columns).
         """
-        table = positions(grid, self.size.width, source=self.position_grid)
+        table = positions(grid, self.size.width, kind=self.positions, source=self.position_grid)
         every = broadcast_to_clips(table, len(mask.visible))
         places = split_features(gather_tubes(every, wider.visible, wider), mask, wider)
         return [

@@ -29,7 +29,7 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
 class Encoder(nn.Module):
     """Pixel normalization, patch embedding, positions, blocks and the final norm.
 
-    mean, std, position_grid: see `VideoModel`. final_norm: False in fine-tuning, which
+    mean, std, position_grid, positions: see `VideoModel`. final_norm: False in fine-tuning, which
     normalizes after pooling instead. drop_path: see `vit.apply_parts`. cubic_positions: how
     they are interpolated, see `tokens.interpolate_positions`. merge_tokens: see `VideoModel`.
     """
@@ -39,6 +39,7 @@ class Encoder(nn.Module):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     position_grid: Triple | None
+    positions: str
     final_norm: bool = True
     drop_path: float = 0.0
     cubic_positions: bool = False
@@ -88,7 +89,11 @@ class Encoder(nn.Module):
         there is one part, and what it returns is what a call returns.
         """
         table = positions(
-            grid, self.size.width, source=self.position_grid, cubic=self.cubic_positions
+            grid,
+            self.size.width,
+            kind=self.positions,
+            source=self.position_grid,
+            cubic=self.cubic_positions,
         )
         init = uniform_fan_in(patches.shape[-1])
         # A dense layer on flattened pixels is the reference's strided Conv3d.
@@ -120,7 +125,8 @@ class VideoModel(nn.Module):
     encoder: the size of the encoder. patch: (frames, height, width) of a tubelet.
     mean, std: pixel statistics; their length is the number of channels. position_grid: the
     grid whose position table is interpolated to the clip's grid; None computes the table for
-    the clip's own grid, as the reference does. merge_tokens: in inference, how many tokens
+    the clip's own grid, as the reference does. positions: the kind of the table, see
+    `tokens.positions`. merge_tokens: in inference, how many tokens
     each block of the encoder merges into others, see `merging`.
     """
 
@@ -129,6 +135,7 @@ class VideoModel(nn.Module):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     position_grid: Triple | None = None
+    positions: str = "1d"
     run: Execution = Execution()
     merge_tokens: int = 0
 
@@ -148,6 +155,7 @@ class VideoModel(nn.Module):
             self.mean,
             self.std,
             self.position_grid,
+            self.positions,
             final_norm,
             drop_path,
             cubic_positions,

@@ -97,7 +97,7 @@ class VideoMAE(VideoModel, kw_only=True):
     ) -> jax.Array:
         """Predict the targets of the masked patches from `encode`d tokens [B, T * K, D]."""
         visible = self.encoder_to_decoder(tokens)
-        table = positions(grid, self.decoder.width, source=self.position_grid)
+        table = positions(grid, self.decoder.width, kind=self.positions, source=self.position_grid)
         every = broadcast_to_clips(table, tokens.shape[0])
         visible += gather_tubes(every, mask.visible, mask).astype(visible.dtype)
         hidden = self.mask_token + predicted_patches(every, mask, decoded)

@@ -13,6 +13,7 @@ import numpy as np
 from videomae_jax.errors import UserError
 
 Triple = tuple[int, int, int]
+POSITIONS = ("1d", "3d")  # kinds of position tables
 
 
 def patch_grid(video: Triple, patch: Triple) -> Triple:
@@ -140,6 +141,20 @@ def sincos_positions(count: int, width: int) -> np.ndarray:
     return table.astype(np.float32)
 
 
+def separable_positions(grid: Triple, width: int) -> np.ndarray:
+    """Return a position table float32 [N, D = width] in which each axis has columns of its own.
+
+    About a quarter of the columns tell the time, the others the row and the column, each with
+    the frequencies of `sincos_positions`. The same place at another time, or the next row, is
+    then as easy to find as the next column; in a table over the flattened index it is not.
+    """
+    space = 2 * (3 * width // 16)
+    parts = []
+    for places, columns in zip(np.indices(grid), (width - 2 * space, space, space), strict=True):
+        parts.append(sincos_positions(places.max() + 1, columns)[places.reshape(-1)])
+    return np.concatenate(parts, axis=-1)
+
+
 def interpolate_positions(
     table: np.ndarray, source: Triple, grid: Triple, *, cubic: bool = False
 ) -> np.ndarray:
@@ -183,14 +198,20 @@ def _cubic_taps(old: int, new: int) -> Taps:
 
 
 def positions(
-    grid: Triple, width: int, *, source: Triple | None, cubic: bool = False
+    grid: Triple, width: int, *, kind: str = "1d", source: Triple | None, cubic: bool = False
 ) -> np.ndarray:
     """Return the position table for `grid`, float32 [N, width].
 
-    source: the grid to interpolate from; None computes the table for `grid` itself. cubic: how,
-    see `interpolate_positions`.
+    kind: "1d" for the reference's `sincos_positions`, "3d" for `separable_positions`. source: the
+    grid to interpolate from; None computes the table for `grid` itself. cubic: how, see
+    `interpolate_positions`.
     """
-    if source is None or source == grid:
+
+    def table(grid):
+        if kind == "3d":
+            return separable_positions(grid, width)
         return sincos_positions(int(np.prod(grid)), width)
-    table = sincos_positions(int(np.prod(source)), width)
-    return interpolate_positions(table, source, grid, cubic=cubic)
+
+    if source is None or source == grid:
+        return table(grid)
+    return interpolate_positions(table(source), source, grid, cubic=cubic)

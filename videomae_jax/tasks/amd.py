@@ -83,7 +83,7 @@ def build_task(config: ConfigDict) -> Task:
     visible, seen = _token_counts(mask, geometry)
     watched = VideoModel(**encoder_fields(teacher_config(config)))
     generator = dataclasses.replace(watched.encoder, depth=GENERATOR_BLOCKS)
-    heads = FeatureHeads(generator, model.run, model.position_grid)
+    heads = FeatureHeads(generator, model.run, model.position_grid, model.positions)
 
     def draw_masks(key, ids):
         """Return the masks of the student, of what its decoder predicts, and of the teacher."""

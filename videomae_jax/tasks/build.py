@@ -22,7 +22,7 @@ from videomae_jax.devices.sharding import BATCH_SPEC
 from videomae_jax.errors import UserError
 from videomae_jax.models.attention import choose_implementation
 from videomae_jax.models.encoder import VideoModel
-from videomae_jax.models.tokens import Triple, patch_grid
+from videomae_jax.models.tokens import POSITIONS, Triple, patch_grid
 from videomae_jax.models.vit import Execution, Size
 
 # Up to this number of blocks they are unrolled, not run in a loop.
@@ -34,7 +34,7 @@ DTYPES = ("float32", "bfloat16", "float16")  # of the computation
 def encoder_fields(config: ConfigDict) -> dict[str, Any]:
     """Return the fields that the models of all tasks have in common.
 
-    They are encoder, patch, mean, std, position_grid and run, from `config.model` and
+    They are encoder, patch, mean, std, position_grid, positions and run, from `config.model` and
     `config.run`. Raises UserError for an impossible value.
     """
     model = config.model
@@ -43,12 +43,17 @@ def encoder_fields(config: ConfigDict) -> dict[str, Any]:
             f"model.mean has {len(model.mean)} channels, model.std {len(model.std)}: "
             "give one number per channel in both"
         )
+    if model.positions not in POSITIONS:
+        raise UserError(
+            f"model.positions {model.positions!r} is unknown: use {' or '.join(POSITIONS)}"
+        )
     return dict(
         encoder=Size(**model.encoder),
         patch=tuple(model.patch),
         mean=tuple(model.mean),
         std=tuple(model.std),
         position_grid=tuple(model.position_grid) or None,
+        positions=model.positions,
         run=make_execution(config),
     )
 
@@ -163,15 +168,16 @@ def flops_line(forward_flops: float, train_flops: float) -> str:
     return f"{forward_flops / 1e9:.4g} G forward, {train_flops / 1e9:.4g} G train a clip"
 
 
-def positions_line(grid: Triple, source: Triple | None) -> str:
+def positions_line(grid: Triple, model: VideoModel) -> str:
     """Return how `tokens.positions` makes the position embeddings, for the start banner.
 
-    grid: (T, rows, columns) of a clip. source: the grid they are interpolated from.
+    grid: (T, rows, columns) of a clip.
     """
-    text = " x ".join(map(str, grid))
+    source = model.position_grid
+    text = f"{model.positions} sin-cos, {' x '.join(map(str, grid))}"
     if source is None or tuple(source) == grid:
-        return f"sin-cos, {text}, made afresh for this size"
-    return f"sin-cos, {text}, interpolated from {' x '.join(map(str, source))}"
+        return f"{text}, made afresh for this size"
+    return f"{text}, interpolated from {' x '.join(map(str, source))}"
 
 
 def platform_in_use() -> str:

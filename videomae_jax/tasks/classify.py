@@ -215,7 +215,7 @@ def _summary(config: ConfigDict, model: VideoClassifier, geometry: Geometry) -> 
     return {
         "clip": f"{clip.frames} frames, {frames}, {clip.height} x {clip.width}, "
         f"{patches_text(geometry, model)}; {model.classes} classes",
-        "positions": positions_line(geometry.grid, model.position_grid),
+        "positions": positions_line(geometry.grid, model),
         "augment": f"{change.operations} operations at magnitude {change.magnitude:g}, crops "
         f"from {change.min_area:g} of the image, flip {'on' if change.flip else 'off'}, "
         f"erase {change.erase:g}; {canvas_text(clip)}",

@@ -169,7 +169,7 @@ def _summary(config: ConfigDict, model: MoCo, geometry: Geometry) -> dict[str, s
         "recipe": "a reconstruction: the authors' video recipe was never released",
         "clip": f"{clip.frames} frames, stride {clip.stride}, {clip.height} x {clip.width}, "
         f"{patches_text(geometry, model)}",
-        "positions": positions_line(geometry.grid, model.position_grid),
+        "positions": positions_line(geometry.grid, model),
         "augment": f"crops from {change.min_area:g} of the image, "
         f"flip {'on' if change.flip else 'off'}, jitter {change.jitter:g}, "
         f"grey {change.grey:g}, blur {blur}, solarize {solarize}; {canvas_text(clip)}",

@@ -240,7 +240,7 @@ def _summary(config: ConfigDict, model: VideoDetector, geometry: Geometry) -> di
         "clip": f"{clip.frames} frames, stride {clip.stride} at {clip.rate:g} a second, "
         f"{clip.height} x {clip.width} of short side {short_side(clip)}, "
         f"{patches_text(geometry, model)}; {model.classes} classes",
-        "positions": positions_line(geometry.grid, model.position_grid) + ", cubic for other sizes",
+        "positions": positions_line(geometry.grid, model) + ", cubic for other sizes",
         "boxes": persons,
         "augment": f"flip {'on' if change.flip else 'off'}; hue +-{change.hue}, saturation "
         f"+-{change.saturation}, value +-{change.value}",

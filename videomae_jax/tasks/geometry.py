@@ -14,6 +14,7 @@ IMAGENET = (0.485, 0.456, 0.406)
 GROUPS = (
     *((f"model.encoder.{name}",) for name in ("width", "depth", "heads", "mlp_width")),
     ("model.patch",),
+    ("model.positions",),
     STATISTICS,
     ("clip.frames",),
     ("clip.stride",),

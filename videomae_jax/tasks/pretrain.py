@@ -151,7 +151,7 @@ def build_task(config: ConfigDict) -> Task:
         summary={
             "clip": f"{clip.frames} frames, stride {clip.stride}, {clip.height} x {clip.width}, "
             f"{patches_text(geometry, model)}",
-            "positions": positions_line(geometry.grid, model.position_grid),
+            "positions": positions_line(geometry.grid, model),
             "mask": f"{config.mask.kind}, ratio {config.mask.ratio}: "
             f"{visible} tokens visible, {decoded} predicted",
             "decoder": f"{model.decoder.depth} blocks, {DECODERS[model.decoder_attention]}",

@@ -335,15 +335,19 @@ def check_digests(items: dict[str, Any], meta: dict) -> None:
 def config_from_json(tree: dict) -> ConfigDict:
     """Rebuild a config; JSON has no tuples, our configs have no lists."""
     # Older runs had only these kinds.
-    older: dict[str, Any] = {}
+    older: dict[str, Any] = {"positions": "1d"}
     if "decoder" in tree.get("model", ()):
-        older = {"decoder_attention": "self"}
+        older |= {"decoder_attention": "self"}
     elif tree.get("task") in ("classify", "probe"):
-        older = {"multi_label": False}
-    if older:
+        older |= {"multi_label": False}
+    if "model" in tree:
         tree = {**tree, "model": {**older, **tree["model"]}}
     if tree.get("task") in ("pretrain", "classify"):
         tree = {"teacher": "", "teacher_model": {}, **tree}
+    if tree.get("teacher_model"):
+        teacher = tree["teacher_model"]
+        model = {"positions": "1d", **teacher["model"]}
+        tree = {**tree, "teacher_model": {**teacher, "model": model}}
 
     def rebuild(node):
         if isinstance(node, dict):

@@ -92,7 +92,7 @@ def check_same_model(changes: dict, *, workdir: str) -> None:
             + ": use another --workdir, or that teacher"
         )
     fixed = (
-        *("model.encoder", "model.decoder", "model.patch"),
+        *("model.encoder", "model.decoder", "model.patch", "model.positions"),
         *("model.classes", "model.multi_label", "data.class_names"),
         *("model.head", "rates"),  # of probes
     )
