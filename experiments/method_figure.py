@@ -1,6 +1,6 @@
 """Draw docs/method.png: a real clip on its way through VideoMAE.
 
-videomae train --config=demo --workdir=WORKDIR --config.mask.ratio=0.5
+videomae train --config=demo --workdir=WORKDIR --config.mask.kind=tube --config.mask.ratio=0.5
 python experiments/method_figure.py WORKDIR
 
 This example hides half of a 6 x 6 grid; the recipes hide 90 % of 14 x 14, which the figure says.

@@ -23,7 +23,11 @@ KINDS = ("jump", "roll", "walk")  # the classes of labelled lists
 # The smallest pre-training that is still one.
 SMALL = [
     "--config=demo",
+    # As in the paper; other readers of weights know only these positions.
+    "--config.mask.kind=tube",
+    "--config.model.positions=1d",
     "--config.clip.frames=4",
+    "--config.clip.stride=3",
     "--config.clip.height=16",
     "--config.clip.width=16",
     "--config.model.patch=(2,8,8)",

@@ -39,7 +39,8 @@ SMALL = [
     "--config.warmup_steps=1",
     "--config.log_every=1",
 ]
-PRETRAIN = ["--config=demo", *SMALL, "--config.model.decoder.depth=1"]
+PRETRAIN = ["--config=demo", *SMALL]
+PRETRAIN += ["--config.model.decoder.depth=1", "--config.model.positions=1d"]
 FINETUNE = ["--config=finetune:tiny,custom", *SMALL, "--config.views=1x1"]
 # A module that only PyTorch's own interpreter runs.
 SKIPPED = {"videomae_jax.diagnostics.peer_torch"}
