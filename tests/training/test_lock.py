@@ -127,3 +127,13 @@ def test_of_many_that_find_a_dead_one_exactly_one_wins(tmp_path):
         folder.mkdir()
         held(folder, process="0")
         assert sum(contend(folder, 4)) == 1
+
+
+def test_what_is_left_of_a_process_that_died_while_it_took_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "SILENCE", 0.5)
+    held(tmp_path, process="0")
+    (tmp_path / f"{lock.NAME}.claim").touch()
+    began = time.monotonic()
+    with lock_workdir(tmp_path):
+        assert 0.4 < time.monotonic() - began < 5
+        assert [path.name for path in tmp_path.iterdir()] == [lock.NAME]

@@ -73,9 +73,11 @@ def lock_workdir(workdir: str) -> Iterator[None]:
 def _lock_folder(workdir: str, mine: dict) -> Iterator[None]:
     path = Path(workdir) / NAME
     while not _create(path, mine):
-        holder = _read(path)
-        if holder is not None and not _take_over(path, holder):
-            raise _in_use(workdir, holder)
+        with contextlib.suppress(FileNotFoundError):  # gone by now
+            seen = modified(path)
+            holder = _read(path)
+            if not _take_over(path, holder, seen):
+                raise _in_use(workdir, holder)
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(path, ended), name="lock", daemon=True)
     beating.start()
@@ -85,7 +87,7 @@ def _lock_folder(workdir: str, mine: dict) -> Iterator[None]:
         ended.set()
         beating.join()
         with contextlib.suppress(OSError):  # a disk that fails has ended the run
-            if (_read(path) or {}).get("token") == mine["token"]:
+            if _read(path).get("token") == mine["token"]:
                 path.unlink(missing_ok=True)
 
 
@@ -180,34 +182,43 @@ def _create(path: Path, mine: dict) -> bool:
     return True
 
 
-def _read(path: Path) -> dict | None:
-    """Return who holds the lock, None if it is gone."""
-    try:
-        holder = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        return {}  # damaged: only its heartbeat counts
-    return holder if isinstance(holder, dict) else {}
+def _read(path: Path) -> dict:
+    """Return who holds the lock. Raises FileNotFoundError if it is gone."""
+    for _ in range(20):
+        try:
+            holder = json.loads(path.read_text())
+        except ValueError:
+            time.sleep(0.05)  # half written, unless it is damaged
+        else:
+            return holder if isinstance(holder, dict) else {}
+    return {}  # damaged: only its heartbeat counts
 
 
-def _take_over(path: Path, holder: dict) -> bool:
-    """Remove the lock if its holder is dead; return whether it is gone."""
+def _take_over(path: Path, holder: dict, seen: float) -> bool:
+    """Remove the lock if its holder is dead; return whether to try again.
+
+    seen: its modification time, from before the holder was read.
+    """
     if holder.get("machine") == _machine():
         if _birth(holder["pid"]) == holder.get("process"):
             return False
     elif not _silent(path):
         return False
-    # Under a name of its own, because another process may be doing the same.
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    # One process at a time removes a lock, and only the one that it saw: another may have taken
+    # over meanwhile, and its new lock must not be gone for a moment.
+    claim = path.with_name(f"{path.name}.claim")
     try:
-        path.rename(aside)
-    except FileNotFoundError:
+        claim.touch(exist_ok=False)
+    except FileExistsError:
+        if _server_time(path) - modified(claim) >= SILENCE:  # left by a process that died
+            claim.unlink()
+        time.sleep(0.05)
         return True
-    if _read(aside) != holder:  # the other was faster, and this is its new lock
-        with contextlib.suppress(OSError):  # a newer one is there, or there are no links
-            os.link(aside, path)
-    aside.unlink()
+    try:
+        if _read(path) == holder and modified(path) == seen:
+            path.unlink()
+    finally:
+        claim.unlink()
     return True
 
 
@@ -215,10 +226,7 @@ def _silent(path: Path | str) -> bool:
     """Wait for the next heartbeat; return whether there was none for `SILENCE` seconds."""
     first = None
     while True:
-        probe = f"{path}.{uuid.uuid4().hex}"
-        write_whole(probe, b"")
-        now = modified(probe)
-        remove(probe)
+        now = _server_time(path)
         try:
             beat = modified(path)
         except FileNotFoundError:
@@ -229,6 +237,15 @@ def _silent(path: Path | str) -> bool:
         if now - beat >= SILENCE:
             return True
         time.sleep(min(1.0, BEAT / 4))
+
+
+def _server_time(path: Path | str) -> float:
+    """Return the time, in seconds, by the clock that sets the modification time of `path`."""
+    probe = f"{path}.{uuid.uuid4().hex}"
+    write_whole(probe, b"")
+    now = modified(probe)
+    remove(probe)
+    return now
 
 
 def _beat(path: Path, ended: threading.Event) -> None:
