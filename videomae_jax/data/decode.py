@@ -166,7 +166,10 @@ class VideoFacts:
 
 
 def read_facts(source: str | bytes) -> VideoFacts:
-    """Read the facts of a file; decode its first frame. Raises UnreadableVideo as `read_clip`."""
+    """Read the facts of a file. Raises UnreadableVideo as `read_clip` does.
+
+    Nothing is decoded, but the first frame where pixels are not square.
+    """
     source = fetch_video(source)
     with _opened(source) as (container, stream):
         streams = _video_streams(container)
@@ -178,7 +181,8 @@ def read_facts(source: str | bytes) -> VideoFacts:
             # Containers round times, for example to a millisecond.
             steady = bool(np.ptp(gaps) <= max(1, 0.1 * gaps.mean()))
         aspect = float(stream.sample_aspect_ratio or 1)
-        turned = _is_turned(_display_matrix(_first_frame(source)))
+        if aspect != 1 and _is_turned(_display_matrix(_first_frame(source))):
+            aspect = 1 / aspect
         return VideoFacts(
             frames=timeline.count,
             rate=rate,
@@ -187,7 +191,7 @@ def read_facts(source: str | bytes) -> VideoFacts:
             pixels=stream.codec_context.pix_fmt or "",
             missing=_missing_seconds(container, stream, timeline),
             choice=tuple(map(_describe, streams)) if len(streams) > 1 else (),
-            pixel_aspect=1 / aspect if turned else aspect,
+            pixel_aspect=aspect,
         )
 
 

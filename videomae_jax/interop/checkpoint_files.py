@@ -48,7 +48,8 @@ from videomae_jax.interop.transformers_folder import (
 from videomae_jax.models.vit import Size
 from videomae_jax.tasks.geometry import geometry_of
 
-FORMATS = ("native", "mcg", "hf", "safetensors", "stablehlo", "onnx")
+FOREIGN = ("mcg", "hf", "safetensors")  # formats that other libraries read into their own models
+FORMATS = ("native", *FOREIGN, "stablehlo", "onnx")
 
 
 class Checkpoint(NamedTuple):
@@ -210,7 +211,7 @@ def left_out_of(config: ConfigDict, to: str) -> list[str]:
     Such files are read with the values of the recipe of their task, those of detectors with the
     values of the reference's own.
     """
-    if to not in ("mcg", "safetensors", "hf") or config.task not in TASKS:
+    if to not in FOREIGN or config.task not in TASKS:
         return []
     reference = _recipe(config.task, config.model.classes)
     if config.task == "detect":
@@ -361,7 +362,7 @@ def save_checkpoint(path: str, checkpoint: Checkpoint, *, to: str) -> None:
     """
     if to not in FORMATS:
         raise UserError(f"format {to!r} is unknown: use one of {', '.join(FORMATS)}")
-    if to in ("mcg", "hf", "safetensors") and checkpoint.config.model.positions != "1d":
+    if to in FOREIGN and checkpoint.config.model.positions != "1d":
         raise UserError(
             f"the readers of {to} files compute 1d positions, and the model has "
             f"{checkpoint.config.model.positions}: use native, stablehlo or onnx"

@@ -126,8 +126,8 @@ class VideoModel(nn.Module):
     mean, std: pixel statistics; their length is the number of channels. position_grid: the
     grid whose position table is interpolated to the clip's grid; None computes the table for
     the clip's own grid, as the reference does. positions: the kind of the table, see
-    `tokens.positions`. merge_tokens: in inference, how many tokens
-    each block of the encoder merges into others, see `merging`.
+    `tokens.positions`. merge_tokens: in inference, how many tokens each block of the encoder
+    merges into others, see `merging`.
     """
 
     encoder: Size

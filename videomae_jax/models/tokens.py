@@ -149,9 +149,11 @@ def separable_positions(grid: Triple, width: int) -> np.ndarray:
     then as easy to find as the next column; in a table over the flattened index it is not.
     """
     space = 2 * (3 * width // 16)
-    parts = []
-    for places, columns in zip(np.indices(grid), (width - 2 * space, space, space), strict=True):
-        parts.append(sincos_positions(places.max() + 1, columns)[places.reshape(-1)])
+    columns = (width - 2 * space, space, space)
+    parts = [
+        sincos_positions(count, own)[places.reshape(-1)]
+        for count, own, places in zip(grid, columns, np.indices(grid), strict=True)
+    ]
     return np.concatenate(parts, axis=-1)
 
 

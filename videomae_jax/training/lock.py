@@ -3,10 +3,11 @@
 The lock is a file, so it works on any shared file system. A holder that died on the same machine
 is recognized by its process id. On another machine only its heartbeat can be seen, the
 modification time of the lock, which is compared with that of a file that is written now: both
-are times of the file server, so the clocks of the machines do not matter.
+are times of the file server, so the clocks of the machines do not matter. The lock of a dead holder
+is removed by one process at a time, the one that could create a second file, the claim.
 
-An object of a bucket can be created by one process alone, but it cannot be renamed, nor removed on
-a condition that every service knows. So there the locks are numbered objects, .lock/00000001 and
+An object of a bucket can be created by one process alone, but it cannot be removed on a condition
+that every service knows. So there the locks are numbered objects, .lock/00000001 and
 on, of which the newest counts. A lock is taken by creating the next number, and only where the
 holder of the newest has said that it ended, or is dead. One whose heartbeat did not reach the
 bucket for longer than `SILENCE` looks dead although it lives; it ends itself with the next one.

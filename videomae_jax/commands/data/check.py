@@ -74,8 +74,9 @@ def main(args: argparse.Namespace) -> None:
         return
     videos = read_videos(source)
     other = read_videos(args.against) if args.against else None
-    for listed in (videos, *([other] if other else [])):
-        check_are_files(listed)
+    check_are_files(videos)
+    if other:
+        check_are_files(other)
     _make_folder(out)  # before the survey, which may take hours
     count = len(videos)
     paths = [*videos.paths, *(other.paths if other else ())]
