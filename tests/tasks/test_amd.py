@@ -251,4 +251,4 @@ def test_a_run_and_the_commands_after_it(labelled, teacher, tmp_path, capsys):
         cli.main(["convert", str(run), str(tmp_path / to), "--to", to])
     videos, features = labelled[1].partition("=")[2], tmp_path / "features.npz"
     cli.main(["extract", videos, "--checkpoint", str(run), "--out", str(features)])
-    assert len(np.load(features)["features"]) == len(read_videos(videos))
+    assert set(np.load(features)["video"]) == set(range(len(read_videos(videos))))
