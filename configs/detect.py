@@ -138,7 +138,8 @@ def get_config(arguments: str = "b,ava") -> ConfigDict:
                 min_lr=1e-6,
             ),
             optimizer=dict(
-                b1=0.9,  # decay of the mean of gradients, of AdamW
+                kind="adamw",  # muon: orthogonal momenta of matrices, AdamW elsewhere
+                b1=0.9,  # decay of the mean of gradients
                 b2=0.999,  # decay of the mean of their squares
                 eps=1e-8,  # added to the root of that mean
                 weight_decay=0.05,  # of matrices

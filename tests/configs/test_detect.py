@@ -29,7 +29,7 @@ def test_the_numbers_of_the_recipes(arguments):
     assert (c.clip.frames, c.clip.stride, c.clip.rate) == (16, 4, 25)
     assert not c.roi.aligned and c.roi.size == 7 and c.model.classes == 80
     assert c.optimizer.to_dict() == dict(
-        b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.05, clip_norm=0.0
+        kind="adamw", b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.05, clip_norm=0.0
     )
     np.testing.assert_allclose(c.model.mean, (0.48146, 0.45469, 0.40384), atol=5e-6)
     np.testing.assert_allclose(c.model.std, 0.225)

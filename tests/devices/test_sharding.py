@@ -20,7 +20,7 @@ from videomae_jax.devices.sharding import (
 from videomae_jax.diagnostics.collectives import read_collectives
 from videomae_jax.errors import UserError
 from videomae_jax.tasks import pretrain
-from videomae_jax.training.optim import adamw
+from videomae_jax.training.optim import base_optimizer
 from videomae_jax.training.step import TrainState, jit_steps, make_state
 
 
@@ -30,7 +30,7 @@ def compiled_text(mesh, *more):
     with jax.set_mesh(mesh):
         functions = jit_steps(
             pretrain.build_task(config),
-            adamw(config),
+            base_optimizer(config),
             lambda _: 1e-3,
             mesh,
             seed=0,
@@ -118,7 +118,7 @@ def test_every_leaf_of_every_size_has_one_row_in_the_sharding_table():
     for size in ("s", "b", "l", "h", "g", "b,k400,cross"):
         config = load_config(f"pretrain:{size}" + ",k400" * (len(size) == 1))
         task = pretrain.build_task(config)
-        state = jax.eval_shape(lambda: make_state(task, adamw(config), seed=0))  # noqa: B023
+        state = jax.eval_shape(lambda: make_state(task, base_optimizer(config), seed=0))  # noqa: B023
         if size == "s":
             with pytest.raises(
                 UserError, match=r"3 does not divide by mesh.tensor=2: use tensor=1"

@@ -24,7 +24,12 @@ from videomae_jax.models.tokens import patch_grid, patchify
 from videomae_jax.models.vit import SIZES, DropPath, Execution, drop_branch
 from videomae_jax.tasks import classify, pretrain
 from videomae_jax.tasks.classify import class_sums
-from videomae_jax.training.optim import adamw, decay_mask, layer_decay_scales, scale_by_layer
+from videomae_jax.training.optim import (
+    base_optimizer,
+    decay_mask,
+    layer_decay_scales,
+    scale_by_layer,
+)
 from videomae_jax.training.transfer import transfer_encoder
 
 TOLERANCE = 1e-5
@@ -102,7 +107,7 @@ def test_three_adamw_steps_with_layer_decay(golden):
         b1=c["betas"][0], b2=c["betas"][1], eps=c["eps"], weight_decay=c["weight_decay"]
     )
     optimizer = optax.chain(
-        adamw(ConfigDict({"optimizer": {**settings, "clip_norm": 0.0}})),
+        base_optimizer(ConfigDict({"optimizer": {**settings, "clip_norm": 0.0, "kind": "adamw"}})),
         scale_by_layer(c["layer_decay"]),
     )
     params = jax.tree.map(jnp.asarray, golden.classifier_tree("param"))

@@ -191,6 +191,7 @@ def test_checkpoints_from_before_there_was_a_choice_are_read():
     old = {"model": {"encoder": {"width": 8}, "decoder": {"width": 4}}}
     assert config_from_json(old).model.decoder_attention == "self"
     assert config_from_json(old).model.positions == "1d"
+    assert config_from_json({"optimizer": {"b1": 0.9}}).optimizer.kind == "adamw"
     assert "decoder_attention" not in config_from_json({"model": {"encoder": {"width": 8}}}).model
 
 

@@ -18,7 +18,7 @@ from videomae_jax.models.mae import VideoMAE, reconstruction_sums
 from videomae_jax.models.masking import gather_tubes, mask_from_bool
 from videomae_jax.models.tokens import patch_grid, patchify, pixel_targets
 from videomae_jax.models.vit import Execution
-from videomae_jax.training.optim import adamw
+from videomae_jax.training.optim import base_optimizer
 
 TOLERANCE = 1e-5
 RUNS = {
@@ -108,7 +108,9 @@ def test_three_adamw_steps(golden):
     settings = dict(
         b1=c["betas"][0], b2=c["betas"][1], eps=c["eps"], weight_decay=c["weight_decay"]
     )
-    optimizer = adamw(ConfigDict({"optimizer": {**settings, "clip_norm": 0.0}}))
+    optimizer = base_optimizer(
+        ConfigDict({"optimizer": {**settings, "clip_norm": 0.0, "kind": "adamw"}})
+    )
     params = golden.tree("param")
     state = jax.jit(optimizer.init)(params)
 

@@ -18,7 +18,7 @@ from videomae_jax.interop.init_from import with_source_geometry
 from videomae_jax.interop.teacher import load_teacher, with_teacher
 from videomae_jax.tasks import amd, classify, pretrain
 from videomae_jax.training.checkpoint import save_params
-from videomae_jax.training.optim import Schedule, adamw, warmup_cosine
+from videomae_jax.training.optim import Schedule, base_optimizer, warmup_cosine
 from videomae_jax.training.step import jit_steps
 from videomae_jax.training.transfer import transfer_encoder
 from videomae_jax.training.workdir import read_metrics
@@ -74,7 +74,7 @@ def run(config, mesh, devices=None):
     with jax.set_mesh(mesh):
         steps = jit_steps(
             task,
-            adamw(config),
+            base_optimizer(config),
             warmup_cosine(Schedule(STEPS, 1, STEPS, 1e-3, 0.0)),
             mesh,
             seed=0,

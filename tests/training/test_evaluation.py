@@ -16,7 +16,7 @@ from videomae_jax.tasks import detect
 from videomae_jax.tasks.task import Task
 from videomae_jax.training import evaluation
 from videomae_jax.training.evaluation import evaluate
-from videomae_jax.training.optim import Schedule, adamw, warmup_cosine
+from videomae_jax.training.optim import Schedule, base_optimizer, warmup_cosine
 from videomae_jax.training.step import jit_steps
 
 READABLE = [0, 1, 2, 3, 4, 5, 8, 9]  # of `unreadable_list`
@@ -72,7 +72,7 @@ def run(videos, *, devices, batch_size, sampler=SAMPLER, stopped=lambda: False, 
     schedule = warmup_cosine(Schedule(100, 2, 10, 1e-3, 1e-5))
     with jax.set_mesh(mesh):
         functions = jit_steps(
-            task, adamw(config), schedule, mesh, seed=0, accumulation=1, ema_decay=0.5
+            task, base_optimizer(config), schedule, mesh, seed=0, accumulation=1, ema_decay=0.5
         )
         state = functions.init()
         average = jax.tree.map(lambda x: x + 100, state.ema)

@@ -80,6 +80,18 @@ def test_a_run_that_lost_its_last_steps_goes_on_bit_for_bit(straight, tmp_path, 
 
 
 @pytest.mark.slow
+def test_a_run_with_muon_goes_on_bit_for_bit(tmp_path, manifests, capsys):
+    options = arguments(tmp_path, "--config.save_every=4", *manifests)
+    muon = [*options, "--config.optimizer.kind=muon"]
+    cli.main(muon)
+    straight = losses(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints/6")
+    assert "optimizer.kind='muon'" in fails(capsys, *options)
+    cli.main(muon)
+    assert losses(tmp_path) == straight
+
+
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(straight, tmp_path, manifests):
     process = start(tmp_path, "--config.save_every=2", *manifests)
     deadline = time.monotonic() + 240

@@ -1,6 +1,7 @@
-"""The learning rate of every step, and which parameters decay."""
+"""The learning rate of every step, which parameters decay, and the updates of Muon."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from videomae_jax.errors import UserError
 from videomae_jax.tasks import pretrain
 from videomae_jax.training.optim import (
     Schedule,
+    base_optimizer,
     decay_mask,
     layer_scales,
     make_schedule,
@@ -88,3 +90,41 @@ def test_a_layer_decay_of_zero_trains_only_what_follows_the_blocks():
     assert scales["encoder"]["embed"]["kernel"] == 0
     assert not scales["encoder"]["blocks"]["mlp"]["kernel"].any()
     assert scales["encoder"]["norm"]["scale"] == scales["head"]["kernel"] == 1
+
+
+def test_muon_makes_the_updates_of_matrices_orthogonal_and_leaves_the_rest_to_adam():
+    attention = {"qkv": (2, 24, 3, 2, 8), "q_bias": (2, 2, 8)}
+    shapes = {
+        "blocks": {"attn": attention, "mlp": {"fc1": {"kernel": (2, 24, 64)}}},
+        "embed": {"kernel": (48, 24), "bias": (24,)},
+    }
+    random = np.random.default_rng(0)
+    grads = jax.tree.map(
+        lambda shape: jnp.asarray(random.normal(size=shape), jnp.float32),
+        shapes,
+        is_leaf=lambda shape: isinstance(shape, tuple),
+    )
+    optimizer = base_optimizer(tiny("--config.optimizer.kind=muon"))
+    params = jax.tree.map(jnp.zeros_like, grads)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+
+    def matrices(tree):
+        qkv = np.moveaxis(tree["blocks"]["attn"]["qkv"], 2, 1).reshape(6, 24, 16)
+        return [*qkv, *tree["blocks"]["mlp"]["fc1"]["kernel"], tree["embed"]["kernel"]]
+
+    for gradient, update in zip(matrices(grads), matrices(updates), strict=True):
+        left, _, right = np.linalg.svd(gradient, full_matrices=False)
+        inside = left.T @ np.asarray(update) @ right.T / (0.2 * max(update.shape) ** 0.5)
+        # Five iterations bring the singular values near 1, and keep the singular vectors.
+        assert 0.65 < inside.diagonal().min() and inside.diagonal().max() < 1.25
+        np.testing.assert_allclose(inside, np.diag(inside.diagonal()), atol=0.01)
+    # The first update of Adam with Nesterov momentum: the sign of the gradient times a constant.
+    for tree in (grads, updates):
+        del tree["blocks"]["attn"]["qkv"], tree["blocks"]["mlp"], tree["embed"]["kernel"]
+    signs = jax.tree.map(lambda gradient: (1 + 0.9 / 1.9) * np.sign(gradient), grads)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4), updates, signs)
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(UserError, match="optimizer.kind 'sgd': use adamw or muon"):
+        base_optimizer(tiny("--config.optimizer.kind=sgd"))

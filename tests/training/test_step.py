@@ -12,7 +12,7 @@ from videomae_jax.data.synthetic import synthetic_batches
 from videomae_jax.devices.prefetch import DevicePrefetcher
 from videomae_jax.devices.sharding import batch_sharding, make_mesh
 from videomae_jax.tasks import pretrain
-from videomae_jax.training.optim import Schedule, adamw, warmup_cosine
+from videomae_jax.training.optim import Schedule, base_optimizer, warmup_cosine
 from videomae_jax.training.step import jit_steps
 
 
@@ -31,7 +31,7 @@ def run(config, *, mesh, steps=3, devices=None):
     losses = []
     with jax.set_mesh(mesh):
         functions = jit_steps(
-            task, adamw(config), schedule, mesh, seed=0, accumulation=config.accumulation
+            task, base_optimizer(config), schedule, mesh, seed=0, accumulation=config.accumulation
         )
         state = functions.init()
         with DevicePrefetcher(batches, sharding=batch_sharding(mesh)) as feed:
@@ -74,6 +74,14 @@ def test_a_cross_attention_decoder_on_eight_devices():
     cross = tiny("--config.model.decoder_attention=cross")
     one, _ = run(cross, mesh=dict(data=1, fsdp=1, tensor=1), devices=jax.devices()[:1])
     eight, _ = run(cross, mesh=dict(data=2, fsdp=2, tensor=2))
+    np.testing.assert_allclose(eight, one, rtol=1e-5)
+
+
+@slow
+def test_muon_on_eight_devices():
+    muon = tiny("--config.optimizer.kind=muon")
+    one, _ = run(muon, mesh=dict(data=1, fsdp=1, tensor=1), devices=jax.devices()[:1])
+    eight, _ = run(muon, mesh=dict(data=2, fsdp=2, tensor=2))
     np.testing.assert_allclose(eight, one, rtol=1e-5)
 
 
@@ -121,7 +129,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_count():
     with jax.set_mesh(mesh):
         functions = jit_steps(
             task._replace(train_sums=broken),
-            adamw(config),
+            base_optimizer(config),
             lambda _: 1e-3,
             mesh,
             seed=0,

@@ -46,7 +46,7 @@ RULES = (
     (r"(projector|predictor)/norm\d/(scale|bias)", P()),
     (r"feature_heads/(half|full)/projection/kernel", P("fsdp", None)),  # [D, width of the teacher]
     (r"heads/(query|value|linear/kernel|linear/bias)", P()),  # of probes, [R, ...]
-    (r"count|step|skipped", P()),
+    (r"count|step|skipped|ns_coeffs", P()),  # the last one of Muon
 )
 
 

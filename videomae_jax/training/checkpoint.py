@@ -342,6 +342,8 @@ def config_from_json(tree: dict) -> ConfigDict:
         older |= {"multi_label": False}
     if "model" in tree:
         tree = {**tree, "model": {**older, **tree["model"]}}
+    if "optimizer" in tree:
+        tree = {**tree, "optimizer": {"kind": "adamw", **tree["optimizer"]}}
     if tree.get("task") in ("pretrain", "classify"):
         tree = {"teacher": "", "teacher_model": {}, **tree}
     if tree.get("teacher_model"):

@@ -1,4 +1,4 @@
-"""The learning-rate schedule and AdamW, equal to those of the reference."""
+"""The learning-rate schedule and AdamW, equal to those of the reference, and Muon."""
 
 import math
 from typing import Any, NamedTuple
@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from videomae_jax.devices.sharding import path_name
 from videomae_jax.errors import UserError
 from videomae_jax.tasks.task import Task
+
+OPTIMIZERS = ("adamw", "muon")
 
 
 class Schedule(NamedTuple):
@@ -91,32 +93,71 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def adamw(config: ConfigDict) -> optax.GradientTransformation:
-    """Return AdamW of `config.optimizer`, without the learning rate.
+def base_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Return the optimizer of `config.optimizer`, without the learning rate.
 
-    `step.train_step` multiplies by -rate, so that it logs the rate that it used.
+    `step.train_step` multiplies by -rate, so that it logs the rate that it used. Raises UserError
+    for an unknown kind.
     """
     settings = config.optimizer
+    if settings.kind not in OPTIMIZERS:
+        raise UserError(f"optimizer.kind {settings.kind!r}: use {' or '.join(OPTIMIZERS)}")
     clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
+    moments = dict(b1=settings.b1, b2=settings.b2, eps=settings.eps)
     return optax.chain(
         clip,
-        optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps),
+        scale_by_muon(**moments) if settings.kind == "muon" else optax.scale_by_adam(**moments),
         optax.add_decayed_weights(settings.weight_decay, mask=decay_mask),
     )
 
 
-def make_optimizer(config: ConfigDict, task: Task) -> optax.GradientTransformation:
-    """Return AdamW, wrapped by the task or with the layer decay of `config.layer_decay`.
+def scale_by_muon(*, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Make the momentum of each matrix orthogonal, and use Adam with Nesterov momentum elsewhere.
 
-    Raises UserError for an impossible layer decay.
+    Updates have the root mean square of Adam's, about 0.2, so rates and weight decay for AdamW
+    serve (2502.16982, "Muon is Scalable for LLM Training"). b1: of both momenta.
+    """
+    return optax.contrib.muon(
+        learning_rate=-1.0,  # it changes the sign, as `step.train_step` does
+        beta=b1,
+        eps=eps,
+        adam_b1=b1,
+        adam_b2=b2,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=matrix_axes,
+    )
+
+
+def matrix_axes(params: Any) -> Any:
+    """Return a tree with the axes of each matrix, and None for other parameters.
+
+    The heads of a block's queries are one matrix, as are those of its keys and of its values. A
+    stack of blocks has a matrix for each depth.
+    """
+
+    def axes(path, leaf):
+        name = path_name(path)
+        if name.endswith("/qkv"):  # [depth, D, 3, heads, d]
+            return optax.contrib.MuonDimensionNumbers(1, (3, 4))
+        if name.endswith("/kernel"):
+            return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+        return None
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def make_optimizer(config: ConfigDict, task: Task) -> optax.GradientTransformation:
+    """Return the optimizer, wrapped by the task or with the layer decay of `config.layer_decay`.
+
+    Raises UserError for an impossible layer decay or an unknown kind.
     """
     if task.wrap_optimizer:
-        return task.wrap_optimizer(adamw(config))
+        return task.wrap_optimizer(base_optimizer(config))
     if not 0 <= config.layer_decay <= 1:
         raise UserError(f"layer_decay is {config.layer_decay:g}: use 0 (frozen blocks) to 1 (none)")
     if config.layer_decay == 1:
-        return adamw(config)
-    return optax.chain(adamw(config), scale_by_layer(config.layer_decay))
+        return base_optimizer(config)
+    return optax.chain(base_optimizer(config), scale_by_layer(config.layer_decay))
 
 
 def layer_decay_scales(depth: int, decay: float) -> np.ndarray:
@@ -148,7 +189,7 @@ def layer_scales(params: Any, decay: float) -> Any:
 
 
 def scale_by_layer(decay: float) -> optax.GradientTransformation:
-    """Multiply updates by `layer_scales`; chain it after `adamw`.
+    """Multiply updates by `layer_scales`; chain it after the optimizer.
 
     Before Adam it would have no effect, because Adam divides by the size of the gradients. It
     also scales the weight decay, as the learning rate does.

@@ -95,6 +95,7 @@ def check_same_model(changes: dict, *, workdir: str) -> None:
         *("model.encoder", "model.decoder", "model.patch", "model.positions"),
         *("model.classes", "model.multi_label", "data.class_names"),
         *("model.head", "rates"),  # of probes
+        "optimizer.kind",
     )
     for key, (old, new) in changes.items():
         average = key == "ema_decay" and bool(old) != bool(new)
