@@ -90,11 +90,11 @@ MAIN = Form(
     seeds=3,
     grid=SMALL,
     ratio=0.75,
-    curve=(400.0,),
+    curve=(300.0,),
     finetune=100.0,
     probe=0.0,
     steps=STEPS,
-    pretrain_rates={VIDEOMAE: ONE, MOCO: ONE},
+    pretrain_rates={VIDEOMAE: (4e-3,), MOCO: ONE},
     rates={arm: ONE for arm in (VIDEOMAE, MOCO, SCRATCH, LONG)},
     shares=(0.25,),
     contrast=False,
@@ -134,7 +134,7 @@ FORMS = {
         curve=(300.0,),
         finetune=60.0,
         probe=20.0,
-        pretrain_rates={VIDEOMAE: ONE, MOCO: (5e-4,)},
+        pretrain_rates={VIDEOMAE: (4e-3,), MOCO: (5e-4,)},
         shares=(),
         contrast=True,
         student=40.0,
@@ -145,7 +145,7 @@ FORMS = {
         curve=(60.0, 200.0, 600.0),
         finetune=120.0,
         probe=30.0,
-        pretrain_rates={VIDEOMAE: (5e-4, 2e-3), MOCO: (5e-4, 2e-3)},
+        pretrain_rates={VIDEOMAE: (2e-3, 4e-3), MOCO: (5e-4, 2e-3)},
         rates={arm: (7e-4, 2e-3) for arm in (VIDEOMAE, MOCO, SCRATCH, LONG)},
         shares=(0.25, 0.1),
         masks=MASKS,
@@ -183,12 +183,14 @@ FEED = {
     "eval_every": 1_000_000,
     "keep_checkpoints": 1,
 }
+# With AdamW, 400 seconds of training from scratch are right for 20 % of the actions, with Muon 70 %.
+MUON = {"optimizer.kind": "muon", "optimizer.b1": 0.95, "optimizer.b2": 0.99}
 PRETRAIN = {
     "normalized_targets": False,  # flat backgrounds: see configs/demo.py
     "batch_size": 16,
     "min_lr": 1e-5,
-}
-CONTRAST = {"batch_size": 32}
+} | MUON
+CONTRAST = {"batch_size": 32} | MUON
 # Crops and flips only: these runs are short.
 CLASSIFY = {
     "clip.sampling": "sparse",
@@ -200,7 +202,7 @@ CLASSIFY = {
     "repeats": 1,
     "batch_size": 32,
     "min_lr": 1e-6,
-}
+} | MUON
 STUDENT_MODEL = {
     "model.encoder.width": 64,
     "model.encoder.mlp_width": 256,

@@ -105,14 +105,13 @@ def write_results(file: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def do_study(runner: Runner, studies: list[Study], *, keep: bool = True) -> None:
-    """Choose the rates of each label set, then do all that is reported."""
+    """Choose the rates of each label set, then do all that is reported, seed by seed."""
     tuned = runner.do([job for study in studies for job in tuning_jobs(study)], keep=False)
     jobs: list[Job] = []
-    for study in studies:
-        rows = [row for row in tuned if row["labels"] == study.labels.name]
-        rates = choose_rates(study.form, rows)
-        for seed in range(study.form.seeds):
-            jobs += final_jobs(study, rates, seed)
+    for seed in range(studies[0].form.seeds):
+        for study in studies:
+            rows = [row for row in tuned if row["labels"] == study.labels.name]
+            jobs += final_jobs(study, choose_rates(study.form, rows), seed)
     runner.do(jobs, keep=keep)
 
 

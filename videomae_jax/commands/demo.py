@@ -64,7 +64,8 @@ def main(args: argparse.Namespace) -> None:
                 f"{file} has several labels a video, the demo compares accuracies of one: use "
                 "`videomae train --config=finetune:tiny,custom`"
             )
-    labels, video = videos[0].labels, videos[1].paths[0]
+    labels, held_out = videos[0].labels, videos[1].paths
+    video = held_out[len(held_out) // 2]
     parts = learn_parts(lists, video, args.workdir)
     if labels is not None:
         parts += classify_parts(lists, video, args.workdir)
