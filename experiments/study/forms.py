@@ -199,6 +199,7 @@ CLASSIFY = {
     "augment.mixup": 0.0,
     "augment.cutmix": 0.0,
     "augment.min_area": 0.5,
+    "layer_decay": 1.0,  # in every arm: after a short pre-training the lower layers learn too
     "repeats": 1,
     "batch_size": 32,
     "min_lr": 1e-6,

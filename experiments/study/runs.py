@@ -178,8 +178,7 @@ class Study:
         grid = grid or self.form.grid
         changes = {"lr": rate, "seed": seed, "data.train": self.videos(train, grid)}
         changes |= {"data.eval": self.videos(held_out, grid)}
-        # A lower learning rate of early layers keeps what they have learned; from scratch it harms.
-        changes |= {"init_from": start.workdir} if start else {"layer_decay": 1.0}
+        changes |= {"init_from": start.workdir} if start else {}
         changes |= {"teacher": teacher} if teacher else {}
         kind = "taught" if teacher else "student" if arm == STUDENT else "classify"
         after = f" from {start.name.split('/')[1]}" if start else f", seed {seed}"
