@@ -98,11 +98,7 @@ def classify_parts(lists: list[Path], video: str, workdir: Path) -> list[Part]:
             "Fine-tune: learn the classes from the pre-trained model",
             (*train, f"--workdir={tuned}", f"--config.init_from={workdir / 'pretrained'}"),
         ),
-        Part(
-            "The same from scratch, to compare",
-            # Random lower layers have to learn as much as the upper ones.
-            (*train, f"--workdir={scratch}", "--config.layer_decay=1.0"),
-        ),
+        Part("The same from scratch, to compare", (*train, f"--workdir={scratch}")),
         Part("Predict the class of a video", ("predict", video, f"--checkpoint={tuned}")),
     ]
 
