@@ -183,7 +183,7 @@ FEED = {
     "eval_every": 1_000_000,
     "keep_checkpoints": 1,
 }
-# With AdamW, 400 seconds of training from scratch are right for 20 % of the actions, with Muon 70 %.
+# In every arm: with AdamW, training from scratch learns little in this time (docs/measured.md).
 MUON = {"optimizer.kind": "muon", "optimizer.b1": 0.95, "optimizer.b2": 0.99}
 PRETRAIN = {
     "normalized_targets": False,  # flat backgrounds: see configs/demo.py
