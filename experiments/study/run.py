@@ -12,6 +12,7 @@ import csv
 import json
 import os
 import platform
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
@@ -59,7 +60,10 @@ def measure(form: Form, out: Path, commands: Commands) -> dict[str, float]:
         if kind == "taught":
             changes |= {"teacher": out / folder("classify", form.grid, 0) / "work"}
         options = study.options(kind, grid, changes)
-        return commands.train(folder(kind, grid, trial), options, seconds=0.0)[clock]
+        name = folder(kind, grid, trial)
+        if not list((out / name).glob("train *.json")):  # stopped: a resumed run would seem fast
+            shutil.rmtree(out / name, ignore_errors=True)
+        return commands.train(name, options, seconds=0.0)[clock]
 
     for (kind, grid), (few, many) in kinds.items():
         train(kind, grid, 0, few)  # compiles, which the others take from the cache
