@@ -53,6 +53,15 @@ def test_a_form_has_options_that_the_recipes_know(name, tmp_path):
     assert commands.seconds > 0
 
 
+def test_a_measurement_that_was_stopped_starts_afresh(tmp_path):
+    stopped, finished = (tmp_path / f"measure/pretrain at 16-8, {n}" for n in (1, 2))
+    for folder in (stopped, finished):
+        (folder / "work").mkdir(parents=True)
+    (finished / "train 0.json").touch()
+    run.measure(FORMS["micro"], tmp_path, Pretend(1.0))
+    assert not stopped.exists() and (finished / "work").exists()
+
+
 def test_the_report_of_results(tmp_path):
     form = dataclasses.replace(FORMS["micro"], seeds=2)
     do(form, Rehearsal(1.0), tmp_path, keep=True)
