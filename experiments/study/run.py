@@ -61,7 +61,7 @@ def measure(form: Form, out: Path, commands: Commands) -> dict[str, float]:
             changes |= {"teacher": out / folder("classify", form.grid, 0) / "work"}
         options = study.options(kind, grid, changes)
         name = folder(kind, grid, trial)
-        if not list((out / name).glob("train *.json")):  # stopped: a resumed run would seem fast
+        if not any((out / name).glob("train *.json")):  # stopped: a resumed run would seem fast
             shutil.rmtree(out / name, ignore_errors=True)
         return commands.train(name, options, seconds=0.0)[clock]
 

@@ -70,18 +70,11 @@ def test_any_mesh_and_parts_compute_what_one_device_does(one_device, mesh, parts
 
 
 @slow
-def test_a_cross_attention_decoder_on_eight_devices():
-    cross = tiny("--config.model.decoder_attention=cross")
-    one, _ = run(cross, mesh=dict(data=1, fsdp=1, tensor=1), devices=jax.devices()[:1])
-    eight, _ = run(cross, mesh=dict(data=2, fsdp=2, tensor=2))
-    np.testing.assert_allclose(eight, one, rtol=1e-5)
-
-
-@slow
-def test_muon_on_eight_devices():
-    muon = tiny("--config.optimizer.kind=muon")
-    one, _ = run(muon, mesh=dict(data=1, fsdp=1, tensor=1), devices=jax.devices()[:1])
-    eight, _ = run(muon, mesh=dict(data=2, fsdp=2, tensor=2))
+@pytest.mark.parametrize("change", ["model.decoder_attention=cross", "optimizer.kind=muon"])
+def test_a_change_of_the_recipe_on_eight_devices(change):
+    changed = tiny(f"--config.{change}")
+    one, _ = run(changed, mesh=dict(data=1, fsdp=1, tensor=1), devices=jax.devices()[:1])
+    eight, _ = run(changed, mesh=dict(data=2, fsdp=2, tensor=2))
     np.testing.assert_allclose(eight, one, rtol=1e-5)
 
 
