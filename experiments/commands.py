@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -19,17 +20,22 @@ def flags(recipe: str, *changes: dict[str, object]) -> list[str]:
     return [f"--config={recipe}", *(f"--config.{key}={value}" for key, value in merged.items())]
 
 
-def videomae(out: Path, name: str, *command: str, device: str = "cpu") -> dict[str, float]:
+def videomae(
+    out: Path, name: str, *command: str, device: str = "cpu", afresh: bool = False
+) -> dict[str, float]:
     """Run a command unless it has been. What it prints goes into the log of the folder `name`.
 
-    device: "gpu" shares the GPU with other commands. Returns {"seconds", "cpu_seconds",
-    "gigabytes"}: its wall time, its CPU time and its largest memory.
+    device: "gpu" shares the GPU with other commands. afresh: where it was stopped, begin again
+    instead of resuming. Returns {"seconds", "cpu_seconds", "gigabytes"}: its wall time, its CPU
+    time and its largest memory.
     """
     folder = out / name
-    folder.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(shlex.join(command).encode()).hexdigest()[:12]
     done = folder / f"{command[0]} {key}.json"
     if not done.exists():
+        if afresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
         settings = {"JAX_PLATFORMS": "cpu"}
         if device == "gpu":
             settings = {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}

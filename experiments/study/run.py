@@ -12,7 +12,6 @@ import csv
 import json
 import os
 import platform
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
@@ -61,9 +60,8 @@ def measure(form: Form, out: Path, commands: Commands) -> dict[str, float]:
             changes |= {"teacher": out / folder("classify", form.grid, 0) / "work"}
         options = study.options(kind, grid, changes)
         name = folder(kind, grid, trial)
-        if not any((out / name).glob("train *.json")):  # stopped: a resumed run would seem fast
-            shutil.rmtree(out / name, ignore_errors=True)
-        return commands.train(name, options, seconds=0.0)[clock]
+        # Afresh: a resumed run would seem fast.
+        return commands.train(name, options, seconds=0.0, afresh=True)[clock]
 
     for (kind, grid), (few, many) in kinds.items():
         train(kind, grid, 0, few)  # compiles, which the others take from the cache

@@ -35,8 +35,10 @@ class Start(NamedTuple):
 class Commands(Protocol):
     """How commands are run, or rehearsed."""
 
-    def train(self, name: str, options: list[str], *, seconds: float) -> dict[str, float]:
-        """Train in the folder `name`/work; returns what it took."""
+    def train(
+        self, name: str, options: list[str], *, seconds: float, afresh: bool = False
+    ) -> dict[str, float]:
+        """Train in the folder `name`/work; returns what it took. afresh: never resume."""
 
     def accuracy(self, name: str, *command: str) -> float:
         """Run `evaluate` or `knn`, and return the accuracy."""
@@ -52,9 +54,11 @@ class Programs:
     out: Path
     device: str
 
-    def train(self, name: str, options: list[str], *, seconds: float) -> dict[str, float]:
-        work = f"--workdir={self.out / name / 'work'}"
-        return videomae(self.out, name, "train", *options, work, device=self.device)
+    def train(
+        self, name: str, options: list[str], *, seconds: float, afresh: bool = False
+    ) -> dict[str, float]:
+        command = ("train", *options, f"--workdir={self.out / name / 'work'}")
+        return videomae(self.out, name, *command, device=self.device, afresh=afresh)
 
     def accuracy(self, name: str, *command: str) -> float:
         file = self.out / name / "scores.json"
@@ -76,7 +80,9 @@ class Rehearsal:
         self.adding = threading.Lock()
         self.trained: set[str] = set()
 
-    def train(self, name: str, options: list[str], *, seconds: float) -> dict[str, float]:
+    def train(
+        self, name: str, options: list[str], *, seconds: float, afresh: bool = False
+    ) -> dict[str, float]:
         with self.adding:
             if name not in self.trained:
                 self.trained.add(name)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from experiments.commands import videomae
 from experiments.study import claims, report, run
 from experiments.study.forms import FORMS, LONG, MOCO, VIDEOMAE
 from experiments.study.jobs import choose_rates
@@ -20,9 +21,9 @@ class Pretend(Rehearsal):
         super().__init__(start)
         self.options = {}
 
-    def train(self, name, options, *, seconds):
+    def train(self, name, options, **given):
         self.options.setdefault(tuple(options), name)
-        return super().train(name, options, seconds=seconds)
+        return super().train(name, options, **given)
 
 
 def do(form, commands, out, *, keep=False):
@@ -53,13 +54,13 @@ def test_a_form_has_options_that_the_recipes_know(name, tmp_path):
     assert commands.seconds > 0
 
 
-def test_a_measurement_that_was_stopped_starts_afresh(tmp_path):
-    stopped, finished = (tmp_path / f"measure/pretrain at 16-8, {n}" for n in (1, 2))
-    for folder in (stopped, finished):
-        (folder / "work").mkdir(parents=True)
-    (finished / "train 0.json").touch()
-    run.measure(FORMS["micro"], tmp_path, Pretend(1.0))
-    assert not stopped.exists() and (finished / "work").exists()
+def test_a_command_that_was_stopped_can_start_afresh(tmp_path):
+    left = tmp_path / "help/left"
+    left.parent.mkdir()
+    for kept in (False, True):  # the second time the command has been run
+        left.touch()
+        videomae(tmp_path, "help", "--help", afresh=True)
+        assert left.exists() == kept
 
 
 def test_the_report_of_results(tmp_path):
