@@ -122,9 +122,9 @@ def curve(rows: Rows, labels: str) -> dict[float, list[float]]:
 
 
 def few_labels(rows: Rows, labels: str) -> Interval | None:
-    """Compare with scratch at the smallest share of the labels."""
+    """Compare with scratch in the same time at the smallest share of the labels."""
     share = min(row["share"] for row in rows)
-    found = [select(rows, labels, arm, share=share) for arm in (VIDEOMAE, SCRATCH)]
+    found = [select(rows, labels, arm, share=share) for arm in (VIDEOMAE, LONG)]
     return difference(scores(found[0]), scores(found[1])) if share < 1 and all(found) else None
 
 
@@ -145,16 +145,22 @@ def by_mask(mask: str) -> dict[str, Any]:
 
 TUBE = by_mask("tube 0.9")
 PRETRAINED: dict[str, Any] = {"arm": VIDEOMAE}
+FULL = "SSv2 69.6 against 32.6, K400 80.0 against 68.8"
 CLAIMS = (
     Claim(
-        "Pre-training on the training clips beats training from scratch in the same total time",
-        "SSv2 69.6 against 32.6, K400 80.0 against 68.8; time not equal",
+        "With the same fine-tuning, pre-training on the training clips beats scratch",
+        FULL,
+        compare(PRETRAINED, {"arm": SCRATCH}),
+    ),
+    Claim(
+        "In the same total time, pre-training beats scratch",
+        f"{FULL}; time not equal",
         compare(PRETRAINED, {"arm": LONG}),
     ),
     Claim("Longer pre-training is better", "Figure of epochs", longer),
     Claim(
-        "With few labels pre-training beats scratch",
-        "UCF101 91.3 against 51.4, HMDB51 62.6 against 18.0",
+        "In the same total time, pre-training beats scratch with few labels",
+        "UCF101 91.3 against 51.4, HMDB51 62.6 against 18.0; time not equal",
         few_labels,
     ),
     Claim(
@@ -193,9 +199,9 @@ CLAIMS = (
 )
 
 
-def bar(rows: Rows, labels: str) -> float | None:
+def bar(rows: Rows, labels: str, share: float) -> float | None:
     """Return the gain over scratch in the same time, in pooled standard deviations."""
-    ours, others = (scores(select(rows, labels, arm)) for arm in (VIDEOMAE, LONG))
+    ours, others = (scores(select(rows, labels, arm, share=share)) for arm in (VIDEOMAE, LONG))
     if min(len(ours), len(others)) < 2:
         return None
     pooled = math.sqrt((statistics.variance(ours) + statistics.variance(others)) / 2)

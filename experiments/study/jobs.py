@@ -117,10 +117,8 @@ def final_jobs(study: Study, rates: dict[str, tuple[float, float]], seed: int) -
     where = f"{study.labels.name}, seed {seed}"
     yield Job(f"{where}, {VIDEOMAE}", functools.partial(pretrained, VIDEOMAE))
     seconds = long + form.finetune
-    yield Job(f"{where}, {LONG}", functools.partial(scratch, LONG, seconds, ()))
-    yield Job(
-        f"{where}, {SCRATCH}", functools.partial(scratch, SCRATCH, form.finetune, form.shares)
-    )
+    yield Job(f"{where}, {LONG}", functools.partial(scratch, LONG, seconds, form.shares))
+    yield Job(f"{where}, {SCRATCH}", functools.partial(scratch, SCRATCH, form.finetune, ()))
     if form.contrast:
         yield Job(f"{where}, {MOCO}", functools.partial(pretrained, MOCO))
     for mask in form.masks:

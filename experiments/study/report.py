@@ -121,7 +121,7 @@ def share_table(rows: Rows, labels: str) -> Iterator[str]:
         yield ""
         yield f"| labels | {' | '.join(f'{100 * share:g} %' for share in shares)} |"
         yield "|---" * (len(shares) + 1) + "|"
-        for arm in (VIDEOMAE, MOCO, SCRATCH):
+        for arm in (VIDEOMAE, MOCO, LONG):
             cells = [cell(select(rows, labels, arm, share=share)) for share in shares]
             if set(cells) != {"-"}:
                 yield f"| {arm} | {' | '.join(cells)} |"
@@ -174,15 +174,16 @@ def claim_table(rows: Rows) -> Iterator[str]:
 
 
 def bar_lines(rows: Rows) -> Iterator[str]:
-    """Yield whether the gain of pre-training is twice the spread of the seeds."""
+    """Yield whether the gain of pre-training is twice the spread of the seeds, by share."""
     for labels in SETS:
-        gain = claims.bar(rows, labels)
-        if gain is not None:
-            word = "at least" if gain >= 2 else "less than"
-            yield (
-                f"{labels.capitalize()}: pre-training is {gain:+.1f} pooled standard deviations "
-                f"from {LONG}, {word} 2."
-            )
+        for share in sorted({row["share"] for row in rows}, reverse=True):
+            gain = claims.bar(rows, labels, share)
+            if gain is not None:
+                word = "at least" if gain >= 2 else "less than"
+                yield (
+                    f"- {labels.capitalize()}, {100 * share:g} % of the labels: pre-training is "
+                    f"{gain:+.1f} pooled standard deviations from {LONG}, {word} 2."
+                )
 
 
 def draw(rows: Rows, file: Path) -> None:
@@ -195,7 +196,13 @@ def draw(rows: Rows, file: Path) -> None:
     figure = Figure(figsize=(5.5 * columns, 3.5 * len(sets)), layout="constrained")
     panels = figure.subplots(len(sets), columns, squeeze=False)
     for (left, *right), labels, curve in zip(panels, sets, curves, strict=True):
-        draw_arms(left, {arm: select(rows, labels.name, arm) for arm in ARMS})
+        groups = {
+            arm if share == 1 else f"{arm}, {100 * share:g} % of labels": found
+            for share in sorted({row["share"] for row in rows}, reverse=True)
+            for arm in ARMS
+            if (found := select(rows, labels.name, arm, share=share))
+        }
+        draw_arms(left, groups)
         left.set(ylabel="top-1, %", title=f"{labels.name}; dots: seeds, dotted: chance")
         for axes in right:
             means = [100 * sum(values) / len(values) for values in curve.values()]
@@ -210,8 +217,7 @@ def draw(rows: Rows, file: Path) -> None:
 
 
 def draw_arms(axes: Any, groups: dict[str, Rows]) -> None:
-    """Draw a bar for each arm and control, with its seeds."""
-    groups = {arm: group for arm, group in groups.items() if group}
+    """Draw a bar for each group of rows and control, with its seeds."""
     for offset, column in enumerate(("top1", *CONTROLS)):
         for place, group in enumerate(groups.values()):
             values = [100 * value for value in scores(group, column)]

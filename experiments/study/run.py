@@ -51,7 +51,7 @@ def measure(form: Form, out: Path, commands: Commands) -> dict[str, float]:
         changes: dict[str, Any] = {"steps": steps, "warmup_steps": 0, "lr": 1e-3}
         changes |= {"data.train": study.videos("train", grid)}
         if kind == "pretrain":
-            changes |= {"mask.ratio": form.ratio}
+            changes |= {"mask.kind": form.mask[0], "mask.ratio": form.mask[1]}
         elif kind != "contrast":
             changes |= {"data.eval": study.videos("tune", grid)}
         if kind == "linear":

@@ -149,7 +149,7 @@ class Study:
         """Pre-train an encoder without labels. mask: one of those that are compared, else None."""
         grid = self.form.mask_grid if mask else self.form.grid
         assert grid
-        kind, ratio = mask or ("tube", self.form.ratio)
+        kind, ratio = mask or self.form.mask
         changes: dict[str, Any] = {
             "lr": rate,
             "seed": seed,

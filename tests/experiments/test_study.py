@@ -90,18 +90,26 @@ def row(arm, seed, top1, **more):
     return common | dict(arm=arm, seed=seed, top1=top1) | more
 
 
+EQUAL_TIME, FEW_LABELS = (claim for claim in claims.CLAIMS if "same total time" in claim.text)
+
+
 def test_a_claim_is_decided_by_the_interval_of_the_difference():
     def verdict(ours, others):
         rows = [row(VIDEOMAE, seed, score, pretrain=9.0) for seed, score in enumerate(ours)]
         rows += [row(VIDEOMAE, seed, 0.0, pretrain=1.0) for seed in range(3)]
         rows += [row(LONG, seed, score) for seed, score in enumerate(others)]
-        return claims.CLAIMS[0].measure(rows, "actions").verdict
+        few = [each | {"share": 0.1, "top1": 1 - each["top1"]} for each in rows if each["top1"]]
+        few_labels = FEW_LABELS.measure(rows + few, "actions")
+        equal_time = EQUAL_TIME.measure(rows + few, "actions")
+        assert few_labels.mean == pytest.approx(-equal_time.mean)
+        return equal_time.verdict
 
     assert verdict([0.30, 0.32, 0.31], [0.20, 0.21, 0.22]) == claims.HOLDS
     assert verdict([0.20, 0.21, 0.22], [0.30, 0.32, 0.31]) == claims.FAILS
     assert verdict([0.10, 0.40, 0.31], [0.20, 0.21, 0.22]) == claims.UNKNOWN
     assert verdict([0.5], [0.1]) == claims.UNKNOWN
-    assert claims.CLAIMS[0].measure([row(VIDEOMAE, 0, 0.5)], "actions") is None
+    for claim in (EQUAL_TIME, FEW_LABELS):
+        assert claim.measure([row(VIDEOMAE, 0, 0.5)], "actions") is None
 
 
 def test_intervals_are_those_of_the_t_distribution():
@@ -112,7 +120,7 @@ def test_intervals_are_those_of_the_t_distribution():
     welch = claims.difference([3.0, 4.0, 5.0], [1.0, 2.0, 3.0])
     assert welch.mean == 2.0  # equal variances and sizes: freedom is 4
     assert welch.high - 2.0 == pytest.approx(2.776 * (2 / 3) ** 0.5, rel=1e-3)
-    assert claims.bar([row(VIDEOMAE, 0, 0.4), row(VIDEOMAE, 1, 0.6)], "actions") is None
+    assert claims.bar([row(VIDEOMAE, 0, 0.4), row(VIDEOMAE, 1, 0.6)], "actions", 1.0) is None
 
 
 def test_the_rate_with_the_best_score_is_chosen():
