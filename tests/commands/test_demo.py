@@ -1,6 +1,12 @@
 """`videomae demo`: from a folder to a classifier."""
 
+import contextlib
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from runs import CLIPS, KINDS, fails
@@ -68,3 +74,49 @@ def test_a_folder_that_does_not_exist(tmp_path, capfd):
         cli.main(["demo", str(tmp_path / "none"), f"--workdir={tmp_path / 'run'}"])
     assert stopped.value.code == 1
     assert f"no such folder or annotation file: {tmp_path / 'none'}" in capfd.readouterr().err
+
+
+# Stands in for `videomae train`, which takes a moment to save.
+SAVES = f"""#!{sys.executable}
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(1)
+    pathlib.Path("saved").touch()
+    sys.exit(42)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, save)
+pathlib.Path("started").touch()
+time.sleep(300)
+"""
+RUN_PART = """
+import sys
+from videomae_jax.commands import demo
+sys.executable = "./saves"
+demo.run_part(demo.Part("Train", ("train",)))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_part_the_time_to_save(number, tmp_path):
+    (tmp_path / "saves").write_text(SAVES)
+    (tmp_path / "saves").chmod(0o755)
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN_PART],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not (tmp_path / "started").exists():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.01)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)
+        assert process.wait(100) == 42
+        assert (tmp_path / "saved").exists()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

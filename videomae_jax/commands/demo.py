@@ -3,8 +3,8 @@
 Pre-trains a tiny VideoMAE without labels and draws its reconstruction of a held-out video. If the
 folder has a sub-folder for each class, it then trains two classifiers for the same number of steps,
 one from the pre-trained model and one from scratch, compares them on the held-out videos, and
-predicts the class of one of them. Every step is a `videomae` command, which is printed. The same
-command goes on where it was stopped.
+predicts the class of one of them. Every step is a `videomae` command, which is printed. While it
+trains, Ctrl-C and SIGTERM save a checkpoint. The same command goes on where it was stopped.
 
 examples:
   videomae demo my_videos/ --workdir runs/demo
@@ -12,11 +12,14 @@ examples:
 
 import argparse
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from videomae_jax.commands import options
 
 HOLDOUT = 0.1  # of a folder without train.csv and val.csv
 
@@ -109,11 +112,34 @@ def list_options(lists: list[Path]) -> list[str]:
 
 
 def run_part(part: Part) -> None:
-    """Print a part and run it; exit with its code if it fails."""
+    """Print a part and run it; exit with its code if it fails.
+
+    Ctrl-C and SIGTERM stop the part, which has the time to save what it has done.
+    """
     print(f"\n{part.title}\n$ videomae {shlex.join(part.command)}", flush=True)
-    code = subprocess.call([sys.executable, "-m", "videomae_jax.cli", *part.command])
-    if code:
-        sys.exit(code)
+    stopped = []
+    process: subprocess.Popen | None = None
+
+    def stop(number: int, _: Any) -> None:
+        stopped.append(number)
+        if process and number == signal.SIGTERM:  # a terminal sends Ctrl-C to both processes
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        started = subprocess.Popen([sys.executable, "-m", "videomae_jax.cli", *part.command])
+        early = signal.SIGTERM in stopped  # when there was no process to send it to
+        process = started
+        if early:
+            process.send_signal(signal.SIGTERM)
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code < 0:  # a signal ended it
+        code = 128 - code
+    if code or stopped:
+        sys.exit(code or options.EXIT_STOPPED)
 
 
 def print_accuracies(workdir: Path, *, classes: int) -> None:
