@@ -155,6 +155,7 @@ def test_every_vector_is_its_own_nearest_neighbour():
         (dict(ks=(1, 6)), "k 6: there are 5 labelled training videos .* use 1 to 5"),
         (dict(ks=(0,)), "k 0"),
         (dict(ks=(1,), temperature=0.0), "temperature 0: use above 0"),
+        (dict(ks=(1,), temperature=float("nan")), "temperature nan: use above 0"),
     ],
 )
 def test_impossible_neighbours_are_refused(options, words):

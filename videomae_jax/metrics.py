@@ -151,7 +151,7 @@ def check_neighbours(ks: tuple[int, ...], *, temperature: float = TEMPERATURE, b
             raise UserError(
                 f"k {k}: there are {bank} labelled training videos to compare with, use 1 to {bank}"
             )
-    if temperature <= 0:
+    if not temperature > 0:  # so that NaN is refused too
         raise UserError(f"temperature {temperature:g}: use above 0, such as {TEMPERATURE}")
 
 

@@ -142,6 +142,8 @@ def test_bool_and_ids_say_the_same():
         ("frame", GRID, 0.05, "8 time steps leaves none masked: use 0.1250 to 0.8750"),
         ("running_cell", GRID, 0.9, "hide quarters: mask ratio 0.9 is none, use 0.75"),
         ("running_cell", (8, 7, 14), 0.5, "use 8 x 14"),
+        ("tube", GRID, float("nan"), "mask ratio nan: use above 0 and below 1"),
+        ("frame", GRID, float("inf"), "mask ratio inf: use above 0 and below 1"),
         ("tubes", GRID, 0.9, "use one of tube, random, frame, running_cell"),
     ],
 )

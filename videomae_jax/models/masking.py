@@ -50,6 +50,8 @@ def mask_counts(kind: str, grid: Triple, *, ratio: float) -> tuple[int, int]:
     """
     steps, rows, columns = grid
     patches = rows * columns
+    if not math.isfinite(ratio):
+        raise UserError(f"mask ratio {ratio}: use above 0 and below 1, such as 0.9")
     if kind == "tube":
         total, masked, unit = patches, int(ratio * patches), patches
     elif kind == "random":
