@@ -80,6 +80,7 @@ def test_the_whole_picture_at_every_step():
     [
         ([], "boxes are a file, or rows of second"),
         ([(1, 0, 0, 1)], "1 rows of .4. numbers"),
+        ((1, 0, 0, 1, 1), "5 rows of .1. numbers"),
         ([(1, 10, 20, 110, 200)], "corners from 10 to 200: give fractions"),
         ([(1, 0.5, 0.1, 0.2, 0.9)], "box .0.5, 0.1, 0.2, 0.9. at 1 s is empty"),
         ([(1, 0.5, 0.1, float("nan"), 0.9)], "give fractions"),

@@ -257,7 +257,7 @@ def _group(rows: np.ndarray, name: str) -> KeyFrames:
 
 def _check_rows(boxes: Any) -> np.ndarray:
     """Return boxes as float64 [n, 6], with a score of 1 for those that have none."""
-    given = [list(row) for row in boxes]
+    given = [list(np.atleast_1d(row)) for row in boxes]
     if not given or {len(row) for row in given} - {5, 6}:
         raise UserError(
             "boxes are a file, or rows of second, x1, y1, x2, y2 and, if known, the score of the "
