@@ -43,13 +43,15 @@ def test_the_command_reports_every_k_and_what_could_not_be_read(
     assert result["top1"]["12"]["count"] == json.loads(file.read_text())["top1"]["12"]["count"]
 
 
-def test_mistakes_are_one_line(pretrained, lists, tmp_path, capsys):
+def test_mistakes_are_one_line(pretrained, detector, lists, tmp_path, capsys):
     train, held = lists
     command = ["knn", "--checkpoint", pretrained, "--train", train, "--eval"]
     assert "use 1 to 12" in fails(capsys, *command, held, "--k", 13)
     assert "batch 3 is not divisible by 8 devices: use 8" in fails(
         capsys, *command, held, "--k", 1, "--batch-size", 3
     )
+    boxes = ["knn", "--checkpoint", detector[0], "--train", train, "--eval", held]
+    assert "kNN compares clips of whole videos" in fails(capsys, *boxes)
     other = tmp_path / "other.csv"
     other.write_text(rows("val", KINDS, [0], label=lambda _: ""))
     assert "has no labels" in fails(capsys, *command, other, "--k", 1)

@@ -49,9 +49,14 @@ def evaluate_neighbours(
     """Classify each held-out video by a vote of its k nearest training videos, for every k.
 
     ks, temperature: see `metrics.neighbour_votes`. batch_size: videos on all devices, None for
-    8 on each. Raises UserError if the videos have no labels or several, if none can be read, and
-    for an impossible k, temperature or batch size.
+    8 on each. Raises UserError for a detector, if the videos have no labels or several, if none
+    can be read, and for an impossible k, temperature or batch size.
     """
+    if config.task == "detect":
+        raise UserError(
+            "kNN compares clips of whole videos, and this model is a detector, of boxes in key "
+            "frames: use the model that its training began with"
+        )
     names = train.class_names or ()
     reason = "kNN compares single labels, use a probe (videomae train --config=probe)"
     train, held_out = (
