@@ -23,6 +23,7 @@ from videomae_jax.config import load_recipe
 from videomae_jax.data.ava_classes import AVA_CLASSES
 from videomae_jax.errors import UserError
 from videomae_jax.inference.network import build_network, outputs, predict
+from videomae_jax.interop import publish
 from videomae_jax.interop.checkpoint_files import (
     FORMATS,
     left_out_of,
@@ -402,8 +403,15 @@ def test_a_detector_through_every_format(tmp_path, capsys):
     ):
         with pytest.raises(UserError, match=f"{cause}.*: use .*native"):
             run(tmp_path / "run", tmp_path / "y", "--to", to)
-    with pytest.raises(UserError, match="run of ours, which says its task: leave out --task"):
-        run(tmp_path / "run", tmp_path / "y", "--task", "detect")
+    for name, value in (
+        ("task", "detect"),
+        ("num-heads", 2),
+        ("decoder-num-heads", 2),
+        ("frames", 8),
+        ("image-size", 32),
+    ):
+        with pytest.raises(UserError, match=f"run of ours, which says its {name}: leave out --"):
+            run(tmp_path / "run", tmp_path / "y", f"--{name}", value)
     # Other settings are not in a file of weights, and the command says so.
     config = native.config.copy_and_resolve_references()
     config.roi.aligned, config.model.mean = True, (0.5,) * 3
@@ -783,6 +791,33 @@ def test_a_refused_conversion_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match="exists"):
         run(FILES["classify"], tmp_path / "kept", "--to", "mcg", "--num-heads", 3)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--frames=7", "frames 7 is not a multiple of the patch's 2: use 6 or 8"),
+        ("--frames=-4", "frames -4 is not a multiple of the patch's 2: use 2"),
+        ("--image-size=0", "height 0 is not a multiple of the patch's"),
+        ("--num-heads=0", "0 heads do not divide the encoder's"),
+    ],
+)
+def test_a_size_that_no_model_has_is_refused(flag, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        run(FILES["classify"], tmp_path / "x", "--num-heads", 3, flag)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_pushed_says_what_a_folder_of_transformers_cannot_hold(
+    tmp_path, monkeypatch, capsys
+):
+    native = load_checkpoint(str(FILES["classify"]), num_heads=3)
+    native.config.unlock().clip.stride = 2
+    save_checkpoint(str(tmp_path / "run"), native, to="native")
+    monkeypatch.setattr(publish, "publish", lambda *_, to, **__: [f"wrote {to}"])
+    run(tmp_path / "run", "hf://me/model")
+    said = capsys.readouterr().out
+    assert "wrote hf" in said and "note: clip.stride 2 is not in the file" in said
 
 
 @pytest.mark.parametrize("to", ["mcg", "hf", "safetensors"])

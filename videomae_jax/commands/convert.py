@@ -63,13 +63,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run started from)",
     )
     parser.add_argument(
-        "--frames", type=int, metavar="N", help="frames of a clip (default: as in SRC, or 16)"
+        "--frames",
+        type=int,
+        metavar="N",
+        help="frames of a clip, of files that are no run of ours (default: as in SRC, or 16)",
     )
     parser.add_argument(
         "--image-size",
         type=int,
         metavar="N",
-        help="height and width of frames in pixels (default: as in SRC, or 224)",
+        help="height and width of frames in pixels, likewise (default: as in SRC, or 224)",
     )
     parser.add_argument(
         "--inflate",
@@ -107,7 +110,7 @@ def main(args: argparse.Namespace) -> None:
             "--scores and --licence are for the card of a model that is pushed: leave "
             "them out, or give hf://OWNER/NAME as DST"
         )
-    to = args.to or ENDINGS.get(Path(args.target).suffix, "native")
+    to = args.to or ("hf" if push else ENDINGS.get(Path(args.target).suffix, "native"))
     checkpoint = load_checkpoint(
         args.source,
         task=args.task,
@@ -128,7 +131,7 @@ def main(args: argparse.Namespace) -> None:
             args.target,
             checkpoint,
             source=args.source,
-            to=args.to or "hf",
+            to=to,
             scores=args.scores,
             licence=args.licence,
         )

@@ -45,6 +45,7 @@ from videomae_jax.interop.transformers_folder import (
     read_folder_config,
     write_folder_config,
 )
+from videomae_jax.models.tokens import patch_grid
 from videomae_jax.models.vit import Size
 from videomae_jax.tasks.geometry import geometry_of
 
@@ -93,19 +94,30 @@ def load_checkpoint(
     a model of the hub has the address with the commit as `init_from`. task: of a foreign file with
     a head, "detect" or "classify"; None decides, and raises UserError if it cannot. num_heads,
     decoder_num_heads, frames, image_size: what a foreign file does not contain; they take
-    precedence over a config in its folder. inflate, tubelet: how to inflate an image model to a
-    video encoder, see `inflate.video_from_image`. channels: the number of input channels to change
-    the patch embedding to, see `inflate.change_channels`. ema: read the moving average of the
-    weights, of a run of ours that keeps one. Raises UserError for anything damaged, missing,
-    unexpected or ambiguous.
+    precedence over a config in its folder, and are refused for a run of ours. inflate, tubelet: how
+    to inflate an image model to a video encoder, see `inflate.video_from_image`. channels: the
+    number of input channels to change the patch embedding to, see `inflate.change_channels`. ema:
+    read the moving average of the weights, of a run of ours that keeps one. Raises UserError for
+    anything damaged, missing, unexpected or ambiguous.
     """
     source = find_source(path, report=True)
-    path, num_heads = source.path, num_heads or source.num_heads
+    path = source.path
     if _is_run(path):
-        if task is not None:
-            raise UserError(f"{path} is a run of ours, which says its task: leave out --task")
-        checkpoint = _load_run(path, item="ema" if ema else "params")
+        known = dict(
+            task=task,
+            num_heads=num_heads,
+            decoder_num_heads=decoder_num_heads,
+            frames=frames,
+            image_size=image_size,
+        )
+        for name, value in known.items():
+            if value is not None:
+                name = name.replace("_", "-")
+                raise UserError(
+                    f"{path} is a run of ours, which says its {name}: leave out --{name}"
+                )
         _refuse_inflation(path, inflate, tubelet)
+        checkpoint = _load_run(path, item="ema" if ema else "params")
     elif ema:
         raise UserError(f"{path} has no ema: leave out --ema, a run of ours may keep one")
     else:
@@ -115,8 +127,14 @@ def load_checkpoint(
             )
             weights = weights._replace(title=weights.title.replace(local, path))
             checkpoint = _convert(
-                weights, task=task, num_heads=num_heads, decoder_num_heads=decoder_num_heads
+                weights,
+                task=task,
+                num_heads=source.num_heads if num_heads is None else num_heads,
+                decoder_num_heads=decoder_num_heads,
             )
+        if frames is not None or image_size is not None:
+            clip = checkpoint.config.clip
+            patch_grid((clip.frames, clip.height, clip.width), checkpoint.config.model.patch)
     if source.address:
         with checkpoint.config.unlocked():
             checkpoint.config.init_from = source.address

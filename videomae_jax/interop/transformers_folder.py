@@ -97,7 +97,7 @@ def read_folder_config(
     for field in ("mean", "std", "image_size", "frames"):
         said = [(getattr(file, field), file.source) for file in files]
         said = [(value, name) for value, name in said if value is not None]
-        if given.get(field):
+        if given.get(field) is not None:
             chosen[field] = given[field]
         elif said:
             chosen[field], source = said[0]
@@ -105,11 +105,11 @@ def read_folder_config(
         if field == "std":
             config = config._replace(statistics=source)
     config = config._replace(**chosen)
-    notes = list(config.notes)
-    if not {"image_size", "frames"} <= chosen.keys():
-        size = f"{config.frames} frames of {config.image_size} pixels"
-        notes.append(f"the file does not say the size of its clips: {size} are assumed")
-    return config._replace(notes=tuple(notes))
+    sizes = {"frames": f"{config.frames} frames", "image_size": f"{config.image_size} pixels"}
+    if assumed := " of ".join(text for field, text in sizes.items() if field not in chosen):
+        note = f"the file does not say the size of its clips: {assumed} are assumed"
+        config = config._replace(notes=(*config.notes, note))
+    return config
 
 
 def _refuse_contradiction(folder: Path, field: str, said: list[tuple[Any, str]]) -> None:

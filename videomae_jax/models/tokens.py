@@ -24,7 +24,7 @@ def patch_grid(video: Triple, patch: Triple) -> Triple:
     for name, size, step in zip(("frames", "height", "width"), video, patch, strict=True):
         if size < step or size % step:
             below = size // step * step
-            legal = f"{below} or {below + step}" if below else f"{step}"
+            legal = f"{below} or {below + step}" if below > 0 else f"{step}"
             raise UserError(f"{name} {size} is not a multiple of the patch's {step}: use {legal}")
     (frames, height, width), (pt, ph, pw) = video, patch
     return frames // pt, height // ph, width // pw
