@@ -283,8 +283,18 @@ def test_a_stray_file_beside_the_class_folders_is_named(tmp_path):
     touch(tmp_path, "walk/a.mp4", "run/a.mp4", "intro.mp4")
     videos = read_videos(tmp_path)
     assert videos.labels is None and len(videos) == 3
-    assert videos.notes[0].endswith("1 of 3 videos are not in a class folder, first intro.mp4")
+    assert videos.notes[0].endswith(
+        "1 of 3 videos are not directly in a class folder, first intro.mp4"
+    )
     with pytest.raises(UserError, match="has no labels: .*first intro.mp4"):
+        number_labels(videos, ())
+
+
+def test_class_folders_with_folders_inside_are_named(tmp_path):
+    touch(tmp_path, "walk/first/a.mp4", "run/first/a.mp4")
+    videos = read_videos(tmp_path)
+    assert videos.labels is None
+    with pytest.raises(UserError, match="2 of 2 videos are not directly in a class folder, first"):
         number_labels(videos, ())
 
 
@@ -293,6 +303,7 @@ def test_links_that_lead_back_are_followed_once(tmp_path):
     for name in ("walk", "run"):
         (tmp_path / name / "up").symlink_to(tmp_path)
     (tmp_path / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "itself").symlink_to("itself")
     assert find_videos(tmp_path) == [
         *("elsewhere/b.mp4", "more/b.mp4", "run/a.mp4", "walk/a.mp4"),
     ]

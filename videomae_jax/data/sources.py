@@ -91,8 +91,10 @@ def search_folder(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]
             raise UserError(f"cannot read the folder {where}: {error.strerror}") from None
         for entry in entries:
             path = os.path.join(inside, entry.name)
-            system = entry.name.startswith(".") or entry.name in SYSTEM
-            if entry.is_dir():
+            system = is_system(entry.name)
+            # Not `entry.is_dir()`, which raises for a link to itself.
+            linked = entry.is_symlink() and os.path.isdir(entry.path)
+            if linked or entry.is_dir(follow_symlinks=False):
                 real = os.path.realpath(entry.path)
                 if system or real in above:
                     skipped.append(path)
@@ -103,13 +105,18 @@ def search_folder(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]
     return sorted(found), sorted(skipped)
 
 
+def is_system(name: str) -> bool:
+    """Return whether a name is hidden, or that of an operating system or a network disk."""
+    return name.startswith(".") or name in SYSTEM
+
+
 def sort_listing(names: list[str]) -> tuple[list[str], list[str]]:
     """Return (videos, skipped) of the objects of a bucket, as `search_folder` does."""
     found = []
     skipped = set()
     for name in names:
         parts = name.split("/")
-        hidden = next((i for i, p in enumerate(parts, 1) if p.startswith(".") or p in SYSTEM), 0)
+        hidden = next((i for i, part in enumerate(parts, 1) if is_system(part)), 0)
         video = name.lower().endswith(ENDINGS)
         if hidden and (video or hidden < len(parts)):
             skipped.add("/".join(parts[:hidden]))
@@ -132,15 +139,15 @@ def _read_folder(folder: Path) -> Videos:
             + "".join(f"; {note}" for note in notes)
         )
     parts = [Path(file).parts for file in found]
-    classes = {part[0] for part in parts if len(part) == 2}
+    folders = {part[0] for part in parts if len(part) > 1}
     others = [Path(*part) for part in parts if len(part) != 2]
     labels = names = None
-    if len(classes) > 1 and not others:
+    if len(folders) > 1 and not others:
         labels, names = label_folders([part[0] for part in parts])
-    elif len(classes) > 1:
+    elif len(folders) > 1:
         notes.append(
-            f"without labels, because {len(others)} of {len(found)} videos are not in a class "
-            f"folder, first {others[0]}"
+            f"without labels, because {len(others)} of {len(found)} videos are not directly in a "
+            f"class folder, first {others[0]}"
         )
     return Videos(
         paths=tuple(os.path.join(folder, file) for file in found),
