@@ -188,6 +188,17 @@ def test_a_misspelt_path_gets_a_suggestion(tmp_path):
         read_videos(tmp_path / "trian.csv")
     with pytest.raises(UserError, match="exists, but has no videos"):
         read_videos(tmp_path / "videos" / "mine")
+    with pytest.raises(UserError, match="exists, but has no x"):
+        read_videos(tmp_path / ("x" * 300) / "train.csv")
+
+
+def test_a_path_in_a_folder_that_cannot_be_read_says_so(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", folder)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(UserError, match="no such list .*; cannot read the folder .*: Permission"):
+        read_videos(tmp_path / "train.csv")
 
 
 def test_a_folder_of_class_folders_has_labels(tmp_path):

@@ -164,9 +164,13 @@ def nearest_path(path: Path) -> str:
         close = difflib.get_close_matches(path.name, paths.names(path.parent), n=1)
         return f"; did you mean {path.parent / close[0]}?" if close else ""
     parent = path.parent
-    while not parent.is_dir():
+    while not os.path.isdir(parent):  # `Path.is_dir` raises for a name that is too long
         path, parent = parent, parent.parent
-    close = difflib.get_close_matches(path.name, os.listdir(parent), n=1)
+    try:
+        names = os.listdir(parent)
+    except OSError as error:
+        return f"; cannot read the folder {parent}: {error.strerror}"
+    close = difflib.get_close_matches(path.name, names, n=1)
     if close:
         return f"; did you mean {parent / close[0]}?"
     return f"; {parent} exists, but has no {path.name}"
