@@ -221,6 +221,8 @@ def test_a_split_by_a_given_list(tmp_path):
     }
     assert len(labels(folder / "t.csv")) == 4
     assert (folder / "t.csv").read_text().startswith('"a/ü 0, x.mp4","a"\n')  # relative: it moves
+    run(folder / "a" / "..", *flags[1:])  # a path with .. is the same folder
+    assert len(labels(folder / "v.csv")) == 2 and len(labels(folder / "t.csv")) == 4
     given.write_text("a/9.mp4\n")
     with pytest.raises(SystemExit):
         run(*flags)

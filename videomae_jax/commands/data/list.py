@@ -184,14 +184,18 @@ def split(videos: "Videos", args: argparse.Namespace) -> "tuple[Videos, Videos]"
         raise UserError("--holdout and --val-list both choose the validation videos: use one")
     lines = split_lines(read_text(full_path(args.val_list), strict=False))
     folder = full_path(args.folder)
-    given = {join(folder, line.strip()) for line in lines if line.strip()}
-    given = {path if is_remote(path) else os.path.normpath(path) for path in given}
-    unknown = sorted(given - set(videos.paths))
+
+    def plain(path: str) -> str:
+        return path if is_remote(path) else os.path.normpath(path)
+
+    given = {plain(join(folder, line.strip())) for line in lines if line.strip()}
+    paths = list(map(plain, videos.paths))
+    unknown = sorted(given - set(paths))
     if unknown:
         raise UserError(
             f"{args.val_list} lists {len(unknown)} videos that are not in {args.folder}, "
             f"first {unknown[0]}"
         )
-    train = [index for index, path in enumerate(videos.paths) if path not in given]
-    val = [index for index, path in enumerate(videos.paths) if path in given]
+    train = [index for index, path in enumerate(paths) if path not in given]
+    val = [index for index, path in enumerate(paths) if path in given]
     return pick_videos(videos, train), pick_videos(videos, val)
