@@ -299,6 +299,14 @@ def test_kinetics_as_a_spreadsheet_saves_it(tmp_path):
     assert other == plain
 
 
+def test_copies_of_lists_in_hidden_folders_are_not_read(tmp_path):
+    folder = kinetics(tmp_path / "set")
+    copy = (folder / "validate.csv").read_text().replace(",val,", ",train,")
+    hidden = {".ipynb_checkpoints/validate-checkpoint.csv": copy, "__MACOSX/._train.csv": "\0"}
+    listing, _ = read_listing(write(folder, hidden))
+    assert len(listing.train) == 2 and len(listing.val) == 1
+
+
 def test_templates_without_numbers_are_refused(tmp_path):
     for text in ('["Holding something"]', '{"Holding something": null}'):
         name = "something-something-v2-labels.json"
@@ -319,6 +327,12 @@ def test_nothing_found_is_an_error(tmp_path):
     (folder / "UCF-101/YoYo/v_Y_g08_c01.mp4").unlink()
     with pytest.raises(UserError, match="none of the 4 videos that ucf101 lists is in"):
         read_listing(folder)
+    flat = write(tmp_path / "flat", {"a.mp4": ""})
+    with pytest.raises(UserError, match="no videos in the sub-folders of .*/flat"):
+        read_listing(flat, layout="folders")
+    (flat / "a.mp4").unlink()
+    with pytest.raises(UserError, match="no videos in .*/flat: looked for mp4"):
+        read_listing(flat, layout="flat")
 
 
 def test_paths_and_names_survive_a_manifest(tmp_path):

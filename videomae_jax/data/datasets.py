@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videomae_jax.data.sources import search_folder, sort_listing
+from videomae_jax.data.sources import is_system, search_folder, sort_listing
 from videomae_jax.data.text_files import read_text, split_lines
 from videomae_jax.data.videos import SUFFIXES, Videos, label_folders
 from videomae_jax.errors import UserError
@@ -69,6 +69,9 @@ def read_listing(
         raise UserError(f"layout {layout!r} is not known: use {', '.join(LAYOUTS)}")
     listing = LAYOUTS[layout](folder, lists, split)
     if not listing.train and not listing.val:
+        if layout in ("folders", "flat"):
+            where = "the sub-folders of " if layout == "folders" else ""
+            raise UserError(f"no videos in {where}{folder}: looked for {' '.join(SUFFIXES)}")
         first = f", first {listing.missing[0]}" if listing.missing else ""
         raise UserError(
             f"none of the {len(listing.missing)} videos that {layout} lists is in {folder}{first}"
@@ -308,13 +311,16 @@ def _search(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _glob(lists: Path, pattern: str) -> list[Path]:
-    """Return the files below a folder whose names fit a pattern, in order."""
-    if not is_remote(lists):
-        return sorted(lists.rglob(pattern))
+    """Return the files below a folder whose names fit a pattern, in order.
+
+    Leaves out hidden and system names: an editor keeps copies of lists in such folders.
+    """
+    if is_remote(lists):
+        names = [n for n in _names(lists) if fnmatch.fnmatchcase(n.rpartition("/")[2], pattern)]
+    else:
+        names = sorted(file.relative_to(lists).as_posix() for file in lists.rglob(pattern))
     return [
-        as_path(f"{lists}/{name}")
-        for name in _names(lists)
-        if fnmatch.fnmatchcase(name.rpartition("/")[2], pattern)
+        as_path(f"{lists}/{name}") for name in names if not any(map(is_system, name.split("/")))
     ]
 
 

@@ -291,7 +291,7 @@ def label_folders(folders: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...] |
     different whole numbers are their own labels, as in a manifest, and have no names.
     """
     names = sorted(set(folders))
-    if all(name.isdecimal() and name.isascii() for name in names):
+    if names and all(name.isdecimal() and name.isascii() for name in names):
         numbers = {int(name) for name in names}
         if len(numbers) == len(names) and max(numbers) < 2**31:
             return np.array([int(folder) for folder in folders], np.int32), None
