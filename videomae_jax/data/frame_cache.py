@@ -23,6 +23,7 @@ class FrameMemory:
         self._free = budget
         self._kept: dict[Hashable, np.ndarray] = {}
         self._seconds: dict[Hashable, np.ndarray] = {}  # of the frames of a video, if by time
+        self._large: set[Hashable] = set()  # keys of videos that did not fit
         self._lock = threading.Lock()
 
     def share(self, count: int) -> float:
@@ -46,7 +47,7 @@ class FrameMemory:
         frames = self._kept.get(key)
         if frames is not None:
             return frames[make_choice(choose, len(frames), lambda: self._seconds[key])]
-        whole = self._free > 0
+        whole = self._free > 0 and key not in self._large
         seconds = np.empty(0)
 
         def choose_whole(count: int) -> np.ndarray:
@@ -64,7 +65,9 @@ class FrameMemory:
         if not whole:
             return frames
         with self._lock:
-            if frames.nbytes <= self._free and key not in self._kept:
+            if frames.nbytes > self._free:
+                self._large.add(key)
+            elif key not in self._kept:
                 self._seconds[key] = seconds
                 self._kept[key] = frames
                 self._free -= frames.nbytes
