@@ -220,6 +220,11 @@ def test_other_folders_have_none(tmp_path, names):
     assert list(videos.paths) == sorted(videos.paths)
 
 
+def test_films_of_cameras_and_disks_are_found(tmp_path):
+    touch(tmp_path, "00001.MTS", "00002.m2ts", "VTS_01_1.VOB", "gate.asf")
+    assert len(read_videos(tmp_path)) == 4
+
+
 def test_a_folder_without_videos_is_refused(tmp_path):
     touch(tmp_path, "a.txt")
     with pytest.raises(UserError, match="no videos in"):

@@ -16,7 +16,7 @@ from videomae_jax.data.sampling import ByTime, Choose
 from videomae_jax.errors import UserError, did_you_mean
 from videomae_jax.paths import is_remote
 
-SUFFIXES = "mp4 mkv webm avi mov m4v mpg mpeg ts 3gp flv wmv ogv".split()
+SUFFIXES = "mp4 mkv webm avi mov m4v mpg mpeg vob ts mts m2ts 3gp flv wmv asf ogv".split()
 
 
 class ClipReader(Protocol):
