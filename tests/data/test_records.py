@@ -1,6 +1,8 @@
 """Packed records give the clips of the videos they were made of, in any order, or say why not."""
 
 import hashlib
+import io
+import itertools
 import json
 import os
 import re
@@ -12,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 from videos import number, numbered, write_broken, write_video
 
 from videomae_jax import cli
+from videomae_jax.data import decode
 from videomae_jax.data.decode import UnreadableVideo, read_clip
 from videomae_jax.data.evaluation_batches import eval_batches
 from videomae_jax.data.frame_cache import FrameMemory
-from videomae_jax.data.pack import Settings, pack, part_edges
+from videomae_jax.data.pack import Settings, encode_video, pack, part_edges
 from videomae_jax.data.pipeline import clip_batches
 from videomae_jax.data.record_index import read_index
 from videomae_jax.data.resize import resize_crop
@@ -379,6 +383,18 @@ def test_videos_are_cut_into_few_equal_records():
     assert part_edges(96, most=96).tolist() == [0, 96]
     assert part_edges(1, most=96).tolist() == [0, 1]
     assert part_edges(97, most=96).tolist() == [0, 48, 97]
+
+
+def test_a_long_video_is_opened_once(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "long.mp4", count=100, gop=50)
+    scans = []
+    scan = decode._scan
+    monkeypatch.setattr(decode, "_scan", lambda *given: scans.append(given) or scan(*given))
+    video = encode_video(path, settings=Settings("jpeg", 64, 40, 95))
+    assert video.frames == (33, 33, 34) and len(scans) == 1
+    jpegs = itertools.chain(*video.records)
+    pictures = [np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in jpegs]
+    assert list(map(number, pictures)) == list(range(100))
 
 
 def test_the_command_packs_and_trains_elsewhere(videos, tmp_path, capsys):

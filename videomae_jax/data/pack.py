@@ -1,6 +1,5 @@
 """Videos -> packed records, which `data.records` reads."""
 
-import functools
 import hashlib
 import io
 import itertools
@@ -18,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videomae_jax.data.decode import check_size, check_times, open_frames, read_clip
+from videomae_jax.data.decode import check_times, open_frames, read_clip
 from videomae_jax.data.encode import Mp4Writer, encode_jpegs, shrink
 from videomae_jax.data.host_tensorflow import tf
 from videomae_jax.data.key_frames import KeyFrames
@@ -53,8 +52,6 @@ from videomae_jax.paths import (
 )
 
 FORMATS = ("jpeg", "mp4", "original")
-# Frames decoded at once: those of a whole record would be gigabytes for large images.
-CHUNK = 32
 # Default number of videos in a shard, and the largest default number of shards.
 SHARD_VIDEOS, MAX_SHARDS = 128, 1024
 PARTS = "parts"  # the folder with the part of the index of each shard
@@ -78,7 +75,7 @@ class PackedVideo(NamedTuple):
     """One encoded video: the contents of its records, the number of frames of each, and its size.
 
     The contents are a video file, or a JPEG file for each frame. reason: why there are none.
-    seconds: float64 [frames], when each appears, of the frames around key frames.
+    seconds: float64 [frames], when each appears; empty for format "original".
     """
 
     records: tuple[bytes | list[bytes], ...]
@@ -90,7 +87,7 @@ class PackedVideo(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """One record of a video; size: height and width. seconds: of its frames, if they are needed."""
+    """One record of a video; size: height and width. seconds: see `PackedVideo`."""
 
     contents: bytes | list[bytes]
     frames: int
@@ -214,17 +211,16 @@ def _list_films(videos: Videos, around: float) -> tuple[Videos, list["_Windows |
 def encode_video(path: str, *, settings: Settings, windows: _Windows | None = None) -> PackedVideo:
     """Encode a video; one that cannot be read has no records, but a reason.
 
-    windows: the parts of it to store, None for all of it without the times of the frames. Raises
-    UserError for an input-output error, after which packing can be repeated.
+    windows: the parts of it to store, None for all of it. Raises UserError for an input-output
+    error, after which packing can be repeated.
     """
     try:
         source = fetch_video(path)
         if settings.format == "original":
             parts = [_read_original(source)]
-        elif windows:
-            parts = list(_encode_windows(source, settings, windows))
         else:
-            parts = list(_encode_parts(source, settings))
+            found = _read_parts(source, windows, most=settings.clip_frames)
+            parts = [_encode_part(*part, settings) for part in found]
     except UnreadableVideo as error:
         if error.transient:
             raise UserError(f"{path}: {error}; run the same command again") from error
@@ -251,96 +247,51 @@ def part_edges(count: int, *, most: int) -> np.ndarray:
 
 def _read_original(source: str | bytes) -> _Part:
     """Return a file unchanged. Raises UnreadableVideo."""
-    frames, first = _read(source, lambda count: np.array([0]))
+    counts = []
+
+    def choose(count: int) -> np.ndarray:
+        counts.append(count)
+        return np.array([0])
+
+    first = read_clip(source, choose)
     data = source if isinstance(source, bytes) else read_bytes(source)
-    return _Part(data, frames, _size(first))
+    return _Part(data, counts[0], _size(first))
 
 
-def _encode_parts(source: str | bytes, settings: Settings) -> Iterator[_Part]:
-    """Yield each part of a video, encoded. Raises UnreadableVideo."""
-    count, chunk = _read(source, lambda count: np.arange(min(CHUNK, count)))
-    edges = part_edges(count, most=settings.clip_frames).tolist()
+def _read_parts(
+    source: str | bytes, windows: _Windows | None, *, most: int
+) -> Iterator[tuple[np.ndarray, Iterator[np.ndarray]]]:
+    """Yield the times and the frames of each part, of at most `most` frames, in one pass.
 
-    def chunks(begin: int, end: int) -> Iterator[np.ndarray]:
-        nonlocal chunk
-        for first in range(begin, end, CHUNK):
-            last = min(first + CHUNK, end)
-            # The first chunk, read to count the frames, is used if the parts allow it.
-            if first > 0 or last > len(chunk):
-                _, chunk = _read(source, functools.partial(_frame_range, first, last))
-            yield chunk[: last - first]
-
-    size = None
-    for begin, end in zip(edges[:-1], edges[1:], strict=True):
-        part = _encode_part(chunks(begin, end), settings, size)
-        size = part.size
-        yield part
-
-
-def _encode_windows(source: str | bytes, settings: Settings, windows: _Windows) -> Iterator[_Part]:
-    """Yield the frames of some windows of a video, encoded, from one pass over it.
-
-    Raises UnreadableVideo.
+    windows: see `encode_video`. Raises UnreadableVideo.
     """
     with open_frames(source) as (seconds, read):
-        runs = window_runs(check_times(seconds), windows.times, around=windows.around)
-        rows = [
-            part
-            for run in runs
-            for part in np.split(run, part_edges(len(run), most=settings.clip_frames)[1:-1])
+        runs = [np.arange(len(seconds) - 1)]
+        if windows:
+            runs = window_runs(check_times(seconds), windows.times, around=windows.around)
+        parts = [
+            part for run in runs for part in np.split(run, part_edges(len(run), most=most)[1:-1])
         ]
-        pictures = read(np.concatenate(rows).tolist())
-
-        def chunks(count: int) -> Iterator[np.ndarray]:
-            for first in range(0, count, CHUNK):
-                yield np.stack(list(itertools.islice(pictures, min(CHUNK, count - first))))
-
-        size = None
-        for row in rows:
-            part = _encode_part(chunks(len(row)), settings, size)
-            size = part.size
-            yield part._replace(seconds=seconds[row])
+        pictures = read(np.concatenate(parts).tolist())
+        for part in parts:
+            yield seconds[part], itertools.islice(pictures, len(part))
 
 
-def _encode_part(
-    chunks: Iterator[np.ndarray], settings: Settings, size: tuple[int, int] | None
-) -> _Part:
-    """Encode one record. chunks: its frames. size: of earlier records, None if there are none.
-
-    Raises UnreadableVideo if the size changes.
-    """
+def _encode_part(seconds: np.ndarray, pictures: Iterator[np.ndarray], settings: Settings) -> _Part:
+    """Encode one record. seconds, pictures: of its frames. Raises UnreadableVideo."""
     mp4 = settings.format == "mp4"
     jpegs: list[bytes] = []
     writer = None
-    count = 0
-    for chunk in chunks:
-        frames = shrink(chunk, short_side=settings.short_side, even=mp4)
-        size = size or _size(frames)
-        check_size(_size(frames), size)
+    size = 0, 0
+    for picture in pictures:
+        frame = shrink(picture[None], short_side=settings.short_side, even=mp4)
+        size = _size(frame)
         if mp4:
             writer = writer or Mp4Writer(height=size[0], width=size[1], quality=settings.quality)
-            writer.add(frames)
+            writer.add(frame)
         else:
-            jpegs += encode_jpegs(frames, quality=settings.quality)
-        count += len(frames)
-    assert size is not None
-    return _Part(writer.finish() if writer else jpegs, count, size)
-
-
-def _read(source: str | bytes, choose: Callable[[int], np.ndarray]) -> tuple[int, np.ndarray]:
-    """Return the number of frames of a video, and the chosen ones. Raises UnreadableVideo."""
-    counts = []
-
-    def choose_and_count(count: int) -> np.ndarray:
-        counts.append(count)
-        return choose(count)
-
-    frames = read_clip(source, choose_and_count)
-    return counts[0], frames
-
-
-def _frame_range(first: int, last: int, count: int) -> np.ndarray:
-    return np.arange(first, last)
+            jpegs += encode_jpegs(frame, quality=settings.quality)
+    return _Part(writer.finish() if writer else jpegs, len(seconds), size, seconds)
 
 
 def _size(frames: np.ndarray) -> tuple[int, int]:
