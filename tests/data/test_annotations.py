@@ -58,6 +58,12 @@ def test_one_of_two_videos_of_a_name_is_chosen_by_its_path_alone(tmp_path):
         read(tmp_path, f"clip{row}")
 
 
+def test_a_path_without_a_suffix_is_that_of_a_video(tmp_path):
+    (tmp_path / "walk").mkdir()
+    path = write_video(tmp_path / "walk/clip.avi", count=30, codec="mpeg4")
+    assert read(tmp_path, "walk/clip,0,0.1,0.1,0.9,0.9,1,1").paths == (path,)
+
+
 def test_the_rendered_scenes_have_the_numbers_of_their_readme():
     train = read_key_frames(SCENES / "train.csv", classes=str(SCENES / "classes.pbtxt"))
     val = read_key_frames(SCENES / "val.csv", classes=train.class_names)

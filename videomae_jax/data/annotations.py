@@ -329,10 +329,10 @@ def _find_films(table: Table, path: Path, folder: str) -> tuple[list[str], set[s
             for first, last, file in segments[name]:
                 if first <= moment <= last:
                     return str(root / file)
-        files = stems.get(Path(name).stem if _is_file(name) else name, [])
+        same = os.path.splitext(name)[0] if _is_file(name) else name
+        files = stems.get(os.path.basename(same), [])
         if len(files) > 1:
             # `train.csv` beside `train/` and `val/`; or a path, maybe of another suffix.
-            same = os.path.splitext(name)[0]
             inside = [
                 file
                 for file in files
