@@ -153,6 +153,19 @@ def set_edit_list(path, *edits: tuple[int, int]) -> str:
     return str(path)
 
 
+def empty_frame(path, index: int) -> str:
+    """Take the bytes of one frame out of an mp4 file of one chunk, and return the path."""
+    data = bytearray(Path(path).read_bytes())
+    at = data.index(b"stsz") + 16
+    sizes = np.frombuffer(data[at : at + 4 * int.from_bytes(data[at - 4 : at], "big")], ">u4")
+    begin = data.index(b"mdat") + 4 + int(sizes[:index].sum())
+    rest = data[begin + int(sizes[index]) : begin + int(sizes[index:].sum())]
+    data[begin : begin + len(rest)] = rest
+    data[at + 4 * index : at + 4 * index + 4] = bytes(4)
+    Path(path).write_bytes(data)
+    return str(path)
+
+
 def write_broken(folder: Path) -> dict[str, str]:
     """Write unreadable files of every kind; return the reason (a pattern) of each path."""
     folder.mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 from videos import (
+    empty_frame,
     number,
     numbered,
     set_display_matrix,
@@ -34,11 +35,11 @@ FILES = {
     "uneven.mp4": dict(b_frames=3, times=UNEVEN),
     "uneven.mkv": dict(b_frames=3, times=UNEVEN),
     "transport.ts": dict(b_frames=3),
-    "program.mpg": dict(codec="mpeg2video", b_frames=2),
     "camera.m2ts": dict(b_frames=3),
-    "no_times.avi": dict(b_frames=3),
+    "program.mpg": dict(codec="mpeg2video", b_frames=2),
     "disk.vob": dict(codec="mpeg2video", b_frames=2),
     "old.asf": dict(codec="msmpeg4"),
+    "no_times.avi": dict(b_frames=3),
     "packed.avi": dict(codec="mpeg4", b_frames=2),
     "odd.mp4": dict(pixels="yuv444p", width=97, height=65, b_frames=2),
     "ten_bits.mp4": dict(pixels="yuv420p10le", b_frames=2),
@@ -234,6 +235,14 @@ def test_the_stream_is_the_one_that_ffmpeg_chooses(tmp_path):
         "stream 0, h264 96 x 64",
     )
     assert read_facts(write("one.mkv", sizes[:1])).choice == ()
+
+
+@pytest.mark.parametrize("index", [0, 7, 19])
+def test_a_frame_without_bytes_is_left_out(tmp_path, index):
+    path = empty_frame(write_video(tmp_path / "a.mp4", count=20, gop=1), index)
+    left = [frame for frame in range(20) if frame != index]
+    assert [number(picture) for picture in read_clip(path, np.arange)] == left
+    assert number(read_clip(path, lambda count: np.array([count - 1]))[0]) == left[-1]
 
 
 def test_a_rate_is_that_of_the_frames(tmp_path):

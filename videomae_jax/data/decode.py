@@ -313,9 +313,11 @@ def _scan(source: str | bytes, container, stream) -> Timeline:
         elif keys:
             # An open group of pictures: displayed before the key frame it follows.
             leading |= packet.pts < keys[-1]
-    expected = len(stream.index_entries) if "mp4" in container.format.name else 0
-    if packets < expected:
-        raise UnreadableVideo(f"truncated: {packets} of {expected} frames are there")
+    entries = stream.index_entries if "mp4" in container.format.name else ()
+    if packets < len(entries):
+        expected = sum(entry.size > 0 for entry in entries)
+        if packets < expected:
+            raise UnreadableVideo(f"truncated: {packets} of {expected} frames are there")
     # AVI has no display times: those it reports for reordered frames are made up.
     made_up = container.format.name == "avi" and stream.codec_context.has_b_frames
     start = min([0, *times])
@@ -432,9 +434,14 @@ def _counted(source: str | bytes, timeline: Timeline, wanted: list[int]) -> Iter
 
 
 def _packets(container, stream) -> Iterator[av.Packet]:
-    """Yield the packets from the current position to the end, then an empty one."""
+    """Yield the packets from the current position to the end, then an empty one.
+
+    Leaves out other empty ones, frames without bytes: decoding one would end the stream.
+    """
     try:
-        yield from container.demux(stream)
+        for packet in container.demux(stream):
+            if packet.size or packet.pts is None:
+                yield packet
     except IndexError:
         # PyAV fails on streams that begin later in the file (MPEG, FLV), but only after it has
         # returned all packets of this stream.
