@@ -237,6 +237,13 @@ def test_the_stream_is_the_one_that_ffmpeg_chooses(tmp_path):
     assert read_facts(write("one.mkv", sizes[:1])).choice == ()
 
 
+@pytest.mark.parametrize("name", ["10:20:30.mp4", "file:a.mp4", "concat:b.mp4"])
+def test_a_name_with_a_colon_is_no_address(tmp_path, monkeypatch, name):
+    write_video(tmp_path / name, count=5)
+    monkeypatch.chdir(tmp_path)
+    assert len(read_clip(name, np.arange)) == 5
+
+
 @pytest.mark.parametrize("index", [0, 7, 19])
 def test_a_frame_without_bytes_is_left_out(tmp_path, index):
     path = empty_frame(write_video(tmp_path / "a.mp4", count=20, gop=1), index)

@@ -129,6 +129,13 @@ def test_colours_and_the_shape_of_pixels_are_those_of_the_pictures(tmp_path):
     assert read_facts(turn(tmp_path / "a.mp4", degrees=90)).pixel_aspect == 45 / 64
 
 
+def test_a_film_may_have_a_colon_in_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with FilmWriter("10:20:30.mp4", height=32, width=32, rate=30) as film:
+        film.add(np.zeros((32, 32, 3), np.uint8), start=0, end=1)
+    assert read_facts(str(tmp_path / "10:20:30.mp4")).frames == 1
+
+
 def test_an_unfinished_film_leaves_no_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         with FilmWriter(tmp_path / "a.mp4", height=64, width=96, rate=30) as film:

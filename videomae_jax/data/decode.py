@@ -238,7 +238,8 @@ def _opened(source: str | bytes, *, probe: bool = True) -> Iterator[tuple]:
     probe: decode a picture to find out its format, which takes half of the time of opening.
     Without it `pix_fmt` of the stream is None; frames have their format.
     """
-    file: Any = io.BytesIO(source) if isinstance(source, bytes) else source
+    # FFmpeg would take "10:20.mp4" for the address of a protocol "10".
+    file: Any = io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}"
     try:
         if isinstance(source, str) and is_remote(source):
             file = open_blocks(source)

@@ -116,9 +116,9 @@ class FilmWriter:
         self._draft = self._path.with_name(f".{self._path.name}")
         self._padding = [(0, height % 2), (0, width % 2), (0, 0)]
         # The file is opened when the first frame is written.
-        self._container = av.open(
-            str(self._draft), "w", format="mp4", options={"movflags": "faststart"}
-        )
+        address = f"file:{self._draft}"  # else a name with a colon would be one
+        options = {"movflags": "faststart"}
+        self._container = av.open(address, "w", format="mp4", options=options)
         self._stream = self._container.add_stream(
             "libx264",
             rate=Fraction(rate).limit_denominator(1001),
