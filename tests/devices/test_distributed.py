@@ -46,3 +46,10 @@ def test_a_lost_peer_is_a_reason_to_restart_and_a_bug_is_none(monkeypatch, error
         with distributed.connected(**place):
             raise error
     assert left.value.code == code and bool(slept) == waits
+
+
+def test_a_coordinator_without_a_port_is_refused():
+    place = dict(coordinator="host0", processes=2, process_id=0, heartbeat_seconds=10)
+    with pytest.raises(UserError, match="--coordinator host0 has no port: add one, host0:1234"):
+        with distributed.connected(**place):
+            pass

@@ -90,6 +90,8 @@ def _connect(
     explicit = None not in given.values()
     if processes == 1:
         return False
+    if coordinator is not None and not re.search(r":\d+$", coordinator):
+        raise UserError(f"--coordinator {coordinator} has no port: add one, {coordinator}:1234")
     if processes is not None and process_id is not None and not 0 <= process_id < processes:
         raise UserError(f"--process-id {process_id} of {processes}: use 0 to {processes - 1}")
     # Its handler would swallow a SIGTERM that arrives before `stop_signals` installs ours.
