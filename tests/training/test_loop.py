@@ -279,6 +279,12 @@ def test_a_run_of_another_task_is_said_to_be_one():
         check_same_model(changes, workdir="run")
 
 
+def test_a_run_of_clips_with_another_number_of_channels_is_refused():
+    check_same_model({"model.mean": ((0.5,), (0.4,))}, workdir="run")
+    with pytest.raises(UserError, match=r"holds a checkpoint with model.mean=\(0.5,\), the config"):
+        check_same_model({"model.mean": ((0.5,), (0.5, 0.5, 0.5))}, workdir="run")
+
+
 def test_too_many_unreadable_videos_end_the_run_with_their_share(tmp_path, capsys):
     rows = [f"{CLIPS}/train/walk/walk_{number:03d}.mp4" for number in range(4)]
     for number in range(4):

@@ -101,7 +101,8 @@ def check_same_model(changes: dict, *, workdir: str) -> None:
         average = key == "ema_decay" and bool(old) != bool(new)
         # The optimizer's state has another structure.
         layers = key == "layer_decay" and (old == 1) != (new == 1)
-        if key == "task" or key.startswith(fixed) or average or layers:
+        channels = key == "model.mean" and len(old) != len(new)
+        if key == "task" or key.startswith(fixed) or average or layers or channels:
             raise UserError(
                 f"{workdir} holds a checkpoint with {key}={reprlib.repr(old)}, the config says "
                 f"{reprlib.repr(new)}: use another --workdir, or that config"
