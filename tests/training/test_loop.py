@@ -17,7 +17,7 @@ from videomae_jax import cli
 from videomae_jax.devices.chips import peak_flops
 from videomae_jax.errors import UserError
 from videomae_jax.training import loop
-from videomae_jax.training.checkpoint import digests, load_params
+from videomae_jax.training.checkpoint import Checkpoints, digests, load_params
 from videomae_jax.training.monitor import Monitor
 from videomae_jax.training.workdir import check_same_model, read_metrics
 
@@ -77,6 +77,24 @@ def test_a_run_that_lost_its_last_steps_goes_on_bit_for_bit(straight, tmp_path, 
     cli.main(arguments(workdir, "--config.save_every=4", *manifests))
     assert losses(workdir) == losses(straight)
     assert held_out(workdir) == held_out(straight)
+
+
+def test_the_last_save_may_take_longer_than_a_step(tmp_path, manifests, monkeypatch):
+    left = {}
+
+    def train_steps(run, start, state, changes, monitor):
+        monitor.begin(start)
+        return True
+
+    def note(name):
+        return lambda *_: left.setdefault(name, signal.getitimer(signal.ITIMER_REAL)[0])
+
+    monkeypatch.setattr(loop, "_train_steps", train_steps)
+    monkeypatch.setattr(loop, "finish", lambda *_, **options: None)
+    for name in ("wait", "verify"):
+        monkeypatch.setattr(Checkpoints, name, note(name))
+    cli.main(arguments(tmp_path, *manifests))
+    assert left.keys() == {"wait", "verify"} and min(left.values()) > 1000
 
 
 @pytest.mark.slow

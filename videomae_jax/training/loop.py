@@ -196,9 +196,7 @@ def train(
         if start < schedule.steps:
             if not _train_steps(run, start, state, changes, monitor):
                 return False
-            run.checkpoints.wait()
-            # "done" is said of a checkpoint that can be read.
-            run.checkpoints.verify(schedule.steps, functions.abstract_state)
+            _verify_last(run, monitor)  # "done" is said of a checkpoint that can be read
         finish(workdir, max(start, schedule.steps), folder=mirror.folder, bad=bad)
         say(monitor.summary())
     return True
@@ -322,6 +320,13 @@ def _save(run: Run, step: int, state: TrainState, monitor: Monitor) -> None:
     with monitor.pause("saving"):
         run.mirror.push()  # first, so that no checkpoint lacks the metrics before it
         run.checkpoints.save(step, state, run.config)
+
+
+def _verify_last(run: Run, monitor: Monitor) -> None:
+    """Wait for the last save, and read it back."""
+    with monitor.pause("saving"):
+        run.checkpoints.wait()
+        run.checkpoints.verify(run.schedule.steps, run.functions.abstract_state)
 
 
 def _is_scored(run: Run, step: int) -> bool:
