@@ -75,7 +75,7 @@ def run(config, mesh, devices=None):
         steps = jit_steps(
             task,
             base_optimizer(config),
-            warmup_cosine(Schedule(STEPS, 1, STEPS, 1e-3, 0.0)),
+            warmup_cosine(Schedule(STEPS, 1, 1e-3, 0.0)),
             mesh,
             seed=0,
             accumulation=config.accumulation,

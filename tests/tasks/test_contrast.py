@@ -50,7 +50,7 @@ def run(config, mesh, devices=None):
     """Train on synthetic clips; returns the losses, and all states as host arrays."""
     task = contrast.build_task(config)
     mesh = make_mesh(mesh, devices)
-    schedule = Schedule(STEPS, 1, STEPS, 1e-3, 0.0)
+    schedule = Schedule(STEPS, 1, 1e-3, 0.0)
     batches = synthetic_batches(
         shape=task.samplers()[0].shape, batch_size=2 * config.batch_size, seed=0, num_steps=STEPS
     )

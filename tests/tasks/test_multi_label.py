@@ -352,7 +352,7 @@ def test_eight_devices_compute_what_one_does():
 
     def run(devices):
         mesh = make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:devices])
-        schedule = warmup_cosine(Schedule(100, 2, 10, 1e-3, 1e-5))
+        schedule = warmup_cosine(Schedule(100, 2, 1e-3, 1e-5))
         with jax.set_mesh(mesh):
             functions = jit_steps(task, optax.sgd(1.0), schedule, mesh, seed=0, accumulation=1)
             put = jax.tree.map(lambda x: jax.device_put(x, batch_sharding(mesh)), batch)

@@ -69,7 +69,7 @@ def run(videos, *, devices, batch_size, sampler=SAMPLER, stopped=lambda: False, 
     task = brightness_task(scored)
     task = task._replace(outputs=outputs or task.outputs)
     mesh = make_mesh(dict(data=-1, fsdp=1, tensor=1), jax.devices()[:devices])
-    schedule = warmup_cosine(Schedule(100, 2, 10, 1e-3, 1e-5))
+    schedule = warmup_cosine(Schedule(100, 2, 1e-3, 1e-5))
     with jax.set_mesh(mesh):
         functions = jit_steps(
             task, base_optimizer(config), schedule, mesh, seed=0, accumulation=1, ema_decay=0.5

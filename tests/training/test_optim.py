@@ -32,7 +32,6 @@ def test_the_schedule_is_the_reference_s(table):
     plan = Schedule(
         steps=table["epochs"] * per_epoch,
         warmup_steps=table["warmup_epochs"] * per_epoch,
-        steps_per_epoch=per_epoch,
         peak_lr=table["base"],
         final_lr=table["final"],
     )
@@ -43,13 +42,13 @@ def test_the_schedule_is_the_reference_s(table):
 def test_the_rate_scales_with_the_batch_and_lr_does_not():
     base = make_schedule(load_config("pretrain:b,k400"), examples=240_000)
     assert base.peak_lr == pytest.approx(1.5e-4 * 8) and base.final_lr == pytest.approx(8e-5)
-    assert base.steps_per_epoch == 117 and base.steps == 1600 * 117
+    assert base.steps == 1600 * 117
     assert base.warmup_steps == 40 * 117
     fixed = make_schedule(tiny("--config.min_lr=1e-6"), examples=1000)
     assert (fixed.peak_lr, fixed.final_lr) == (1e-3, 1e-6)
     # Neither epochs nor the rate count the repeated clips of a video.
     repeated = make_schedule(load_config("pretrain:b,k400,v2"), examples=240_000)
-    assert repeated.steps_per_epoch == 234 and repeated.peak_lr == pytest.approx(4e-3)
+    assert repeated.steps == 300 * 234 and repeated.peak_lr == pytest.approx(4e-3)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def run(config, *, mesh, steps=3, devices=None):
     """Train a few steps on synthetic clips; returns the losses and the last state."""
     task = pretrain.build_task(config)
     mesh = make_mesh(mesh, devices)
-    schedule = warmup_cosine(Schedule(100, 2, 10, 1e-3, 1e-5))
+    schedule = warmup_cosine(Schedule(100, 2, 1e-3, 1e-5))
     clip = config.clip
     batches = synthetic_batches(
         shape=(clip.frames, clip.height, clip.width, 3),

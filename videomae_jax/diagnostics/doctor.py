@@ -167,9 +167,7 @@ def overfit() -> Finding:
     config.update(keys)
     task = pretrain.build_task(config.lock())
     mesh = make_mesh(dict(data=1, fsdp=1, tensor=1, slices=1), jax.local_devices()[:1])
-    schedule = Schedule(
-        steps=steps, warmup_steps=10, steps_per_epoch=1, peak_lr=3e-3, final_lr=1e-4
-    )
+    schedule = Schedule(steps=steps, warmup_steps=10, peak_lr=3e-3, final_lr=1e-4)
     losses = []
     with jax.set_mesh(mesh):
         functions = jit_steps(

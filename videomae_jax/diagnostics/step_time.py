@@ -35,7 +35,7 @@ CLASSES = 400
 SEED = 0
 WARM_UP = 2  # steps before those that are timed
 # The learning rate does not change the time of a step.
-SCHEDULE = Schedule(1000, 100, 100, 1e-4, 1e-6)
+SCHEDULE = Schedule(1000, 100, 1e-4, 1e-6)
 
 
 class Job(NamedTuple):

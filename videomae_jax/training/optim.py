@@ -21,7 +21,6 @@ class Schedule(NamedTuple):
 
     steps: int
     warmup_steps: int
-    steps_per_epoch: int
     peak_lr: float
     final_lr: float
 
@@ -52,7 +51,7 @@ def make_schedule(config: ConfigDict, *, examples: int) -> Schedule:
             f"({'warmup_steps' if config.steps else f'warmup_epochs, {per_epoch} steps each'})"
         )
     peak = (config.lr or config.base_lr) * scale
-    return Schedule(steps, warmup, per_epoch, peak, config.min_lr * scale)
+    return Schedule(steps, warmup, peak, config.min_lr * scale)
 
 
 def warmup_cosine(schedule: Schedule) -> optax.Schedule:
