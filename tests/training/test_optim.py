@@ -19,6 +19,7 @@ from videomae_jax.training.optim import (
     base_optimizer,
     decay_mask,
     layer_scales,
+    make_optimizer,
     make_schedule,
     warmup_cosine,
 )
@@ -89,6 +90,13 @@ def test_a_layer_decay_of_zero_trains_only_what_follows_the_blocks():
     assert scales["encoder"]["embed"]["kernel"] == 0
     assert not scales["encoder"]["blocks"]["mlp"]["kernel"].any()
     assert scales["encoder"]["norm"]["scale"] == scales["head"]["kernel"] == 1
+
+
+def test_a_layer_decay_that_a_task_would_ignore_is_refused():
+    config = tiny("--config.layer_decay=0.5")
+    task = pretrain.build_task(config)._replace(wrap_optimizer=lambda optimizer: optimizer)
+    with pytest.raises(UserError, match="layer_decay 0.5 has no effect in the task"):
+        make_optimizer(config, task)
 
 
 def test_muon_makes_the_updates_of_matrices_orthogonal_and_leaves_the_rest_to_adam():

@@ -25,8 +25,8 @@ GROUPS = (
 def geometry_of(config: ConfigDict) -> dict[str, Any]:
     """Return the geometry in the config of a run, by dotted key, such as {"clip.frames": 16}.
 
-    That is the encoder's size, the patch, the pixel statistics, and the frames, stride and size
-    of clips. There is no stride where clips are sampled sparsely.
+    That is the encoder's size, the patch, the kind of positions, the pixel statistics, and the
+    frames, stride and size of clips. There is no stride where clips are sampled sparsely.
     """
     leaves = flatten(config)
     geometry = {key: leaves[key] for group in GROUPS for key in group if key in leaves}

@@ -55,7 +55,7 @@ class Task(NamedTuple):
     train_flops: float  # of one clip, forward and backward, with the teacher
     summary: dict[str, str]  # lines of the start banner
     knn: ConfigDict | None = None  # `config.knn` if every evaluation also runs kNN
-    # AdamW -> the optimizer of the task; None if all parameters train with one learning rate.
+    # The optimizer of the config -> that of the task, without `config.layer_decay`; None: as it is.
     wrap_optimizer: (
         Callable[[optax.GradientTransformation], optax.GradientTransformation] | None
     ) = None

@@ -151,6 +151,10 @@ def make_optimizer(config: ConfigDict, task: Task) -> optax.GradientTransformati
     Raises UserError for an impossible layer decay or an unknown kind.
     """
     if task.wrap_optimizer:
+        if config.layer_decay != 1:
+            raise UserError(
+                f"layer_decay {config.layer_decay:g} has no effect in the task {config.task}: use 1"
+            )
         return task.wrap_optimizer(base_optimizer(config))
     if not 0 <= config.layer_decay <= 1:
         raise UserError(f"layer_decay is {config.layer_decay:g}: use 0 (frozen blocks) to 1 (none)")
