@@ -102,6 +102,7 @@ def test_a_layer_decay_that_a_task_would_ignore_is_refused():
 def test_muon_makes_the_updates_of_matrices_orthogonal_and_leaves_the_rest_to_adam():
     attention = {"qkv": (2, 24, 3, 2, 8), "q_bias": (2, 2, 8)}
     shapes = {
+        "heads": {"value": (3, 24, 2, 8), "query": (3, 2, 24)},  # of probes
         "blocks": {"attn": attention, "mlp": {"fc1": {"kernel": (2, 24, 64)}}},
         "embed": {"kernel": (48, 24), "bias": (24,)},
     }
@@ -117,7 +118,8 @@ def test_muon_makes_the_updates_of_matrices_orthogonal_and_leaves_the_rest_to_ad
 
     def matrices(tree):
         qkv = np.moveaxis(tree["blocks"]["attn"]["qkv"], 2, 1).reshape(6, 24, 16)
-        return [*qkv, *tree["blocks"]["mlp"]["fc1"]["kernel"], tree["embed"]["kernel"]]
+        value = np.reshape(tree["heads"]["value"], (3, 24, 16))
+        return [*qkv, *value, *tree["blocks"]["mlp"]["fc1"]["kernel"], tree["embed"]["kernel"]]
 
     for gradient, update in zip(matrices(grads), matrices(updates), strict=True):
         left, _, right = np.linalg.svd(gradient, full_matrices=False)
@@ -128,6 +130,7 @@ def test_muon_makes_the_updates_of_matrices_orthogonal_and_leaves_the_rest_to_ad
     # The first update of Adam with Nesterov momentum: the sign of the gradient times a constant.
     for tree in (grads, updates):
         del tree["blocks"]["attn"]["qkv"], tree["blocks"]["mlp"], tree["embed"]["kernel"]
+        del tree["heads"]["value"]
     signs = jax.tree.map(lambda gradient: (1 + 0.9 / 1.9) * np.sign(gradient), grads)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4), updates, signs)
 

@@ -15,6 +15,14 @@ from videomae_jax.tasks.task import Task
 
 OPTIMIZERS = ("adamw", "muon")
 
+# The parameters that are matrices, by the last part of their names, with the axes of input and
+# output. The other axes stack matrices. The heads of an attention are one matrix.
+MATRICES = {
+    "kernel": optax.contrib.MuonDimensionNumbers(-2, -1),
+    "qkv": optax.contrib.MuonDimensionNumbers(1, (3, 4)),  # [depth, D, 3, heads, d]
+    "value": optax.contrib.MuonDimensionNumbers(1, (2, 3)),  # of probes, [R, D, heads, d]
+}
+
 
 class Schedule(NamedTuple):
     """The length of a run in steps, and its learning rate at the peak and at the end."""
@@ -84,12 +92,17 @@ def average_decay(config: ConfigDict, task: Task, *, steps: int) -> optax.Schedu
 
 def decay_mask(params: Any) -> Any:
     """Return a tree of bool: True for matrices, not for biases, norms and the mask token."""
-
     # By name, because stacked biases have a depth axis and look like matrices.
-    def decays(path, _):
-        return path_name(path).rpartition("/")[2] in ("kernel", "qkv", "value")
+    return jax.tree_util.tree_map_with_path(lambda path, _: _last_part(path) in MATRICES, params)
 
-    return jax.tree_util.tree_map_with_path(decays, params)
+
+def matrix_axes(params: Any) -> Any:
+    """Return a tree with the axes of each matrix, and None for other parameters."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: MATRICES.get(_last_part(path)), params)
+
+
+def _last_part(path: tuple) -> str:
+    return path_name(path).rpartition("/")[2]
 
 
 def base_optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -125,24 +138,6 @@ def scale_by_muon(*, b1: float, b2: float, eps: float) -> optax.GradientTransfor
         consistent_rms=0.2,
         muon_weight_dimension_numbers=matrix_axes,
     )
-
-
-def matrix_axes(params: Any) -> Any:
-    """Return a tree with the axes of each matrix, and None for other parameters.
-
-    The heads of a block's queries are one matrix, as are those of its keys and of its values. A
-    stack of blocks has a matrix for each depth.
-    """
-
-    def axes(path, leaf):
-        name = path_name(path)
-        if name.endswith("/qkv"):  # [depth, D, 3, heads, d]
-            return optax.contrib.MuonDimensionNumbers(1, (3, 4))
-        if name.endswith("/kernel"):
-            return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
-        return None
-
-    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def make_optimizer(config: ConfigDict, task: Task) -> optax.GradientTransformation:
