@@ -1,7 +1,7 @@
 """Peak speed and memory of accelerators, from the data sheets of their vendors.
 
 TPUs: cloud.google.com/tpu/docs, the pages v4, v5e, v5p, v6e and tpu7x. GPUs: NVIDIA's data sheets
-of the A100, H100 and H200 (SXM). Nothing is measured.
+of the A100, H100 and H200 (SXM; of the A100 also PCIe with 40 GB). Nothing is measured.
 """
 
 from typing import NamedTuple
@@ -29,6 +29,7 @@ class Chip(NamedTuple):
 CHIPS = {
     "NVIDIA A100": Chip(312e12, 80e9, 2.04e12, 300e9, 25e9),
     "NVIDIA A100-SXM4-40GB": Chip(312e12, 40e9, 1.56e12, 300e9, 25e9),
+    "NVIDIA A100-PCIE-40GB": Chip(312e12, 40e9, 1.56e12, 32e9, 25e9),
     "NVIDIA H100": Chip(989e12, 80e9, 3.35e12, 450e9, 50e9),
     "NVIDIA H200": Chip(989e12, 141e9, 4.8e12, 450e9, 50e9),
     "TPU v4": Chip(275e12, 32 * GIB, 1.2e12, 300e9, 6.25e9),

@@ -159,7 +159,7 @@ def check_space(workdir: str, *, needed: int) -> None:
     free = shutil.disk_usage(workdir).free
     if free < needed:
         raise UserError(
-            f"{workdir} has {free / 1e9:.2g} GB free, a checkpoint needs {needed / 1e9:.2g} GB: "
+            f"{workdir} has {free / 1e9:.2g} GB free, the checkpoints need {needed / 1e9:.2g} GB: "
             "free some or use another --workdir"
         )
 
