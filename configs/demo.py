@@ -48,8 +48,8 @@ def pretrain(config: ConfigDict) -> ConfigDict:
     # Rendered backgrounds are flat, and normalizing a flat patch amplifies its compression noise.
     config.normalized_targets = False
     config.batch_size, config.lr = 16, 4e-3
-    config.steps, config.warmup_steps = 2000, 100
-    config.log_every, config.eval_every, config.save_every = 100, 500, 500
+    config.steps, config.warmup_steps = 1800, 100
+    config.log_every, config.eval_every, config.save_every = 100, 600, 600
     return config
 
 
@@ -57,7 +57,7 @@ def classify(config: ConfigDict) -> ConfigDict:
     """Return the settings of both classifiers: crops and flips only, for a short run."""
     config.clip.sampling = "sparse"
     config.augment.update(operations=0, erase=0.0, mixup=0.0, cutmix=0.0, min_area=0.5)
-    config.repeats, config.batch_size, config.lr = 1, 16, 2e-3
+    config.repeats, config.batch_size, config.lr = 1, 16, 4e-3
     config.layer_decay = 1.0  # after a short pre-training, and without one, lower layers learn too
     config.steps, config.warmup_steps = 280, 28
     config.log_every, config.eval_every, config.save_every = 40, 280, 280
