@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--boxes",
         metavar="FILE",
-        help="boxes around persons, in a format of docs/detection.md; whole: one box, the whole "
-        "image",
+        help="boxes around persons, in a format of docs/reference/formats.md; whole: one box, the "
+        "whole image",
     )
     group.add_argument(
         "--min-score",
