@@ -69,5 +69,7 @@ def test_the_command_says_what_it_wrote_and_refuses_an_old_folder(tmp_path, caps
     assert f"{folder}: 2 videos of bow, jump" in capsys.readouterr().out
     assert len(list(Path(folder).glob("*.mp4"))) == 2
     assert "give a new folder" in fails(capsys, "data", "draw", folder)
-    assert "--seed -1" in fails(capsys, "data", "draw", tmp_path / "new", "--seed", -1)
+    for seed in (-1, 2**32):
+        said = fails(capsys, "data", "draw", tmp_path / "new", f"--seed={seed}")
+        assert f"'{seed}' is not 0 to 4294967295" in said
     assert "is not 1 or more" in fails(capsys, "data", "draw", tmp_path / "new", "--count", 0)

@@ -145,6 +145,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    """Return a seed of 32 bits; the type of an argument."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0 to {2**32 - 1}")
+    return int(text)
+
+
 def add_merge_tokens(parser: argparse.ArgumentParser) -> None:
     """Add --merge-tokens, 0 by default."""
 

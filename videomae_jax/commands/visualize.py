@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed",
-        type=int,
+        type=options.seed,
         default=0,
         metavar="N",
         help="random seed of the masks (default: %(default)s)",

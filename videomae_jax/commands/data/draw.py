@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed",
-        type=int,
+        type=options.seed,
         default=0,
         metavar="N",
         help="random seed; another one gives other videos (default: %(default)s)",
@@ -47,8 +47,6 @@ def main(args: argparse.Namespace) -> None:
     folder = Path(args.folder).expanduser()
     if folder.exists():
         raise UserError(f"{folder} exists: give a new folder")
-    if args.seed < 0:
-        raise UserError(f"--seed {args.seed}: use 0 or more")
     draw = figures.draw_scenes if args.scenes else figures.draw_clips
     paths = draw(folder, args.count, seed=args.seed)
     boxes = f", their boxes in {folder / 'boxes.csv'}" if args.scenes else ""
