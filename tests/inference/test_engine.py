@@ -9,9 +9,9 @@ import pytest
 from videomae_jax.config import load_config
 from videomae_jax.data.sources import read_videos
 from videomae_jax.data.unreadable import BadVideos
-from videomae_jax.inference.engine import data_mesh, predict_videos, predict_windows
+from videomae_jax.inference.engine import data_mesh, predict_videos, predict_windows, run_windows
 from videomae_jax.inference.network import build_network
-from videomae_jax.inference.windows import WindowSampler, read_windows
+from videomae_jax.inference.windows import Window, WindowSampler, read_windows
 from videomae_jax.tasks import classify, pretrain
 
 READABLE = [0, 1, 2, 3, 4, 5, 8, 9]  # of `unreadable_list`
@@ -103,3 +103,31 @@ def test_rows_do_not_depend_on_the_batch_or_the_devices(window_list, task):
         again, features = compute(devices, batch_size, name)
         assert again == rows
         np.testing.assert_array_equal(features, alone)
+
+
+@pytest.mark.parametrize(
+    ("count", "devices", "batch_size", "size"),
+    [(1, 1, 8, 2), (3, 1, 8, 4), (5, 1, 8, 8), (13, 1, 6, 6), (1, 1, 1, 2), (3, 2, 8, 4)],
+)
+def test_few_windows_are_not_computed_as_a_whole_batch(count, devices, batch_size, size):
+    sizes = set()
+
+    def step(params, batch):
+        sizes.add(len(batch["video"]))
+        return 3 * batch["video"][:, 0]
+
+    clips = [np.full(2, number, np.int32) for number in range(count)]
+    frames, seconds = np.arange(2), (0.0, 1.0)
+    windows = ((7, Window(clip, frames, seconds, n, count)) for n, clip in enumerate(clips))
+    found = list(
+        run_windows(
+            step,
+            {},
+            windows,
+            batch_size=batch_size,
+            mesh=data_mesh(jax.devices()[:devices]),
+        )
+    )
+    assert [window.number for rows, _ in found for _, window in rows] == list(range(count))
+    assert np.concatenate([values for _, values in found]).tolist() == [3 * n for n in range(count)]
+    assert sizes == {size}

@@ -1,6 +1,7 @@
 """Run a model over all videos of a list, or all windows of them, on any number of devices."""
 
 import functools
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -197,6 +198,16 @@ def predict_windows(
     return run_windows(step, params, windows, batch_size=batch_size, mesh=mesh)
 
 
+def _padded_rows(rows: int, batch_size: int, devices: int) -> int:
+    """Return the size of a batch that holds `rows`, so that few windows are not a whole batch.
+
+    A power of two on each device or the whole batch, so that few sizes are compiled. At least two
+    on each device: XLA's kernels for a batch of one round differently.
+    """
+    power = 2 ** math.ceil(math.log2(rows / devices)) * devices
+    return max(min(power, batch_size), 2 * devices)
+
+
 @functools.lru_cache(maxsize=8)
 def _output_step(network: Network, name: str) -> Callable[[Params, Batch], jax.Array]:
     """Return a step for `run_windows`, the same function again for the same arguments."""
@@ -219,14 +230,15 @@ def run_windows(
     zeros. The other arguments are those of `predict_windows`.
     """
     check_batch(batch_size, mesh)
-    # At least two on each device: XLA's kernels for a batch of one round differently.
-    padded = max(batch_size, 2 * batch_devices(mesh))
+    devices = batch_devices(mesh)
     split = batch_sharding(mesh)
     read: deque[list[NumberedWindow]] = deque()
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
+        padded = 0
         with closing(windows):
             while rows := list(islice(windows, batch_size)):
+                padded = padded or _padded_rows(len(rows), batch_size, devices)
                 parts = [{"video": window.clip, **more(window)} for _, window in rows]
                 batch = {}
                 for key, leaf in parts[0].items():
