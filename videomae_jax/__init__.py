@@ -1,4 +1,4 @@
-"""VideoMAE in JAX: masked video pre-training that runs on a laptop, a GPU or a TPU pod.
+"""VideoMAE in JAX: masked video pre-training for a laptop, a GPU or a TPU pod.
 
 The letters of every shape in this package::
 
