@@ -157,7 +157,7 @@ CLAIMS = (
         f"{FULL}; time not equal",
         compare(PRETRAINED, {"arm": LONG}),
     ),
-    Claim("Longer pre-training is better", "Figure of epochs", longer),
+    Claim("Longer pre-training is better", "-", longer),
     Claim(
         "In the same total time, pre-training beats scratch with few labels",
         "UCF101 91.3 against 51.4, HMDB51 62.6 against 18.0; time not equal",

@@ -58,14 +58,15 @@ def sets_of(rows: Rows) -> list[LabelSet]:
 
 def report_lines(rows: Rows, facts: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of the page."""
-    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    settings = facts["settings"]
-    seeds = int(max(row["seed"] for row in rows)) + 1
-    yield f"`make study FORM={facts['form']}`: {facts['machine']}, {versions}, {facts['date']};"
-    yield f"about {facts['estimated_minutes']:.0f} minutes. Top-1 on the validation clips in %:"
-    yield f"mean of up to {seeds} seeds [95 % interval, t]. Times are seconds of one core, or of"
-    yield f"the GPU. Pre-training {settings['curve'][-1]:g} s, fine-tuning"
-    yield f"{settings['finetune']:g} s; {LONG}: both."
+    found, settings = facts["environment"], facts["settings"]
+    versions = ", ".join(f"{name} {found[name]}" for name in ("python", "jax", "flax"))
+    tried = (f"{arm} {' or '.join(map(str, rates))}" for arm, rates in settings["rates"].items())
+    yield f"`make study FORM={facts['form']}` of {found['commit']}: {facts['machine']}, {versions},"
+    yield f"{found['date']}; estimated at {facts['estimated_minutes']:.0f} minutes. Top-1 on the"
+    yield "validation clips in %: mean of n seeds [95 % t interval over the seeds]. Times are"
+    yield f"seconds of one core, or of the GPU. Pre-training {settings['curve'][-1]:g} s,"
+    yield f"fine-tuning {settings['finetune']:g} s; {LONG}: both. Learning rates of classifiers, of"
+    yield f"several the best on a quarter of the training clips: {', '.join(tried)}."
     for labels in sets_of(rows):
         yield ""
         yield f"## {labels.name.capitalize()}, chance {100 / labels.classes:.1f} %"
@@ -89,14 +90,14 @@ def report_lines(rows: Rows, facts: dict[str, Any]) -> Iterator[str]:
 def main_table(rows: Rows, labels: str) -> Iterator[str]:
     """Yield the table of the arms, with the controls and the frozen encoders."""
     controls = " | ".join(f"{control} frames" for control in CONTROLS)
-    yield f"| arm | fine-tuned | {controls} | linear | kNN |"
-    yield "|---|---|---|---|---|---|"
+    yield f"| arm | n | fine-tuned | {controls} | linear | kNN |"
+    yield "|---|---|---|---|---|---|---|"
     for arm in (*ARMS, UNTRAINED, STUDENT, TAUGHT):
         tuned = select(rows, labels, arm)
         cells = [cell(tuned), *(cell(tuned, control) for control in CONTROLS)]
         cells += [cell(select(rows, labels, arm, measure)) for measure in ("linear", "kNN")]
         if set(cells) != {"-"}:
-            yield f"| {arm} | {' | '.join(cells)} |"
+            yield f"| {arm} | {len(tuned) or '-'} | {' | '.join(cells)} |"
 
 
 def curve_table(rows: Rows, labels: str) -> Iterator[str]:

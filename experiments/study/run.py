@@ -11,11 +11,8 @@ import argparse
 import csv
 import json
 import os
-import platform
-import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from experiments.study.forms import FORMS, Form, Grid
 from experiments.study.jobs import Job, choose_rates, final_jobs, tuning_jobs
 from experiments.study.lists import CONTROLS, ROOT, SETS, write_lists
 from experiments.study.runs import Commands, Programs, Rehearsal, Study, step_key
+from videomae_jax.diagnostics.environment import describe_environment
 
 COLUMNS = [
     *("labels", "arm", "measure", "share", "pretrain", "mask", "seed", "rate", "steps"),
@@ -146,10 +144,8 @@ def main() -> None:
         "settings": asdict(form),
         "step_seconds": step_seconds,
         "estimated_minutes": minutes,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {form.device}",
-        "versions": {name: version(name) for name in ("jax", "flax")}
-        | {"python": platform.python_version()},
-        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{os.cpu_count()} cores, {form.device}",
+        "environment": describe_environment(),
     }
     (out / "facts.json").write_text(json.dumps(facts, indent=1))
     runner = Runner(out, form.workers)

@@ -70,17 +70,16 @@ def test_the_report_of_results(tmp_path):
     assert {row["labels"] for row in rows} == set(SETS)
     facts = {
         "form": "micro",
-        "settings": {"curve": form.curve, "finetune": form.finetune},
+        "settings": {"curve": form.curve, "finetune": form.finetune, "rates": form.rates},
         "step_seconds": {step_key(kind, form.grid): 0.01 for kind in RECIPES},
         "estimated_minutes": 1.0,
         "machine": "m",
-        "versions": {"jax": "1"},
-        "date": "d",
+        "environment": {"commit": "c", "python": "3", "jax": "1", "flax": "2", "date": "d"},
     }
     (tmp_path / "facts.json").write_text(json.dumps(facts))
     text = "\n".join(report.report_lines(rows, facts))
     assert text.count(claims.UNKNOWN) > 8  # every accuracy is the same
-    assert f"| {MOCO} | 50.0 [50.0, 50.0] |" in text
+    assert f"| {MOCO} | 2 | 50.0 [50.0, 50.0] |" in text
     report.draw(rows, tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 10_000
 
