@@ -11,7 +11,10 @@ from runs import KINDS, fails, rows
 import videomae_jax as vm
 from videomae_jax import cli, paths
 from videomae_jax.config import load_config
+from videomae_jax.data.sources import read_videos
 from videomae_jax.inference import resumable
+from videomae_jax.inference.evaluate import evaluate
+from videomae_jax.inference.extract import extract
 from videomae_jax.interop.checkpoint_files import load_checkpoint, read_geometry, save_checkpoint
 from videomae_jax.interop.init_from import with_source_geometry
 
@@ -48,9 +51,6 @@ def test_features_are_those_of_a_disk_and_a_stopped_command_resumes(
     monkeypatch.setattr(resumable, "SECONDS", 0.0)
     calls = []
     model = vm.load(folder)
-    from videomae_jax.data.sources import read_videos
-    from videomae_jax.inference.extract import extract
-
     stopped = extract(
         model._network,
         model.params,
@@ -110,9 +110,19 @@ def test_a_stopped_evaluation_resumes_in_a_bucket(
         return [*map(str, ["evaluate", "--checkpoint", folder, *options, *results])]
 
     calls = []
-    how = dict(views="2x1", batch_size=8, out=there)
-    stop = dict(stopped=lambda: calls.append(0) or len(calls) >= 2)
-    assert vm.evaluate(folder, tmp_path / "list.csv", **how, **stop) is None
+    model = vm.load(folder)
+    stopped = evaluate(
+        model._network,
+        model.params,
+        model.config,
+        read_videos(tmp_path / "list.csv"),
+        source=str(folder),
+        views="2x1",
+        batch_size=8,
+        out=there,
+        stopped=lambda: calls.append(0) or len(calls) >= 2,
+    )
+    assert stopped is None
     saved = len(paths.names(f"{there}/scores")) - 1
     assert 1 <= saved < 4
     cli.main(command(there))

@@ -196,16 +196,17 @@ def test_detected_boxes_are_ranked_by_both_scores(folder, detected, capsys):
 def test_a_stopped_evaluation_resumes_to_the_same_numbers(run, folder, tmp_path, annotated):
     for batches in (1, 2):  # of three, the last of another shape
         calls = iter(range(9))
-        model, out = folder / "run", tmp_path / str(batches)
-        assert (
-            vm.evaluate_detector(
-                model,
-                folder / "val.csv",
-                out=out,
-                stopped=lambda: next(calls) >= batches - 1,  # noqa: B023
-            )
-            is None
+        model, out = vm.load(folder / "run"), tmp_path / str(batches)
+        stopped = evaluate_boxes.evaluate_files(
+            model._network,
+            model.params,
+            model.config,
+            str(folder / "val.csv"),
+            source="run",
+            out=out,
+            stopped=lambda: next(calls) >= batches - 1,  # noqa: B023
         )
+        assert stopped is None
         again = measure(folder, out)
         assert again == annotated
         scores = [np.load(f)["probabilities"] for f in sorted((out / "scores").glob("0*.npz"))]
