@@ -163,7 +163,7 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def check_batch(config: ConfigDict, mesh: Mesh) -> None:
+def check_training_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Raise UserError unless each device gets the same number of clips in each accumulated part."""
     unit = batch_devices(mesh) * config.accumulation
     unit //= math.gcd(unit, config.repeats)  # in videos from here on

@@ -25,7 +25,12 @@ from videomae_jax.data.turns import Turns
 from videomae_jax.data.unreadable import BadVideos
 from videomae_jax.data.videos import Videos, thin_videos
 from videomae_jax.devices.prefetch import DevicePrefetcher
-from videomae_jax.devices.sharding import batch_devices, batch_sharding, check_batch, make_mesh
+from videomae_jax.devices.sharding import (
+    batch_devices,
+    batch_sharding,
+    check_training_batch,
+    make_mesh,
+)
 from videomae_jax.diagnostics.stage_time import time_feed
 from videomae_jax.diagnostics.step_time import SCHEDULE
 from videomae_jax.errors import UserError
@@ -81,7 +86,7 @@ def measure(config: ConfigDict, task_module: TaskModule, *, seconds: float) -> F
     measured step.
     """
     mesh = make_mesh(config.mesh)
-    check_batch(config, mesh)
+    check_training_batch(config, mesh)
     config, videos, _ = task_module.prepare(config, *open_videos(config))
     cores = count_cores()
     threads = config.data.threads or cores

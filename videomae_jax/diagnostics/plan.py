@@ -18,7 +18,7 @@ from videomae_jax.data.synthetic import synthetic_videos
 from videomae_jax.data.videos import Videos
 from videomae_jax.devices.chips import Chip, find_chip
 from videomae_jax.devices.host_memory import device_bytes
-from videomae_jax.devices.sharding import check_batch, make_mesh
+from videomae_jax.devices.sharding import check_training_batch, make_mesh
 from videomae_jax.diagnostics.collectives import Collective, read_collectives
 from videomae_jax.host import main_memory
 from videomae_jax.tasks.build import has_teacher, open_videos
@@ -95,7 +95,7 @@ def plan_step(
     the batch.
     """
     mesh = make_mesh(config.mesh, devices)
-    check_batch(config, mesh)
+    check_training_batch(config, mesh)
     device, clips = devices[0], config.batch_size * config.repeats
     chip = find_chip(device.device_kind)
     # The model chooses its kernels by the mesh in use.

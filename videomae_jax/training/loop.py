@@ -25,7 +25,7 @@ from videomae_jax.devices.sharding import (
     batch_devices,
     batch_sharding,
     batch_share,
-    check_batch,
+    check_training_batch,
     make_mesh,
 )
 from videomae_jax.paths import as_path, is_remote
@@ -138,7 +138,7 @@ def train(
         stop = stack.enter_context(stop_signals())
         # What a user can get wrong comes first, before anything slow.
         mesh = make_mesh(config.mesh)
-        check_batch(config, mesh)
+        check_training_batch(config, mesh)
         config, train_videos, eval_videos = task_module.prepare(config, *open_videos(config))
         task = task_module.build_task(config)
         clips = config.batch_size * config.repeats
