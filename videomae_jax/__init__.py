@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from videomae_jax.api import (
         Model,
         UserError,
-        VideoMAE,
         evaluate,
         evaluate_detector,
         extract,
@@ -39,7 +38,6 @@ __version__ = "0.1.0"
 __all__ = [
     "Model",
     "UserError",
-    "VideoMAE",
     "evaluate",
     "evaluate_detector",
     "extract",

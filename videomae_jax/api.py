@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Model",
     "UserError",
-    "VideoMAE",
     "evaluate",
     "evaluate_detector",
     "extract",
