@@ -1,6 +1,7 @@
 """`videomae demo`: from a folder to a classifier."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -50,7 +51,24 @@ def test_a_folder_of_classes_becomes_a_classifier(short, tmp_path, capsys):
     for ending in ("png", "gif"):
         assert (workdir / f"reconstruction.{ending}").stat().st_size > 1000
     printed = capsys.readouterr().out
-    assert "pre-trained" in printed and "from scratch" in printed and "33.3%" in printed
+    assert "pre-trained" in printed and "from scratch" in printed and "33.3 %" in printed
+
+
+def test_the_accuracies_have_intervals(tmp_path, capsys):
+    for folder, right in (("classifier", 78), ("from_scratch", 53)):
+        (tmp_path / folder).mkdir()
+        rows = [{"step": 1, "eval/loss": 1.0, "eval/top1": 0.0}, {"step": 2, "loss": 1.0}]
+        rows.append({"step": 2, "eval/loss": 1.0, "eval/top1": right / 144})
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / folder / "metrics.jsonl").write_text(text)
+    demo.print_accuracies(tmp_path, videos=144, classes=12)
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert "95 % interval of 144 videos" in first
+    assert [line.split(maxsplit=1)[1] for line in (lines[0], lines[2])] == [
+        "54.2 % (46.0 % - 62.1 %)",
+        "8.3 %",
+    ]
+    assert lines[1].endswith("from scratch   36.8 % (29.4 % - 44.9 %)")
 
 
 @pytest.mark.slow

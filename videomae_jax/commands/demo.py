@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes.")
     print(f"The reconstruction: {args.workdir}/reconstruction.png and .gif")
     if labels is not None:
-        print_accuracies(args.workdir, classes=len(set(labels.tolist())))
+        print_accuracies(args.workdir, videos=len(held_out), classes=len(set(labels.tolist())))
 
 
 def learn_parts(lists: list[Path], video: str, workdir: Path) -> list[Part]:
@@ -142,14 +142,18 @@ def run_part(part: Part) -> None:
         sys.exit(code or options.EXIT_STOPPED)
 
 
-def print_accuracies(workdir: Path, *, classes: int) -> None:
-    """Print the accuracies of both classifiers on the held-out videos."""
+def print_accuracies(workdir: Path, *, videos: int, classes: int) -> None:
+    """Print the accuracies of both classifiers on the held-out videos, with their intervals.
+
+    videos: how many are held out. Those that cannot be read count in the width of the intervals.
+    """
+    from videomae_jax.metrics import wilson
     from videomae_jax.training.workdir import read_metrics
 
-    print("Held-out videos that are classified correctly:")
+    print(f"Held-out videos that are classified correctly (95 % interval of {videos:,} videos):")
     for title, folder in (("pre-trained", "classifier"), ("from scratch", "from_scratch")):
         scores = [
             row["eval/top1"] for row in read_metrics(str(workdir / folder)) if "eval/top1" in row
         ]
-        print(f"  {title:14s} {scores[-1]:6.1%}")
-    print(f"  {'chance':14s} {1 / classes:6.1%}")
+        print(f"  {title:14s} {wilson(round(scores[-1] * videos), videos)}")
+    print(f"  {'chance':14s} {100 / classes:.1f} %")
