@@ -462,18 +462,15 @@ def evaluate(
         top1 and top5 (0 to 1, with 95 % intervals), an accuracy for each class, the confusion
         matrix and probabilities float32 [n, classes]; see `inference.evaluate.Evaluation`. For a
         model of several labels a video: map and hit (0 to 1), an average precision for each class
-        and probabilities, see `MultiLabelEvaluation`. A type checker needs an `isinstance` of one
-        of them, as in the example; a program works without it.
+        and probabilities, see `MultiLabelEvaluation`. For a type checker, narrow the
+        result by `isinstance`.
 
     Raises:
         UserError: the model has no classes or not those of the labels, or an argument is out of
             range.
 
     Example:
-        >>> from videomae_jax.inference.evaluate import Evaluation
-        >>> found = vm.evaluate("runs/finetune", "val.csv", views="2x3")
-        >>> assert isinstance(found, Evaluation)
-        >>> found.top1.value
+        >>> vm.evaluate("runs/finetune", "val.csv", views="2x3").top1.value
         0.83
     """
     from videomae_jax.inference.evaluate import evaluate as evaluate_model
