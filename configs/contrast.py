@@ -13,7 +13,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from videomae_jax.config import feed_keys, machine_keys, parse_choices, schedule_keys
+from videomae_jax.config import feed_keys, machine_keys, model_keys, parse_choices, training_keys
 from videomae_jax.models.vit import SIZES
 
 DATA = {
@@ -56,11 +56,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             init_from="",  # checkpoint to load the encoder and its geometry from; "" is random
             model=dict(
                 encoder=dataclasses.asdict(model.encoder),
-                patch=(2, model.patch, model.patch),  # frames, height and width of a patch
-                mean=(0.485, 0.456, 0.406),  # of pixels / 255, ImageNet's; one number per channel
-                std=(0.229, 0.224, 0.225),  # of pixels / 255, ImageNet's; one number per channel
-                position_grid=(),  # grid to interpolate positions from; () recomputes them
-                positions="1d",  # the paper's, by the index of a patch; 3d: by time, row and column
+                **model_keys(model.patch),
                 head=dict(
                     hidden=values["hidden"],  # width of the projector and the predictor
                     dim=values["dim"],  # width of the projections, which are compared
@@ -106,19 +102,13 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             repeats=2,  # the two views of a video, from one decode
             accumulation=1,  # 1: the loss compares all videos of a step; `chunks` saves memory
             chunks=1,  # parts of the batch, encoded one after another
-            **schedule_keys(
+            **training_keys(
                 epochs=values["epochs"],
                 warmup_epochs=values["warmup_epochs"],
                 base_lr=1.5e-4,
                 min_lr=0.0,
-            ),
-            optimizer=dict(
-                kind="adamw",  # muon: orthogonal momenta of matrices, AdamW elsewhere
-                b1=0.9,  # decay of the mean of gradients
-                b2=0.999,  # decay of the mean of their squares
-                eps=1e-8,  # added to the root of that mean
-                weight_decay=0.1,  # of matrices; the released code also decays norms and biases
-                clip_norm=0.0,  # of the global gradient norm; 0 is off
+                b2=0.999,
+                weight_decay=0.1,  # the released code also decays norms and biases
             ),
             **machine_keys(),
         )

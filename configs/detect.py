@@ -15,27 +15,21 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from videomae_jax.config import feed_keys, machine_keys, parse_choices, schedule_keys
+from videomae_jax.config import feed_keys, machine_keys, model_keys, parse_choices, training_keys
 from videomae_jax.data.ava_classes import AVA_CLASSES
 from videomae_jax.models.vit import SIZES
 
-# What AVA models were trained with, on the scale of 0 to 255. A run that starts from a checkpoint
-# with other statistics keeps these.
-AVA_MEAN, AVA_STD = (122.7717, 115.9465, 102.9801), 57.375
+# What AVA models were trained with. A run that starts from a checkpoint with other statistics keeps
+# these.
+AVA = dict(
+    mean=tuple(value / 255 for value in (122.7717, 115.9465, 102.9801)), std=(57.375 / 255,) * 3
+)
 DATA = {
     "ava": dict(class_names=AVA_CLASSES),
     "ava_ft": dict(base_lr=5e-4, class_names=AVA_CLASSES),
     # Our own: a batch that fits one machine, ImageNet's statistics, boxes aligned with the map,
     # and a tenth of the videos held out.
-    "custom": dict(
-        batch_size=16,
-        base_lr=1e-3,
-        epochs=50,
-        holdout=0.1,
-        aligned=True,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-    ),
+    "custom": dict(batch_size=16, base_lr=1e-3, epochs=50, holdout=0.1, aligned=True),
 }
 SIZE = {
     ("s", "ava"): dict(base_lr=1e-3, layer_decay=0.6),
@@ -58,10 +52,9 @@ def get_config(arguments: str = "b,ava") -> ConfigDict:
         holdout=0.0,
         aligned=False,
         class_names=(),
-        mean=tuple(value / 255 for value in AVA_MEAN),
-        std=(AVA_STD / 255,) * 3,
     )
     values |= DATA[data] | SIZE.get((size, data), {})
+    statistics = {} if data == "custom" else AVA
 
     return ConfigDict(
         dict(
@@ -73,12 +66,7 @@ def get_config(arguments: str = "b,ava") -> ConfigDict:
             init_from="",
             model=dict(
                 encoder=dataclasses.asdict(model.encoder),
-                patch=(2, model.patch, model.patch),  # frames, height and width of a patch
-                mean=values["mean"],  # of pixels / 255; one number per channel
-                std=values["std"],  # of pixels / 255; one number per channel
-                # Grid whose positions other grids interpolate; () is that of training clips.
-                position_grid=(),
-                positions="1d",  # the paper's, by the index of a patch; 3d: by time, row and column
+                **model_keys(model.patch, **statistics),
                 classes=len(values["class_names"]),  # 0 takes the number from the class list
             ),
             clip=dict(
@@ -131,19 +119,13 @@ def get_config(arguments: str = "b,ava") -> ConfigDict:
             batch_size=values["batch_size"],  # key frames per optimizer step, over all devices
             repeats=1,  # clips of each key frame per step, from one decode
             accumulation=1,  # microbatches per step, computed one after another
-            **schedule_keys(
+            **training_keys(
                 epochs=values["epochs"],
                 warmup_epochs=5,
                 base_lr=values["base_lr"],
                 min_lr=1e-6,
-            ),
-            optimizer=dict(
-                kind="adamw",  # muon: orthogonal momenta of matrices, AdamW elsewhere
-                b1=0.9,  # decay of the mean of gradients
-                b2=0.999,  # decay of the mean of their squares
-                eps=1e-8,  # added to the root of that mean
-                weight_decay=0.05,  # of matrices
-                clip_norm=0.0,  # of the global gradient norm; 0 is off
+                b2=0.999,
+                weight_decay=0.05,
             ),
             **machine_keys(),
         )

@@ -15,7 +15,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from videomae_jax.config import feed_keys, machine_keys, parse_choices, schedule_keys
+from videomae_jax.config import feed_keys, machine_keys, model_keys, parse_choices, training_keys
 from videomae_jax.errors import UserError
 from videomae_jax.models.vit import SIZES
 
@@ -93,11 +93,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             teacher_model=dict(),  # its model, which `videomae train` reads from the checkpoint
             model=dict(
                 encoder=dataclasses.asdict(model.encoder),
-                patch=(2, model.patch, model.patch),  # frames, height and width of a patch
-                mean=(0.485, 0.456, 0.406),  # of pixels / 255, ImageNet's; one number per channel
-                std=(0.229, 0.224, 0.225),  # of pixels / 255, ImageNet's; one number per channel
-                position_grid=(),  # grid to interpolate positions from; () recomputes them
-                positions="1d",  # the paper's, by the index of a patch; 3d: by time, row and column
+                **model_keys(model.patch),
                 classes=0,  # 0 takes the number from the training data
                 # Sigmoid loss and mAP; a training list with several labels a video sets it.
                 multi_label=False,
@@ -145,19 +141,13 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             batch_size=values["batch_size"],  # videos per optimizer step, over all devices
             repeats=values["repeats"],  # clips of each video per step, from one decode
             accumulation=1,  # microbatches per step, computed one after another
-            **schedule_keys(
+            **training_keys(
                 epochs=values["epochs"],
                 warmup_epochs=5,
                 base_lr=values["base_lr"],
                 min_lr=values["min_lr"],
-            ),
-            optimizer=dict(
-                kind="adamw",  # muon: orthogonal momenta of matrices, AdamW elsewhere
-                b1=0.9,  # decay of the mean of gradients
-                b2=0.999,  # decay of the mean of their squares
-                eps=1e-8,  # added to the root of that mean
-                weight_decay=0.05,  # of matrices
-                clip_norm=0.0,  # of the global gradient norm; 0 is off
+                b2=0.999,
+                weight_decay=0.05,
             ),
             **machine_keys(),
         )

@@ -14,7 +14,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from videomae_jax.config import feed_keys, machine_keys, parse_choices, schedule_keys
+from videomae_jax.config import feed_keys, machine_keys, model_keys, parse_choices, training_keys
 from videomae_jax.errors import UserError
 from videomae_jax.models.vit import SIZES
 
@@ -88,6 +88,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
     if data == "custom":
         values["batch_size"] = DATA[data]["batch_size"]
 
+    task = "amd" if recipe == "amd" else "pretrain"
     method = {"v2": "VideoMAE V2", "amd": "AMD"}.get(recipe, "VideoMAE V1")
     name = f"{method} pre-training, ViT-{size}, {data}"
     if recipe == "cross":
@@ -97,9 +98,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
         dict(
             # Shown at the start of a run and in reports.
             name=name,
-            task="amd"
-            if recipe == "amd"
-            else "pretrain",  # what is learned; a name of tasks/__init__.py
+            task=task,  # what is learned; a name of tasks/__init__.py
             seed=0,  # of the weights, the data order, the masks and the augmentation
             init_from="",  # checkpoint to load the encoder from; "" is random weights
             teacher="",  # checkpoint of a trained model to learn features from, in the recipe amd
@@ -114,11 +113,7 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
                 ),
                 # self, or cross: hidden tokens attend only to the visible ones.
                 decoder_attention=values["decoder_attention"],
-                patch=(2, model.patch, model.patch),  # frames, height and width of a patch
-                mean=(0.485, 0.456, 0.406),  # of pixels / 255, ImageNet's; one number per channel
-                std=(0.229, 0.224, 0.225),  # of pixels / 255, ImageNet's; one number per channel
-                position_grid=(),  # grid to interpolate positions from; () recomputes them
-                positions="1d",  # the paper's, by the index of a patch; 3d: by time, row and column
+                **model_keys(model.patch),
             ),
             clip=dict(
                 frames=16,  # of a clip, a multiple of those of a patch
@@ -153,19 +148,14 @@ def get_config(arguments: str = "b,k400") -> ConfigDict:
             # steps in an epoch do not depend on them.
             repeats=values["repeats"],
             accumulation=1,  # microbatches per step, computed one after another
-            **schedule_keys(
+            **training_keys(
                 epochs=values["epochs"],
                 warmup_epochs=values["warmup_epochs"],
                 base_lr=values["base_lr"],
                 min_lr=1e-5,
-            ),
-            optimizer=dict(
-                kind="adamw",  # muon: orthogonal momenta of matrices, AdamW elsewhere
-                b1=0.9,  # decay of the mean of gradients
-                b2=0.95,  # decay of the mean of their squares
-                eps=1e-8,  # added to the root of that mean
-                weight_decay=0.05,  # of matrices
-                clip_norm=values["clip_norm"],  # of the global gradient norm; 0 is off
+                b2=0.95,
+                weight_decay=0.05,
+                clip_norm=values["clip_norm"],
             ),
             **machine_keys(),
         )

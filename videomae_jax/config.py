@@ -247,10 +247,38 @@ def machine_keys() -> dict[str, Any]:
     )
 
 
-def schedule_keys(
-    *, epochs: int, warmup_epochs: int, base_lr: float, min_lr: float
+def model_keys(
+    patch: int,
+    *,
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406),
+    std: tuple[float, ...] = (0.229, 0.224, 0.225),
 ) -> dict[str, Any]:
-    """Return the top-level keys of the length of a run and of its learning rate."""
+    """Return the keys under `model` that every model has, apart from its encoder.
+
+    patch: height and width in pixels. mean, std: those of ImageNet by default.
+    """
+    return dict(
+        patch=(2, patch, patch),  # frames, height and width of a patch
+        mean=mean,  # of pixels / 255; one number per channel
+        std=std,  # of pixels / 255; one number per channel
+        # Grid to interpolate positions from. () recomputes them; in detection it is the grid of
+        # the training clips.
+        position_grid=(),
+        positions="1d",  # the paper's, by the index of a patch; 3d: by time, row and column
+    )
+
+
+def training_keys(
+    *,
+    epochs: int,
+    warmup_epochs: int,
+    base_lr: float,
+    min_lr: float,
+    b2: float,
+    weight_decay: float,
+    clip_norm: float = 0.0,
+) -> dict[str, Any]:
+    """Return the top-level keys of the length of a run, its learning rate and its optimizer."""
     return dict(
         epochs=epochs,  # passes over the videos
         warmup_epochs=warmup_epochs,  # in which the learning rate rises from 0
@@ -259,6 +287,14 @@ def schedule_keys(
         base_lr=base_lr,  # the learning rate is base_lr * batch_size / 256; 0 if lr is given
         lr=0.0,  # the learning rate itself; 0 if base_lr is given
         min_lr=min_lr,  # end of the cosine schedule; scaled like the learning rate
+        optimizer=dict(
+            kind="adamw",  # muon: orthogonal momenta of matrices, AdamW elsewhere
+            b1=0.9,  # decay of the mean of gradients
+            b2=b2,  # decay of the mean of their squares
+            eps=1e-8,  # added to the root of that mean
+            weight_decay=weight_decay,  # of matrices
+            clip_norm=clip_norm,  # of the global gradient norm; 0 is off
+        ),
     )
 
 
